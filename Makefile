@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: BSD-3-Clause
+# Blockmirror: all, check, demo, bench, install. V=1 shows the commands, SAN=… builds with
+# sanitizers (use another BUILD for it).
+
+VERSION := 0.1.0
+SOVERSION := 0
+BUILD ?= build
+prefix ?= /usr/local
+bindir ?= $(prefix)/bin
+sbindir ?= $(prefix)/sbin
+libdir ?= $(prefix)/lib
+includedir ?= $(prefix)/include
+mandir ?= $(prefix)/share/man
+
+CFLAGS ?= -O2 -g
+PKGS := libnbd libiscsi jansson libxxhash
+WARN := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith \
+	-Wvla -Wwrite-strings -Wconversion -Wno-sign-conversion -Wimplicit-fallthrough
+BM_CFLAGS := -std=gnu17 -D_GNU_SOURCE -DBM_VERSION='"$(VERSION)"' -I. -Iinclude $(WARN) -fPIC \
+	-fvisibility=hidden -pthread $(shell pkg-config --cflags $(PKGS))
+LIBS := -laio -lm $(shell pkg-config --libs libnbd libiscsi jansson)
+BM_LDFLAGS := -pthread
+ifdef SAN
+BM_CFLAGS += -fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=all
+BM_LDFLAGS += -fsanitize=$(SAN)
+else
+BM_CFLAGS += -fstack-protector-strong
+ifneq ($(findstring -O,$(CFLAGS)),)
+BM_CFLAGS += -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2
+endif
+BM_LDFLAGS += -Wl,-z,relro,-z,now
+endif
+
+Q := $(if $(V),,@)
+say = $(if $(V),,@printf '  %-6s %s\n' '$(1)' '$(2)')
+
+sources = $(wildcard $(addsuffix /*.c,$(1)))
+objects = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
+
+LIB_SRC := $(call sources,blockmirror/base blockmirror/dev blockmirror/mirror)
+NBD_SRC := $(filter-out nbd-server/main.c,$(call sources,nbd-server))
+DISK_SRC := $(call sources,blockmirror/disk)
+CLI_SRC := $(call sources,blockmirror/cli)
+PROGRAMS := $(addprefix $(BUILD)/,blockmirror blockmirror-disk blockmirror-nbd)
+LIBRARIES := $(BUILD)/libblockmirror.a $(BUILD)/libblockmirror.so
+UNIT_TESTS := $(patsubst tests/unit/%.c,$(BUILD)/tests/unit/%,$(wildcard tests/unit/*_test.c))
+FIXTURES := $(patsubst fixtures/%.c,$(BUILD)/fixtures/%,$(wildcard fixtures/*.c))
+
+all: $(PROGRAMS) $(LIBRARIES)
+
+$(BUILD)/obj/%.o: %.c
+	$(call say,CC,$<)
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CC) $(BM_CFLAGS) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
+
+$(BUILD)/libblockmirror.a: $(call objects,$(LIB_SRC))
+	$(call say,AR,$@)
+	$(Q)rm -f $@ && $(AR) rcs $@ $^
+
+$(BUILD)/libblockmirror.so: $(call objects,$(LIB_SRC)) include/libblockmirror.map
+	$(call say,LD,$@)
+	$(Q)$(CC) -shared -Wl,-soname,libblockmirror.so.$(SOVERSION) \
+		-Wl,--version-script,include/libblockmirror.map $(BM_LDFLAGS) $(LDFLAGS) -o $@ \
+		$(filter %.o,$^) $(LIBS)
+
+$(BUILD)/libnbdserver.a: $(call objects,$(NBD_SRC))
+	$(call say,AR,$@)
+	$(Q)rm -f $@ && $(AR) rcs $@ $^
+
+link = $(call say,LD,$@)$(Q)mkdir -p $(@D) && $(CC) $(BM_LDFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+
+$(BUILD)/blockmirror-disk: $(call objects,$(DISK_SRC)) $(BUILD)/libnbdserver.a $(BUILD)/libblockmirror.a
+	$(call say,LD,$@)
+	$(Q)$(CC) $(BM_LDFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+
+$(BUILD)/blockmirror-nbd: $(call objects,nbd-server/main.c) $(BUILD)/libnbdserver.a $(BUILD)/libblockmirror.a
+	$(call say,LD,$@)
+	$(Q)$(CC) $(BM_LDFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+
+$(BUILD)/blockmirror: $(call objects,$(CLI_SRC)) $(BUILD)/libblockmirror.a
+	$(call say,LD,$@)
+	$(Q)$(CC) $(BM_LDFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+
+$(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(BUILD)/libblockmirror.a
+	$(call say,LD,$@)
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CC) $(BM_LDFLAGS) $(LDFLAGS) -o $@ $^ -lcmocka $(LIBS)
+
+$(BUILD)/fixtures/%: $(BUILD)/obj/fixtures/%.o $(BUILD)/libblockmirror.a
+	$(call say,LD,$@)
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CC) $(BM_LDFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+
+tests: $(UNIT_TESTS) $(FIXTURES)
+
+include tests/tests.mk
+
+clean:
+	rm -rf $(BUILD)
+
+-include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)
+
+.SECONDARY:
+.PHONY: all tests clean

@@ -1,0 +1,140 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Image URIs, cut into their parts. */
+#include "blockmirror/base/uri.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "blockmirror/base/cleanup.h"
+
+static const struct {
+	const char *prefix;
+	enum bm_scheme scheme;
+} schemes[] = {
+	{"file", BM_SCHEME_FILE},     {"nbd", BM_SCHEME_NBD},     {"nbds", BM_SCHEME_NBD},
+	{"nbd+unix", BM_SCHEME_NBD},  {"nbds+unix", BM_SCHEME_NBD}, {"iscsi", BM_SCHEME_ISCSI},
+	{"mem", BM_SCHEME_MEM},       {"fault", BM_SCHEME_FAULT},
+};
+
+/* The length of "scheme" in "scheme:…" (RFC 3986 3.1), 0 when text starts with none. */
+static size_t scheme_length(const char *text)
+{
+	size_t n = 0;
+
+	if (!isalpha((unsigned char)text[0]))
+		return 0;
+	while (isalnum((unsigned char)text[n]) || (text[n] && strchr("+-.", text[n])))
+		n++;
+	return text[n] == ':' ? n : 0;
+}
+
+static int find_scheme(const char *text, size_t length)
+{
+	for (size_t i = 0; i < sizeof(schemes) / sizeof(schemes[0]); i++)
+		if (strlen(schemes[i].prefix) == length && !strncmp(text, schemes[i].prefix, length))
+			return schemes[i].scheme;
+	return -1;
+}
+
+/* "file:///a" and "file:/a" and "file:a" */
+static const char *file_rest(const char *rest)
+{
+	return strncmp(rest, "//", 2) ? rest : rest + 2;
+}
+
+int bm_uri_parse(const char *text, struct bm_uri **out, struct bm_error *error)
+{
+	bm_free struct bm_uri *uri = NULL;
+	size_t size = strlen(text) + 1, length = scheme_length(text);
+	int scheme = BM_SCHEME_FILE;
+
+	if (size == 1)
+		return bm_fail(error, BM_E_URI, "the image's name is empty");
+	if (size > PATH_MAX)
+		return bm_fail(error, BM_E_URI, "the image's name is longer than %d bytes", PATH_MAX);
+	uri = malloc(sizeof(*uri) + size);
+	if (!uri)
+		return bm_fail_errno(error, ENOMEM, "cannot open %.100s", text);
+	memcpy(uri->text, text, size);
+	uri->rest = uri->text;
+	if (length) {
+		scheme = find_scheme(text, length);
+		if (scheme < 0)
+			return bm_fail(error, BM_E_URI,
+			               "%.200s: unknown scheme \"%.*s\"; a path, file:, nbd:, nbds:, "
+			               "nbd+unix:, nbds+unix: and iscsi: are known (a path with a colon: "
+			               "./%.100s)",
+			               text, (int)length, text, text);
+		uri->rest += length + 1;
+		if (scheme == BM_SCHEME_FILE)
+			uri->rest = file_rest(uri->rest);
+	}
+	uri->scheme = (enum bm_scheme)scheme;
+	if (!*uri->rest)
+		return bm_fail(error, BM_E_URI, "%.200s: nothing follows the scheme", text);
+	*out = bm_steal(uri);
+	return 0;
+}
+
+const char *bm_uri_path(const char *text)
+{
+	size_t length = scheme_length(text);
+
+	if (!length)
+		return text;
+	if (find_scheme(text, length) != BM_SCHEME_FILE)
+		return NULL;
+	return file_rest(text + length + 1);
+}
+
+char *bm_uri_redact(const char *text, char *out, size_t size)
+{
+	const char *slashes = strstr(text, "://");
+	const char *at = slashes ? strchr(slashes + 3, '@') : NULL;
+	const char *path = slashes ? strchr(slashes + 3, '/') : NULL;
+	const char *percent = slashes ? strchr(slashes + 3, '%') : NULL;
+
+	if (!strncmp(text, "iscsi:", 6) && at && percent && percent < at && (!path || at < path))
+		snprintf(out, size, "%.*s%%***%s", (int)(percent - text), text, at);
+	else
+		snprintf(out, size, "%s", text);
+	return out;
+}
+
+/* What realpath() gives for a file that is to be created: its folder's path, and its name. */
+static char *canonical_new(const char *path)
+{
+	bm_free char *copy = strdup(path), *folder = NULL;
+	const char *name = path, *slash = strrchr(path, '/');
+	char *result;
+
+	if (!copy)
+		return NULL;
+	if (slash) {
+		copy[slash - path] = '\0';
+		name = slash + 1;
+	}
+	folder = realpath(!slash ? "." : *copy ? copy : "/", NULL);
+	if (!folder)
+		return NULL;
+	if (asprintf(&result, "%s/%s", strcmp(folder, "/") ? folder : "", name) < 0)
+		return NULL;
+	return result;
+}
+
+char *bm_uri_canonical(const char *text)
+{
+	const char *path = bm_uri_path(text);
+	char *real;
+
+	if (!path)
+		return strdup(text);
+	real = realpath(path, NULL);
+	if (!real && errno == ENOENT)
+		real = canonical_new(path);
+	return real;
+}

@@ -1,0 +1,43 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Image URIs, cut into their parts. Parsing decides nothing about what exists. Any thread. */
+#ifndef BM_BASE_URI_H
+#define BM_BASE_URI_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "blockmirror/error.h"
+
+enum bm_scheme {
+	BM_SCHEME_FILE, /* PATH or file:PATH, file:///PATH */
+	BM_SCHEME_NBD,  /* nbd nbds nbd+unix nbds+unix */
+	BM_SCHEME_ISCSI,
+	BM_SCHEME_MEM,  /* mem:SIZE */
+	BM_SCHEME_FAULT /* fault:SPEC;URI */
+};
+
+struct bm_uri {
+	enum bm_scheme scheme;
+	const char *rest; /* what follows the scheme: the path, the size, SPEC;URI; or all of text */
+	char text[];      /* the whole, as given */
+};
+
+/* Frees with free(3). A path is taken as it is, with whatever characters it has. */
+int bm_uri_parse(const char *text, struct bm_uri **uri, struct bm_error *error);
+
+/*
+ * A copy without passwords (iSCSI user%password@), for logs, errors and JSON. Returns out, which
+ * has room for size bytes.
+ */
+char *bm_uri_redact(const char *text, char *out, size_t size);
+
+/*
+ * Makes a path absolute and free of links and dots, so that a record and a lock mean the same
+ * image tomorrow; other schemes are copied as they are. malloc()ed, or NULL with errno set.
+ */
+char *bm_uri_canonical(const char *text);
+
+/* The path of a file URI in text, or NULL when text names something else. Points into text. */
+const char *bm_uri_path(const char *text);
+
+#endif

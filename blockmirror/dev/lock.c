@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Image locks compatible with QEMU's. */
+#include "blockmirror/dev/lock.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <unistd.h>
+
+enum {
+	PERM_BASE = 100,
+	SHARED_BASE = 200,
+
+	PERM_CONSISTENT_READ = 1 << 0,
+	PERM_WRITE = 1 << 1,
+	PERM_WRITE_UNCHANGED = 1 << 2,
+	PERM_RESIZE = 1 << 3,
+	PERMS = 4
+};
+
+static int lock_byte(int fd, short type, off_t start)
+{
+	struct flock lock = {.l_type = type, .l_whence = SEEK_SET, .l_start = start, .l_len = 1};
+
+	return fcntl(fd, F_OFD_SETLK, &lock) < 0 ? -errno : 0;
+}
+
+/* Whether somebody else holds the byte: the question asked is for a write lock. */
+static int held_by_other(int fd, off_t start)
+{
+	struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = start, .l_len = 1};
+
+	if (fcntl(fd, F_OFD_GETLK, &lock) < 0)
+		return -errno;
+	return lock.l_type == F_UNLCK ? 0 : -EAGAIN;
+}
+
+static int take(int fd, unsigned used, unsigned unshared)
+{
+	for (int i = 0; i < PERMS; i++) {
+		int r = 0;
+
+		if (used & 1u << i)
+			r = lock_byte(fd, F_RDLCK, PERM_BASE + i);
+		if (!r && unshared & 1u << i)
+			r = lock_byte(fd, F_RDLCK, SHARED_BASE + i);
+		if (r < 0)
+			return r == -EACCES ? -EAGAIN : r;
+	}
+	return 0;
+}
+
+/* First all locks are taken, then the others' are looked at: of two who come together at least
+ * one sees the other. */
+static int check(int fd, unsigned used, unsigned unshared)
+{
+	for (int i = 0; i < PERMS; i++) {
+		int r = 0;
+
+		if (used & 1u << i)
+			r = held_by_other(fd, SHARED_BASE + i);
+		if (!r && unshared & 1u << i)
+			r = held_by_other(fd, PERM_BASE + i);
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}
+
+int bm_image_lock(int fd, bool read_only)
+{
+	unsigned unshared = PERM_WRITE | PERM_RESIZE;
+	unsigned used = PERM_CONSISTENT_READ;
+	int r;
+
+	if (!read_only)
+		used |= PERM_WRITE | PERM_WRITE_UNCHANGED | PERM_RESIZE;
+	r = take(fd, used, unshared);
+	if (!r)
+		r = check(fd, used, unshared);
+	if (r < 0)
+		for (int i = 0; i < PERMS; i++) {
+			lock_byte(fd, F_UNLCK, PERM_BASE + i);
+			lock_byte(fd, F_UNLCK, SHARED_BASE + i);
+		}
+	return r;
+}

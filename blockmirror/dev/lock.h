@@ -1,0 +1,20 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Image locks: the byte-range OFD locks that QEMU takes (block/file-posix.c there), so that
+ * neither opens what the other holds. Byte 100+n is read-locked by who uses permission n, byte
+ * 200+n by who does not share it with others.
+ */
+#ifndef BM_DEV_LOCK_H
+#define BM_DEV_LOCK_H
+
+#include <stdbool.h>
+
+/*
+ * Locks the image behind fd for writing by nobody else (and, unless read_only, by us). Returns 0,
+ * -EAGAIN when another process holds it, or -errno (-EOPNOTSUPP: no locks on this file system).
+ * The lock goes with the last descriptor of this open file, and not before I/O of a process that
+ * was killed has ended: to wait for it is a fence.
+ */
+int bm_image_lock(int fd, bool read_only);
+
+#endif

@@ -1,0 +1,32 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * What each kind of device offers to bm_dev_open(): one opener per scheme, all with its contract.
+ * rest is what follows the scheme.
+ */
+#ifndef BM_DEV_OPEN_H
+#define BM_DEV_OPEN_H
+
+#include "blockmirror/base/uri.h"
+#include "blockmirror/blockdev.h"
+
+typedef int bm_opener(const struct bm_uri *uri, const struct bm_open_options *options,
+                      struct bm_dev **dev, struct bm_error *error);
+
+bm_opener bm_file_open, bm_nbd_open, bm_iscsi_open, bm_mem_open, bm_fault_open;
+
+/*
+ * Creates an image file of size bytes, all holes, that exists after a power cut: the file and its
+ * folder are synced. Blocks; any thread. Fails with BM_E_EXISTS when path exists.
+ */
+int bm_file_create(const char *path, uint64_t size, struct bm_error *error);
+
+/* Checks what every image must fulfil: not empty, a multiple of 512 bytes. */
+int bm_check_size(const char *name, uint64_t size, struct bm_error *error);
+
+/*
+ * Sleeps for ns in steps, asking options->interrupted() between them. Returns 0, or -EINTR when
+ * it said so.
+ */
+int bm_wait_a_while(const struct bm_open_options *options, uint64_t ns);
+
+#endif
