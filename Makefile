@@ -44,7 +44,9 @@ CLI_SRC := $(call sources,blockmirror/cli)
 PROGRAMS := $(addprefix $(BUILD)/,blockmirror blockmirror-disk blockmirror-nbd)
 LIBRARIES := $(BUILD)/libblockmirror.a $(BUILD)/libblockmirror.so
 UNIT_TESTS := $(patsubst tests/unit/%.c,$(BUILD)/tests/unit/%,$(wildcard tests/unit/*_test.c))
-FIXTURES := $(patsubst fixtures/%.c,$(BUILD)/fixtures/%,$(wildcard fixtures/*.c))
+HAMMER_SRC := $(call sources,fixtures/hammer)
+FIXTURES := $(patsubst fixtures/%.c,$(BUILD)/fixtures/%,$(wildcard fixtures/*.c)) \
+	$(BUILD)/fixtures/hammer
 
 all: $(PROGRAMS) $(LIBRARIES)
 
@@ -87,6 +89,11 @@ $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(BUILD)/libblockmirror.a
 	$(Q)$(CC) $(BM_LDFLAGS) $(LDFLAGS) -o $@ $^ -lcmocka $(LIBS)
 
 $(BUILD)/fixtures/%: $(BUILD)/obj/fixtures/%.o $(BUILD)/libblockmirror.a
+	$(call say,LD,$@)
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CC) $(BM_LDFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+
+$(BUILD)/fixtures/hammer: $(call objects,$(HAMMER_SRC)) $(BUILD)/libblockmirror.a
 	$(call say,LD,$@)
 	$(Q)mkdir -p $(@D)
 	$(Q)$(CC) $(BM_LDFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)

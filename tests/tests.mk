@@ -6,6 +6,9 @@ SYSTEM_TESTS := $(wildcard tests/system/*.sh)
 
 tests: $(MODEL_TESTS)
 
+MODEL_OBJ := $(call objects,tests/model/fake_disk.c tests/model/oracle.c)
+$(MODEL_TESTS): $(MODEL_OBJ)
+
 check-unit: all tests
 	$(Q)tests/run $(BUILD)/test-logs $(UNIT_TESTS)
 

@@ -363,13 +363,18 @@ static void run_ready(struct bm_loop *loop)
 
 /* Turns */
 
-static int turn_simulated(struct bm_loop *loop)
+static int turn_simulated(struct bm_loop *loop, uint64_t timeout_ns)
 {
+	uint64_t until = timeout_ns == UINT64_MAX ? UINT64_MAX : loop->now + timeout_ns;
+
 	take_posted(loop);
 	if (run_queues(loop))
 		return 1;
-	if (!loop->timers)
+	if (!loop->timers || loop->heap[1]->at > until) {
+		if (until != UINT64_MAX)
+			loop->now = until;
 		return 0;
+	}
 	if (loop->heap[1]->at > loop->now)
 		loop->now = loop->heap[1]->at;
 	run_timers(loop);
@@ -383,7 +388,7 @@ int bm_loop_turn(struct bm_loop *loop, uint64_t timeout_ns)
 	int n;
 
 	if (loop->simulated)
-		return turn_simulated(loop);
+		return turn_simulated(loop, timeout_ns);
 	any = run_queues(loop);
 	if (any || !queues_empty(loop))
 		timeout_ns = 0;

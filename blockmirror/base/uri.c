@@ -93,15 +93,28 @@ const char *bm_uri_path(const char *text)
 
 char *bm_uri_redact(const char *text, char *out, size_t size)
 {
-	const char *slashes = strstr(text, "://");
-	const char *at = slashes ? strchr(slashes + 3, '@') : NULL;
-	const char *path = slashes ? strchr(slashes + 3, '/') : NULL;
-	const char *percent = slashes ? strchr(slashes + 3, '%') : NULL;
+	/* As libiscsi reads it: [USER%PASSWORD@] or [USER:PASSWORD@], ?target_password=PASSWORD. */
+	const char *user = strncmp(text, "iscsi:", 6) ? NULL : text + 6;
+	const char *query = user ? strchr(user, '?') : NULL;
+	const char *at = user ? strchr(user, '@') : NULL, *mark = NULL;
+	const char *first = text, *first_end = text;
+	const char *second = text + strlen(text), *second_end = second;
 
-	if (!strncmp(text, "iscsi:", 6) && at && percent && percent < at && (!path || at < path))
-		snprintf(out, size, "%.*s%%***%s", (int)(percent - text), text, at);
-	else
-		snprintf(out, size, "%s", text);
+	if (at && (!query || at < query))
+		mark = memchr(user, '%', (size_t)(at - user));
+	if (at && (!query || at < query) && !mark)
+		mark = memchr(user, ':', (size_t)(at - user));
+	if (mark) {
+		first = mark + 1;
+		first_end = at;
+	}
+	mark = query ? strstr(query, "target_password=") : NULL;
+	if (mark) {
+		second = mark + strlen("target_password=");
+		second_end = second + strcspn(second, "&");
+	}
+	snprintf(out, size, "%.*s%s%.*s%s%s", (int)(first - text), text, first_end > first ? "***" : "",
+	         (int)(second - first_end), first_end, second_end > second ? "***" : "", second_end);
 	return out;
 }
 

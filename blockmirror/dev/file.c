@@ -34,7 +34,6 @@ enum {
 	SMALLEST_BLOCK = 512,
 	LARGEST_BLOCK = 4096,
 };
-#define MAX_ZERO   (1ull << 30) /* bytes that one fallocate() is asked for */
 #define LOCK_WAIT  30000000000ull
 #define LOCK_RETRY 10000000ull
 
@@ -413,7 +412,7 @@ static void set_geometry(struct file *f, const struct stat *st, bool read_only, 
 
 	f->dev.geometry.block = block;
 	f->dev.geometry.max_transfer = BM_BUF_MAX;
-	f->dev.geometry.max_zero = MAX_ZERO;
+	f->dev.geometry.max_zero = BM_MAX_ZERO;
 	f->dev.geometry.flags = BM_DEV_FAST_ZERO | BM_DEV_TRIM;
 	if (S_ISREG(st->st_mode) && lseek(f->fd, 0, SEEK_HOLE) >= 0)
 		f->dev.geometry.flags |= BM_DEV_EXTENTS;

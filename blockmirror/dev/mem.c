@@ -125,7 +125,7 @@ int bm_mem_open(const struct bm_uri *uri, const struct bm_open_options *options,
 		.size = size,
 		.block = 1,
 		.max_transfer = 32 << 20,
-		.max_zero = 32 << 20,
+		.max_zero = BM_MAX_ZERO,
 		.flags = BM_DEV_FAST_ZERO | BM_DEV_TRIM | BM_DEV_EXTENTS,
 	};
 	if (options->read_only)

@@ -15,7 +15,6 @@
  *
  * A piece is what is in flight: [pos, end) of its request, [lock_start, lock_end) of the disk.
  */
-#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -42,7 +41,6 @@ struct piece {
 	bool past_fast; /* a piece of a FAST zero was done: from here on it must succeed */
 	enum stage stage;
 	enum zero_part part;     /* ZERO, TRIM: what comes next */
-	uint32_t block;          /* of the device below, when the request began */
 	uint64_t pos, end;       /* this piece */
 	uint64_t first, last;    /* ZERO, TRIM: what is left of the whole blocks */
 	uint64_t lock_start, lock_end;
@@ -55,7 +53,8 @@ struct order {
 	struct bm_dev dev;
 	struct bm_dev *lower;
 	struct bm_meter *meter;
-	uint32_t align;
+	uint32_t align, block; /* block: of lower, for all time */
+	bool owns;             /* lower goes with us */
 	bool cancelled;
 	struct bm_list pieces; /* in flight, in the order of arrival */
 	struct bm_list queue;  /* requests that wait for a slot */
@@ -207,7 +206,7 @@ static void overlay(struct piece *p)
 /* One stage of a read-modify-write after the other: head block, tail block, merge, write. */
 static void merge_step(struct piece *p)
 {
-	uint32_t block = p->block;
+	uint32_t block = p->order->block;
 	bool head = p->pos != p->base;
 	bool tail = p->end != p->base_end && (!head || p->base_end - p->base > block);
 
@@ -227,7 +226,7 @@ static void merge_step(struct piece *p)
 
 static bool aligned(const struct piece *p)
 {
-	uint64_t block = p->block;
+	uint64_t block = p->order->block;
 
 	if ((p->pos | p->end) & (block - 1))
 		return false;
@@ -249,8 +248,8 @@ static void piece_run(struct piece *p)
 		send(p, rq->op, p->pos, p->end, data, rq->buf);
 		return;
 	}
-	p->base = down(p->pos, p->block);
-	p->base_end = up(p->end, p->block);
+	p->base = down(p->pos, p->order->block);
+	p->base_end = up(p->end, p->order->block);
 	p->bounce = bm_buf_get(o->pool, p->base_end - p->base);
 	if (!p->bounce) {
 		p->stage = STAGE_MEMORY;
@@ -275,8 +274,8 @@ static bool next_transfer(struct piece *p)
 	p->pos = p->end;
 	if (most > BM_BUF_MAX)
 		most = BM_BUF_MAX;
-	if (end - down(p->pos, p->block) > most)
-		end = down(p->pos, p->block) + most;
+	if (end - down(p->pos, p->order->block) > most)
+		end = down(p->pos, p->order->block) + most;
 	p->end = end;
 	return p->pos < p->end;
 }
@@ -287,8 +286,8 @@ static void zero_begin(struct piece *p)
 
 	p->part = ZERO_MIDDLE;
 	p->past_fast = false;
-	p->first = up(start, p->block);
-	p->last = down(end, p->block);
+	p->first = up(start, p->order->block);
+	p->last = down(end, p->order->block);
 	if (p->first > p->last) /* within one block: a head alone */
 		p->first = p->last = end;
 }
@@ -313,7 +312,7 @@ static bool next_zero(struct piece *p)
 	if (p->part <= ZERO_HEAD) {
 		p->part = ZERO_TAIL;
 		p->pos = start;
-		p->end = up(start, p->block) < end ? up(start, p->block) : end;
+		p->end = up(start, p->order->block) < end ? up(start, p->order->block) : end;
 		if (p->pos < p->end)
 			return true;
 	}
@@ -342,7 +341,7 @@ static void extents_run(struct piece *p)
 {
 	uint64_t start = p->rq->offset, end = start + p->rq->length;
 
-	send(p, BM_EXTENTS, down(start, p->block), up(end, p->block), NULL, NULL);
+	send(p, BM_EXTENTS, down(start, p->order->block), up(end, p->order->block), NULL, NULL);
 }
 
 static void extents_cut(struct piece *p)
@@ -400,7 +399,6 @@ static void begin(struct order *o, struct bm_request *rq)
 
 	p->rq = rq;
 	p->writes = rq->op != BM_READ;
-	p->block = o->lower->geometry.block;
 	p->end = rq->offset;
 	p->past_fast = false;
 	if (rq->op == BM_FLUSH) {
@@ -418,7 +416,7 @@ static void begin(struct order *o, struct bm_request *rq)
 
 static bool nothing_to_do(const struct order *o, const struct bm_request *rq)
 {
-	uint64_t block = o->lower->geometry.block;
+	uint64_t block = o->block;
 
 	if (rq->op == BM_FLUSH)
 		return false;
@@ -450,6 +448,8 @@ static void order_start(struct bm_dev *dev)
 {
 	struct order *o = bm_container(dev, struct order, dev);
 
+	if (o->owns)
+		bm_dev_start(o->lower, dev->loop);
 	bm_later_init(&o->later, dev->loop);
 	o->pool = bm_pool_new(dev->loop, BOUNCE_LIMIT);
 }
@@ -469,9 +469,13 @@ static void order_close(struct bm_dev *dev)
 {
 	struct order *o = bm_container(dev, struct order, dev);
 
-	assert(bm_list_empty(&o->pieces) && bm_list_empty(&o->queue));
-	bm_later_fini(&o->later);
+	/* As with bm_mirror_free(), what is in flight is forgotten, not ended. */
+	bm_task_cancel(&o->later.task);
+	for (int i = 0; i < SLOTS; i++)
+		bm_buf_unref(o->slot[i].bounce);
 	bm_pool_free(o->pool);
+	if (o->owns)
+		bm_dev_close(o->lower);
 	free(o);
 }
 
@@ -497,6 +501,7 @@ int bm_order_new(struct bm_dev *lower, uint32_t align, struct bm_meter *meter, s
 	o->lower = lower;
 	o->meter = meter;
 	o->align = align;
+	o->block = lower->geometry.block;
 	bm_list_init(&o->pieces);
 	bm_list_init(&o->queue);
 	bm_list_init(&o->free);
@@ -509,5 +514,21 @@ int bm_order_new(struct bm_dev *lower, uint32_t align, struct bm_meter *meter, s
 		bm_list_append(&o->free, &p->link);
 	}
 	*dev = &o->dev;
+	return 0;
+}
+
+int bm_order_fit(struct bm_dev **dev, uint32_t block)
+{
+	const struct bm_geometry *g = &(*dev)->geometry;
+	struct bm_dev *fitting;
+	int r;
+
+	if (g->block <= block && g->max_transfer >= BM_BUF_MAX && g->max_zero >= BM_MAX_ZERO)
+		return 0;
+	r = bm_order_new(*dev, g->block > block ? g->block : block, NULL, &fitting);
+	if (r < 0)
+		return r;
+	bm_container(fitting, struct order, dev)->owns = true;
+	*dev = fitting;
 	return 0;
 }

@@ -88,6 +88,8 @@ struct bm_request {
 #define BM_DEV_EXTENTS    8u  /* EXTENTS knows more than "all data" */
 #define BM_DEV_ROTATIONAL 16u /* seeks are expensive */
 
+#define BM_MAX_ZERO (64u << 20) /* bytes of one ZERO or TRIM that most devices take */
+
 struct bm_geometry {
 	uint64_t size;         /* bytes, a multiple of 512 */
 	uint32_t block;        /* power of two: offset and length of requests are multiples of it */
@@ -154,6 +156,7 @@ static inline void bm_submit(struct bm_dev *dev, struct bm_request *rq)
  * Ends all requests in flight, with an error where they cannot be finished, as soon as the
  * backend lets them go (a file's requests end only when the kernel has done them), and fails all
  * that come later with -ESHUTDOWN. What was cancelled may still be carried out at the other end.
+ * May be called inside done(), and calls none itself before it returns.
  */
 static inline void bm_dev_cancel(struct bm_dev *dev)
 {
@@ -177,6 +180,13 @@ static inline void bm_dev_close(struct bm_dev *dev)
  * Returns 0 or -ENOMEM; *dev is not started yet.
  */
 int bm_order_new(struct bm_dev *lower, uint32_t align, struct bm_meter *meter, struct bm_dev **dev);
+
+/*
+ * Makes *dev, which is not started, take requests of multiples of block, transfers of BM_BUF_MAX
+ * and zeros of BM_MAX_ZERO bytes: where it does not, an order device that owns it takes its place.
+ * What is on top of several devices needs to know one set of limits only. Returns 0 or -ENOMEM.
+ */
+int bm_order_fit(struct bm_dev **dev, uint32_t block);
 
 #pragma GCC visibility pop
 #ifdef __cplusplus

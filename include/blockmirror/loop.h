@@ -52,7 +52,8 @@ struct bm_loop *bm_loop_new(void);
 
 /*
  * A loop whose time is simulated: nothing is polled, and when no task is left the clock jumps to
- * the next timer. Two runs that make the same calls see the same order. For tests.
+ * the next timer, at most as far as the turn may wait. Two runs that make the same calls see the
+ * same order. For tests.
  */
 struct bm_loop *bm_loop_new_simulated(void);
 

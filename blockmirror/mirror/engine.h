@@ -1,0 +1,280 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The mirror's inside, shared by the files of this folder and by nobody else.
+ *
+ *   mirror.c    life: attach, loss, reattach, detach, events, statistics
+ *   write.c     guest requests: what goes where, and what an answer means
+ *   copy.c      the baseline copy, and the bounded wait of a write for it
+ *   flush.c     flushes: unstable becomes settled
+ *   switch.c    the switchover
+ *   governor.c  how much the copy may take
+ */
+#ifndef BM_MIRROR_ENGINE_H
+#define BM_MIRROR_ENGINE_H
+
+#include "blockmirror/base/hist.h"
+#include "blockmirror/base/list.h"
+#include "blockmirror/dev/later.h"
+#include "blockmirror/mirror.h"
+#include "blockmirror/mirror/map.h"
+
+enum {
+	OPS = 512,       /* guest requests; twice what the order device lets through, because as
+	                    many again may have been given up and not ended */
+	COPIES = 32,     /* copies in flight at most; one more is kept for the held granule */
+	MASK = 64,       /* granules of one request at most: they fit a word */
+	WINDOW = 4096,   /* granules asked for extents at once, at most */
+	EVENTS = 32,
+};
+
+/* Where the other side is. */
+enum link {
+	LINK_NONE,   /* there is none */
+	LINK_UP,
+	LINK_LOST,   /* failed; its requests are ending */
+	LINK_GONE,   /* failed; they have ended, the host was told */
+	LINK_LEAVING /* being detached */
+};
+
+/* Where the switchover is. In REC and ABORT authority is not settled ("D" in docs/mirror.md). */
+enum phase {
+	PHASE_IDLE,
+	PHASE_WAIT,  /* wanted; waits for sync */
+	PHASE_PRE,   /* flushes to make the last one short; FUA and FLUSH go to both from here on */
+	PHASE_FLUSH, /* the flush that counts */
+	PHASE_REC,   /* the record "other side" is being written */
+	PHASE_ABORT  /* the record "authority as before" is being written, after that */
+};
+
+enum op_state {
+	OP_FREE,
+	OP_RUNNING,
+	OP_HELD,     /* legs have ended, the answer waits until authority is settled */
+	OP_ABANDONED /* answered without its other leg, which has not ended */
+};
+
+/* A guest request in flight. Sides index all arrays. */
+struct op {
+	struct mirror_leg {
+		struct bm_request rq;
+		struct op *op;
+		int side;
+		bool used, ended;
+		int error;
+	} leg[2];
+	struct bm_mirror *mirror;
+	struct bm_request *rq;  /* the guest's; not ours any more when abandoned */
+	struct bm_buf *buf;     /* our reference while the other leg may read from it */
+	struct bm_list link;    /* in mirror->running, or in mirror->free */
+	enum op_state state;
+	bool writes;            /* WRITE ZERO TRIM */
+	bool flushes;           /* FLUSH */
+	bool counted;           /* in the map's busy counts */
+	bool late;              /* the other leg ran into the deadline */
+	bool early;             /* dispatched before FUA and FLUSH went to both */
+	bool plain_fua;         /* FUA here, but not on the other leg */
+	int authority;          /* at dispatch */
+	uint64_t session;       /* of the other side, at dispatch */
+	uint64_t started;
+	uint64_t written;       /* FLUSH: mirror->authority_written at dispatch */
+	uint64_t first;         /* granule */
+	unsigned granules;
+	uint64_t both, heal;    /* bit n: granule first + n goes to both; would become clean by it */
+	unsigned next;          /* the granule the other leg goes on with */
+};
+
+/* A copy of up to MASK granules in flight. */
+struct copy {
+	struct bm_request rq;
+	struct bm_mirror *mirror;
+	struct bm_list link; /* in mirror->copies, or in mirror->copies_free */
+	struct bm_buf *buf;
+	uint64_t session;
+	uint64_t first;
+	unsigned granules;
+	uint64_t collided;    /* bit n: a guest write was sent to granule first + n meanwhile */
+	uint64_t zero;        /* bit n: granule first + n of the target was known to be zero */
+	bool hold;            /* the one that a write waits for */
+	bool wrote;           /* something was sent to the other side */
+	uint64_t offset, end; /* bytes of the disk */
+	uint64_t pos;         /* up to where it is done */
+	uint64_t started;     /* the request in flight, ns */
+};
+
+/* What EXTENTS said about a stretch of the authority, as far as no write has touched it since. */
+struct window {
+	struct bm_request rq;
+	struct bm_extents extents;
+	struct bm_extent v[128];
+	bool asked;              /* the question is in flight, … */
+	int side;                /* … to this one */
+	uint64_t first, granules; /* asked for; then: answered */
+	uint64_t zero[WINDOW / 64];
+	uint64_t touched[WINDOW / 64];
+};
+
+/* Flushes of the other side, one at a time. */
+struct flusher {
+	struct bm_request rq;
+	bool active;
+	int side;
+	uint64_t session, started;
+	uint64_t took;    /* ns, the last one */
+	uint64_t dirtied; /* mirror->dirtied at the submission */
+	struct bm_timer timer;
+};
+
+struct governor {
+	struct bm_timer timer;
+	uint64_t budget;            /* as set: BM_LATENCY_… or ns */
+	uint64_t p99_before, p50_before, p99, p50;
+	struct bm_hist before;      /* of the guest alone */
+	struct bm_hist recent;
+	uint64_t recent_since;
+	unsigned depth;             /* copies in flight */
+	uint64_t gap;               /* ns between the starts of two copies */
+	bool limits;                /* it is what limits the copy */
+	uint64_t rate, tokens, filled_at; /* the cap: bytes/s, bytes, ns */
+	bool rate_limits;
+	uint64_t next_start;
+	struct bm_timer start_timer;
+	uint64_t meter_at, meter_bytes, speed;
+	/* Falling back to tracking */
+	uint64_t track_dirty;       /* granules dirty when this round of tracking began */
+	bool may_track;
+	struct bm_hist leg[2];      /* latency of guest writes' legs, by side */
+};
+
+struct bm_mirror {
+	struct bm_dev dev; /* what the order device sees */
+	struct bm_loop *loop;
+	struct bm_mirror_config config;
+	const struct bm_mirror_host *host;
+	void *arg;
+	uint64_t size;
+	uint32_t block;
+	unsigned granule_shift;
+
+	struct bm_dev *side[2];
+	int authority;
+	unsigned in_flight[2];    /* requests of ours on each side */
+	enum link link;
+	bool tracking;            /* writes go to the authority alone */
+	bool paused, full;
+	bool trim_zeroes;         /* TRIM: zeroes on both; else dropped on both */
+	bool detach_wanted;
+	uint64_t session;         /* of the other side: counts losses and returns */
+
+	struct bm_map map;
+	uint64_t dirtied;         /* counts whatever became dirty */
+
+	struct op op[OPS];
+	struct bm_list free, running;
+	struct bm_list waiting;   /* guest requests without an op (there is always one, but …) */
+	struct bm_list held;      /* guest requests that wait for the copy of the held granule */
+	struct bm_later later;
+	struct bm_timer deadline;
+	uint64_t authority_written; /* counts guest writes that ended on the authority */
+	uint64_t authority_flushed; /* up to which of them the guest has flushed */
+	struct op *covering;        /* the guest's flush that covers map.covered */
+
+	struct copy copy[COPIES + 1];
+	struct bm_list copies, copies_free;
+	unsigned copying;         /* in flight */
+	uint64_t cursor;
+	bool hold;                /* writes to hold_granule wait */
+	uint64_t hold_granule, hold_since;
+	struct copy *hold_copy;   /* kept for it */
+	struct bm_pool *pool;     /* the copies' buffers */
+	struct window window;
+	struct bm_task kick;      /* something changed: copy on, switch on */
+	unsigned source_errors;
+	struct bm_timer source_retry;
+	struct bm_timer full_timer;
+
+	struct flusher flusher;
+	enum phase phase;
+	bool both_durable;        /* FUA and FLUSH go to both */
+	bool abort_needed;        /* in D: the switch cannot succeed any more */
+	unsigned pre_rounds;
+	unsigned plain_fuas;      /* ops in flight with plain_fua */
+	bool in_sync_told;
+	struct bm_timer commit_retry;
+	unsigned commit_failures;
+	bool committing;
+	void (*flush_done)(void *arg, int error);
+	void *flush_arg;
+
+	struct governor governor;
+
+	struct bm_task tell;
+	enum bm_mirror_event event[EVENTS];
+	unsigned events;
+
+	struct bm_hist read_latency, write_latency; /* of copies */
+	struct bm_mirror_stats stats;               /* the counters in it */
+};
+
+static inline int other(const struct bm_mirror *m)
+{
+	return !m->authority;
+}
+
+static inline bool unsettled(const struct bm_mirror *m)
+{
+	return m->phase == PHASE_REC || m->phase == PHASE_ABORT;
+}
+
+/* mirror.c */
+void mirror_tell(struct bm_mirror *m, enum bm_mirror_event event);
+void mirror_kick(struct bm_mirror *m);
+bool mirror_in_sync(const struct bm_mirror *m);
+void mirror_mark_dirty(struct bm_mirror *m, uint64_t granule);
+void mirror_mark_clean(struct bm_mirror *m, uint64_t granule);
+/* The other side failed with error: tracking, until it is back. */
+void mirror_lose(struct bm_mirror *m, int error);
+/* What an error of the other side asks for: a pause when it is full, a loss when not. */
+void mirror_other_failed(struct bm_mirror *m, int error);
+/* Every request of ours to a side goes out and comes back through these two. */
+void mirror_send(struct bm_mirror *m, int side, struct bm_request *rq);
+void mirror_received(struct bm_mirror *m, int side);
+
+/* write.c */
+void write_submit(struct bm_dev *dev, struct bm_request *rq);
+void write_release_answers(struct bm_mirror *m); /* authority is settled */
+void write_release_held(struct bm_mirror *m);    /* the held granule is free */
+void write_count_in_flight(struct bm_mirror *m); /* a target is being attached */
+void write_init(struct bm_mirror *m);
+void write_check_deadline(struct bm_timer *timer);
+
+/* copy.c */
+int copy_init(struct bm_mirror *m);
+void copy_fini(struct bm_mirror *m);
+void copy_run(struct bm_mirror *m);
+void copy_collide(struct bm_mirror *m, uint64_t granule); /* a guest write goes to it now */
+void copy_end_hold(struct bm_mirror *m);
+void copy_forget_window(struct bm_mirror *m);
+
+/* flush.c */
+void flush_guest_sent(struct bm_mirror *m, struct op *op);
+void flush_guest_done(struct bm_mirror *m, struct op *op, bool good);
+void flush_roles_changed(struct bm_mirror *m);
+void flush_init(struct bm_mirror *m);
+bool flush_start(struct bm_mirror *m); /* false: one is in flight already */
+
+/* switch.c */
+void switch_run(struct bm_mirror *m);
+void switch_flushed(struct bm_mirror *m, bool good); /* a flush of the other side ended */
+void switch_interrupted(struct bm_mirror *m);        /* the other side is lost, full, leaving */
+void switch_init(struct bm_mirror *m);
+
+/* governor.c */
+void governor_init(struct bm_mirror *m);
+void governor_start(struct bm_mirror *m);
+void governor_stop(struct bm_mirror *m);
+/* Whether a copy of bytes may start now; else the mirror is kicked when it may. */
+bool governor_admit(struct bm_mirror *m, uint64_t bytes);
+void governor_meter(struct bm_mirror *m, uint64_t bytes); /* the copy moved that much */
+const char *governor_limiter(const struct bm_mirror *m);
+
+#endif

@@ -1,0 +1,187 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The mirror: a block device made of one device, and for a while of two. Requests go through it
+ * from the first to the last day of a disk; when a target is attached, writes land on both, the
+ * baseline is copied behind the guest's back, and authority passes from one to the other without
+ * a request being held. The rules and the races they answer: docs/mirror.md.
+ *
+ * All functions are for the loop's thread. The mirror owns neither device: the host opened them,
+ * and closes one when it is told that the mirror is done with it. What the mirror cannot do itself
+ * because it blocks or must be durable (writing the record, opening a target again) the host does
+ * off the loop and answers by a call.
+ *
+ * Above the mirror there is an order device (bm_order_new()): no two overlapping writes, and no
+ * read and write that overlap, are ever in flight together. Everything here relies on it.
+ */
+#ifndef BLOCKMIRROR_MIRROR_H
+#define BLOCKMIRROR_MIRROR_H
+
+#include "blockmirror/blockdev.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+#pragma GCC visibility push(default)
+
+struct bm_mirror;
+
+/* The two devices are side 0 (the one it was made with) and side 1, for good. */
+
+enum bm_mirror_event {
+	BM_MIRROR_IN_SYNC,       /* no granule is dirty, every write goes to both */
+	BM_MIRROR_LOST,          /* the other side failed: tracking; its requests are being ended */
+	BM_MIRROR_LOST_IDLE,     /* ... and have ended: close it, call bm_mirror_reattach() */
+	BM_MIRROR_FULL,          /* the other side has no space: paused */
+	BM_MIRROR_RESUMED,       /* by itself, after BM_MIRROR_FULL */
+	BM_MIRROR_TRACKING,      /* writes go to the authority alone, to spare the guest */
+	BM_MIRROR_MIRRORING,     /* ... and to both again */
+	BM_MIRROR_SOURCE_ERROR,  /* the copy cannot read the authority: see the statistics */
+	BM_MIRROR_SWITCHED,      /* authority passed; still mirroring, the other way round */
+	BM_MIRROR_SWITCH_FAILED, /* authority stayed; the switch is tried again when in sync */
+	BM_MIRROR_DETACHED       /* the mirror is done with the other side: close it */
+};
+
+/* What the host does for the mirror. Called from the loop, never inside a call of the host's. */
+struct bm_mirror_host {
+	/*
+	 * Make durable that side is the authority, in a record of a generation one higher than the
+	 * last. One at a time. Answer by bm_mirror_committed(), never before this returns. A commit
+	 * that reports an error may have become durable all the same.
+	 */
+	void (*commit)(void *arg, int side);
+	void (*event)(void *arg, enum bm_mirror_event event);
+};
+
+struct bm_mirror_config {
+	uint64_t size;             /* of the disk in bytes; 0: all of the source */
+	unsigned granule;          /* bytes, a power of two ≥ 4096 (tests: ≥ 512); 0: 64 KiB */
+	unsigned chunk;            /* most bytes of one copy; 0: 1 MiB */
+	unsigned window;           /* granules asked for extents at once, ≤ 4096; 0: 4096 */
+	unsigned misses;           /* spoiled copies of a granule before a write waits; 0: 3 */
+	uint64_t deadline;         /* ns a write waits for the other side; 0: 2 s */
+	uint64_t flush_every;      /* ns between flushes of the target while mirroring; 0: 5 s */
+	uint64_t full_retry;       /* ns before a full target is tried again; 0: 10 s */
+	struct bm_meter *meter;    /* what the guest feels; NULL: the governor does nothing */
+};
+
+/*
+ * A mirror of source alone. source is started and stays the host's; its block becomes the disk's
+ * for as long as the mirror lives, and every device is made to fit it (bm_order_fit()). config is
+ * copied. Returns 0, -EINVAL (size, granule, limits) or -ENOMEM.
+ */
+int bm_mirror_new(struct bm_loop *loop, struct bm_dev *source, const struct bm_mirror_config *config,
+                  const struct bm_mirror_host *host, void *arg, struct bm_mirror **mirror);
+
+/*
+ * Frees the mirror as a killed process would: requests in flight are forgotten, not ended. A host
+ * that wants them ended detaches and drains first. NULL is allowed.
+ */
+void bm_mirror_free(struct bm_mirror *mirror);
+
+/* The mirror as a device, for bm_order_new(). It lives as long as the mirror; closing it is void. */
+struct bm_dev *bm_mirror_dev(struct bm_mirror *mirror);
+
+/*
+ * Bytes of the settled map of a disk: a bit per granule, rounded up. The host gives memory for it
+ * (a mapped file, so that it outlives this process; docs/record.md) to bm_mirror_attach().
+ */
+uint64_t bm_mirror_map_bytes(uint64_t size, unsigned granule);
+
+/*
+ * Attaches a target (started, at least as large as the disk) and begins to mirror and to copy.
+ * zeroed: it is known to hold nothing but zeros, durably. settled: see bm_mirror_map_bytes(), NULL
+ * for none. Returns 0; -EBUSY when there is another side; -EINVAL when it is too small, read-only,
+ * or not made to fit; -ENOMEM.
+ */
+int bm_mirror_attach(struct bm_mirror *mirror, struct bm_dev *target, bool zeroed, uint8_t *settled);
+
+/*
+ * After BM_MIRROR_LOST_IDLE: the other side again, freshly opened, with the certainty that no
+ * request of the old session will still be carried out. What differs is copied. -EINVAL as above.
+ */
+int bm_mirror_reattach(struct bm_mirror *mirror, struct bm_dev *target);
+
+/*
+ * Gives up the other side: no copy, no mirroring, its requests are cancelled. In the middle of a
+ * switch the authority is settled first. BM_MIRROR_DETACHED follows (never inside this call).
+ * -ENOTCONN when there is no other side.
+ */
+int bm_mirror_detach(struct bm_mirror *mirror);
+
+/*
+ * Passes authority to the other side as soon as both are in sync; tried again when something
+ * interferes, until it succeeded or bm_mirror_switch_cancel(). -ENOTCONN without other side.
+ */
+int bm_mirror_switch(struct bm_mirror *mirror);
+
+/* -EBUSY once the record is being written: then the switch succeeds or BM_MIRROR_SWITCH_FAILED. */
+int bm_mirror_switch_cancel(struct bm_mirror *mirror);
+
+/* The answer to host->commit(): 0 = durable, -errno = not known. */
+void bm_mirror_committed(struct bm_mirror *mirror, int error);
+
+/*
+ * When in sync and the target is flushed: calls done(arg, 0); -ECANCELED when it is detached
+ * before. For a copy without a switch. -ENOTCONN, -EBUSY (one is asked for, a switch is on).
+ */
+int bm_mirror_flush_target(struct bm_mirror *mirror, void (*done)(void *arg, int error), void *arg);
+
+/* Copying stops and goes on; mirroring does not. */
+void bm_mirror_pause(struct bm_mirror *mirror, bool paused);
+
+/* Bytes per second of baseline data; 0: unlimited. */
+void bm_mirror_set_rate(struct bm_mirror *mirror, uint64_t rate);
+
+/*
+ * How much the guest may feel: BM_LATENCY_AUTO, p99 at most twice its own before (the default);
+ * BM_LATENCY_OFF, all the copy can take; else p99 in ns, and where the target itself is slower
+ * than that, writes go to the authority alone until the end is near.
+ */
+#define BM_LATENCY_AUTO 0ull
+#define BM_LATENCY_OFF  UINT64_MAX
+void bm_mirror_set_latency(struct bm_mirror *mirror, uint64_t p99);
+
+enum bm_mirror_state {
+	BM_STATE_ALONE,     /* one side */
+	BM_STATE_COPYING,
+	BM_STATE_IN_SYNC,
+	BM_STATE_SWITCHING, /* a record is being written, or its fate is not known */
+	BM_STATE_LOST,
+	BM_STATE_FULL,
+	BM_STATE_PAUSED,
+	BM_STATE_DETACHING
+};
+
+struct bm_mirror_stats {
+	enum bm_mirror_state state;
+	int authority;             /* side */
+	bool tracking;
+	uint64_t granule, size;    /* bytes */
+	uint64_t dirty;            /* granules */
+	uint64_t unstable;         /* granules not flushed on both sides */
+	uint64_t copied_bytes;     /* sent to the target by the copy, as data */
+	uint64_t zero_bytes;       /* not sent: holes and zeros */
+	uint64_t passed_bytes;     /* of the disk that the copy has dealt with, repeats included */
+	uint64_t mirrored_writes, mirrored_bytes; /* guest writes sent to both */
+	uint64_t source_only_writes; /* guest writes ahead of the copy */
+	uint64_t collisions, holds, held_writes;
+	uint64_t losses, abandoned, flushes;
+	uint64_t rate;             /* bytes/s over the last second */
+	uint64_t guest_p99, guest_p99_before, guest_p50, guest_p50_before; /* ns, 0: not known */
+	uint64_t read_p50, write_p50, flush_last; /* ns, of copies, and the other side's last flush */
+	unsigned depth;            /* copies in flight at most, as the governor has it */
+	const char *limiter;       /* what keeps the copy from being quicker */
+	uint64_t error_offset;     /* BM_MIRROR_SOURCE_ERROR: where */
+	int error;                 /* the last error of the other side, or of the source's reading */
+};
+
+void bm_mirror_get_stats(const struct bm_mirror *mirror, struct bm_mirror_stats *stats);
+
+/* "copying", "in sync" … */
+const char *bm_mirror_state_name(enum bm_mirror_state state);
+
+#pragma GCC visibility pop
+#ifdef __cplusplus
+}
+#endif
+#endif
