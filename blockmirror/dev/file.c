@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "blockmirror/base/cleanup.h"
+#include "blockmirror/base/file_util.h"
 #include "blockmirror/base/list.h"
 #include "blockmirror/base/worker.h"
 #include "blockmirror/dev/aio.h"
@@ -494,23 +495,6 @@ fail:
 	return r;
 }
 
-static int sync_folder_of(const char *path)
-{
-	bm_free char *folder = strdup(path);
-	bm_close int fd = -1;
-	char *slash;
-
-	if (!folder)
-		return -ENOMEM;
-	slash = strrchr(folder, '/');
-	if (slash)
-		slash[slash == folder] = '\0';
-	fd = open(slash ? folder : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	if (fd < 0 || fsync(fd) < 0)
-		return -errno;
-	return 0;
-}
-
 int bm_file_create(const char *path, uint64_t size, struct bm_error *error)
 {
 	bm_close int fd = -1;
@@ -521,7 +505,7 @@ int bm_file_create(const char *path, uint64_t size, struct bm_error *error)
 	fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 	if (fd < 0)
 		return bm_fail_errno(error, errno, "cannot create %s", path);
-	r = ftruncate(fd, (off_t)size) < 0 || fsync(fd) < 0 ? -errno : sync_folder_of(path);
+	r = ftruncate(fd, (off_t)size) < 0 || fsync(fd) < 0 ? -errno : bm_sync_folder_of(path);
 	if (r < 0) {
 		unlink(path);
 		return bm_fail_errno(error, r, "cannot create %s", path);

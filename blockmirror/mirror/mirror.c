@@ -182,7 +182,8 @@ static void drop_other(struct bm_mirror *m, enum link link)
 	distrust_unstable(m);
 	copy_end_hold(m);
 	switch_interrupted(m);
-	bm_dev_cancel(m->side[other(m)]);
+	if (m->side[other(m)])
+		bm_dev_cancel(m->side[other(m)]);
 	set_geometry(m);
 	mirror_kick(m);
 }
@@ -290,6 +291,7 @@ static void check_leaving(struct bm_mirror *m)
 		return;
 	if (m->link == LINK_LOST) {
 		m->link = LINK_GONE;
+		m->side[other(m)] = NULL; /* the host closes it */
 		mirror_tell(m, BM_MIRROR_LOST_IDLE);
 	} else if (m->link == LINK_LEAVING && !m->map.copying.count && !m->window.asked &&
 	           !m->flusher.active) {

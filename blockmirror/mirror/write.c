@@ -241,8 +241,8 @@ static void settle_granules(struct op *op)
 	for (unsigned i = 0; i < op->granules; i++) {
 		uint64_t g = op->first + i;
 
-		if (heals && op->heal >> i & 1 && m->map.granule[g].busy == 1 &&
-		    !bm_bitmap_test(&m->map.copying, g))
+		/* No copy can have started on it, and no write that overlaps was let through. */
+		if (heals && op->heal >> i & 1)
 			mirror_mark_clean(m, g);
 		m->map.granule[g].busy--;
 	}

@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Marks on images: an extended attribute, or a file beside where there are none. */
+#include <errno.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+
+#include "blockmirror/base/cleanup.h"
+#include "blockmirror/base/file_util.h"
+#include "blockmirror/base/record.h"
+
+#define ATTRIBUTE "user.blockmirror"
+enum { LARGEST = 4096 };
+
+static char *sidecar(const char *path)
+{
+	char *beside;
+
+	return asprintf(&beside, "%s.blockmirror", path) < 0 ? NULL : beside;
+}
+
+static int read_text(const char *path, char **text)
+{
+	bm_free char *beside = NULL, *value = calloc(1, LARGEST + 1);
+	ssize_t n;
+
+	if (!value)
+		return -ENOMEM;
+	n = getxattr(path, ATTRIBUTE, value, LARGEST);
+	if (n >= 0) {
+		*text = bm_steal(value);
+		return 0;
+	}
+	if (errno != ENODATA && errno != EOPNOTSUPP)
+		return -errno;
+	beside = sidecar(path);
+	return beside ? bm_read_text(beside, LARGEST, text) : -ENOMEM;
+}
+
+static void take(char *out, size_t size, const char *value)
+{
+	snprintf(out, size, "%s", value ? value : "");
+}
+
+int bm_mark_read(const char *path, struct bm_mark *mark)
+{
+	const char *state = NULL, *disk = NULL, *folder = NULL, *where = NULL;
+	bm_free char *text = NULL;
+	json_t *root;
+	int r = read_text(path, &text);
+
+	memset(mark, 0, sizeof(*mark));
+	if (r < 0)
+		return r == -ENOENT ? 0 : r;
+	root = json_loads(text, 0, NULL);
+	if (root && !json_unpack(root, "{s:s s?s s?s s?s}", "state", &state, "disk", &disk, "record",
+	                         &folder, "where", &where)) {
+		take(mark->state, sizeof(mark->state), state);
+		take(mark->disk, sizeof(mark->disk), disk);
+		take(mark->folder, sizeof(mark->folder), folder);
+		take(mark->where, sizeof(mark->where), where);
+	}
+	json_decref(root);
+	return 0;
+}
+
+static bool is_file(const char *path)
+{
+	struct stat st;
+
+	return !stat(path, &st) && S_ISREG(st.st_mode);
+}
+
+int bm_mark_write(const char *path, const struct bm_mark *mark)
+{
+	json_t *root = json_pack("{s:s s:s s:s s:s}", "state", mark->state, "disk", mark->disk,
+	                         "record", mark->folder, "where", mark->where);
+	bm_free char *text = root ? json_dumps(root, JSON_COMPACT) : NULL, *beside = NULL;
+
+	json_decref(root);
+	if (!is_file(path))
+		return 0;
+	if (!text)
+		return -ENOMEM;
+	if (!setxattr(path, ATTRIBUTE, text, strlen(text), 0))
+		return bm_sync_file(path);
+	if (errno != EOPNOTSUPP && errno != ENOSPC && errno != E2BIG)
+		return -errno;
+	beside = sidecar(path);
+	return beside ? bm_write_durably(beside, text, strlen(text)) : -ENOMEM;
+}
+
+int bm_mark_remove(const char *path)
+{
+	bm_free char *beside = sidecar(path);
+
+	if (!beside)
+		return -ENOMEM;
+	if (removexattr(path, ATTRIBUTE) < 0 && errno != ENODATA && errno != EOPNOTSUPP &&
+	    errno != ENOENT)
+		return -errno;
+	if (is_file(path) || access(path, F_OK))
+		unlink(beside);
+	return 0;
+}

@@ -1,0 +1,158 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The record of a disk: one line of JSON, one line with its checksum.
+ */
+#include "blockmirror/base/record.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#include "blockmirror/base/cleanup.h"
+#include "blockmirror/base/file_util.h"
+
+enum { FORMAT = 1, LARGEST = 64 << 10 };
+
+void bm_record_clear(struct bm_record *record)
+{
+	free(record->name);
+	free(record->disk);
+	free(record->uri);
+	json_decref(record->job);
+	memset(record, 0, sizeof(*record));
+}
+
+static char *path_of(const char *folder, const char *which)
+{
+	char *path;
+
+	if (asprintf(&path, "%s/record%s%s", folder, which ? "." : "", which ? which : "") < 0)
+		return NULL;
+	return path;
+}
+
+/* The length of the JSON line when the checksum in the line after it is right; 0 when not. */
+static size_t checked_length(const char *text)
+{
+	const char *newline = strchr(text, '\n');
+	uint64_t sum;
+	size_t length;
+
+	if (!newline || sscanf(newline + 1, "xxh64 %16" SCNx64, &sum) != 1)
+		return 0;
+	length = (size_t)(newline - text);
+	return XXH64(text, length, FORMAT) == sum ? length : 0;
+}
+
+static int parse(const char *path, const char *text, struct bm_record *record,
+                 struct bm_error *error)
+{
+	size_t length = checked_length(text);
+	const char *name, *disk, *uri;
+	json_int_t generation, size;
+	json_t *root, *job = NULL;
+	int format = 0;
+
+	root = length ? json_loadb(text, length, 0, NULL) : NULL;
+	if (root && json_unpack(root, "{s:i}", "format", &format) == 0 && format > FORMAT) {
+		json_decref(root);
+		return bm_fail(error, BM_E_RECORD,
+		               "%s: written by a newer version (format %d, this one knows %d)", path, format,
+		               FORMAT);
+	}
+	if (!root || json_unpack(root, "{s:I s:s s:s s:s s:I s?o}", "generation", &generation, "name",
+	                         &name, "disk", &disk, "uri", &uri, "size", &size, "job", &job)) {
+		json_decref(root);
+		return bm_fail(error, BM_E_RECORD,
+		               "%s: damaged (its checksum or content is wrong); it says which image is the "
+		               "truth, so restore it from a backup, or, when you know the right image, "
+		               "move it away and serve that image anew",
+		               path);
+	}
+	record->generation = (uint64_t)generation;
+	record->size = (uint64_t)size;
+	record->name = strdup(name);
+	record->disk = strdup(disk);
+	record->uri = strdup(uri);
+	record->job = json_is_object(job) ? json_incref(job) : NULL;
+	json_decref(root);
+	if (!record->name || !record->disk || !record->uri) {
+		bm_record_clear(record);
+		return bm_fail_errno(error, ENOMEM, "%s", path);
+	}
+	return 0;
+}
+
+int bm_record_read(const char *folder, struct bm_record *record, struct bm_error *error)
+{
+	bm_free char *path = path_of(folder, NULL), *text = NULL;
+	int r;
+
+	memset(record, 0, sizeof(*record));
+	r = path ? bm_read_text(path, LARGEST, &text) : -ENOMEM;
+	if (r == -ENOENT)
+		return r;
+	if (r < 0)
+		return bm_fail_errno(error, r, "cannot read %s", path ? path : folder);
+	return parse(path, text, record, error);
+}
+
+static char *format(const struct bm_record *record)
+{
+	json_t *root = json_pack("{s:i s:I s:s s:s s:s s:I s:O*}", "format", FORMAT, "generation",
+	                         (json_int_t)record->generation, "name", record->name, "disk",
+	                         record->disk, "uri", record->uri, "size", (json_int_t)record->size,
+	                         "job", record->job);
+	bm_free char *line = root ? json_dumps(root, JSON_COMPACT) : NULL;
+	char *text = NULL;
+
+	json_decref(root);
+	if (!line || asprintf(&text, "%s\nxxh64 %016" PRIx64 "\n", line,
+	                      XXH64(line, strlen(line), FORMAT)) < 0)
+		return NULL;
+	return text;
+}
+
+int bm_record_prepare(const char *folder, const char *which, const struct bm_record *record,
+                      struct bm_error *error)
+{
+	bm_free char *path = path_of(folder, which), *text = format(record);
+	int r = path && text ? bm_write_durably(path, text, strlen(text)) : -ENOMEM;
+
+	return r < 0 ? bm_fail_errno(error, r, "cannot write %s", path ? path : folder) : 0;
+}
+
+int bm_record_commit(const char *folder, const char *which, struct bm_error *error)
+{
+	bm_free char *from = path_of(folder, which), *to = path_of(folder, NULL);
+	int r = from && to ? bm_rename_durably(from, to) : -ENOMEM;
+
+	return r < 0 ? bm_fail_errno(error, r, "cannot replace %s", to ? to : folder) : 0;
+}
+
+int bm_record_write(const char *folder, const struct bm_record *record, struct bm_error *error)
+{
+	int r = bm_record_prepare(folder, "new", record, error);
+
+	return r < 0 ? r : bm_record_commit(folder, "new", error);
+}
+
+void bm_identity(char id[33])
+{
+	uint8_t random[16];
+
+	/* Sixteen bytes are never cut short (getrandom(2)). */
+	if (getrandom(random, sizeof(random), 0) != sizeof(random))
+		abort();
+	for (size_t i = 0; i < sizeof(random); i++)
+		snprintf(id + 2 * i, 3, "%02x", random[i]);
+}

@@ -1,0 +1,65 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The record: the durable statement of which image is the truth of a disk (docs/record.md). One
+ * small file, replaced whole by rename, with a generation that only grows. All functions block.
+ * One writer at a time: the disk process, which holds the folder's lock.
+ */
+#ifndef BM_BASE_RECORD_H
+#define BM_BASE_RECORD_H
+
+#include <jansson.h>
+#include <stdint.h>
+
+#include "blockmirror/error.h"
+
+struct bm_record {
+	uint64_t generation;
+	char *name;   /* of the disk */
+	char *disk;   /* its identity, 32 hex digits, for ever */
+	char *uri;    /* the authoritative image */
+	uint64_t size;
+	json_t *job;  /* the last job, as docs/record.md has it; NULL for none */
+};
+
+/* Frees what the record points to. */
+void bm_record_clear(struct bm_record *record);
+#define bm_record_auto __attribute__((cleanup(bm_record_clear)))
+
+/*
+ * Reads FOLDER/record. -ENOENT without touching error when there is none; BM_E_RECORD when it is
+ * damaged or of a newer format.
+ */
+int bm_record_read(const char *folder, struct bm_record *record, struct bm_error *error);
+
+/*
+ * Writes a record in two steps, so that the second one, which decides, can hardly fail: prepare
+ * writes and syncs FOLDER/record.WHICH, commit renames it to FOLDER/record and syncs the folder.
+ * When commit fails it is not known which record is there.
+ */
+int bm_record_prepare(const char *folder, const char *which, const struct bm_record *record,
+                      struct bm_error *error);
+int bm_record_commit(const char *folder, const char *which, struct bm_error *error);
+
+/* Both steps. */
+int bm_record_write(const char *folder, const struct bm_record *record, struct bm_error *error);
+
+/*
+ * Marks beside the data: what an image is to us, so that nobody serves an old copy by mistake. An
+ * extended attribute of the file (user.blockmirror), or, where there are none, PATH.blockmirror.
+ * For files only: block devices carry no mark.
+ */
+struct bm_mark {
+	char state[16];   /* "active", "retired", "incomplete"; "" for no mark */
+	char disk[40];    /* identity of the disk */
+	char folder[400]; /* of the record that owns it */
+	char where[400];  /* retired: where the disk went, redacted */
+};
+
+int bm_mark_read(const char *path, struct bm_mark *mark);
+int bm_mark_write(const char *path, const struct bm_mark *mark);
+int bm_mark_remove(const char *path);
+
+/* A new identity: 32 random hex digits and a zero byte. */
+void bm_identity(char id[33]);
+
+#endif

@@ -1,0 +1,335 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The serving side of the control protocol. A client that does not read what it is sent, or sends
+ * lines without end, is dropped.
+ */
+#include "blockmirror/base/rpc.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "blockmirror/base/cleanup.h"
+#include "blockmirror/base/list.h"
+#include "blockmirror/base/unix_socket.h"
+
+enum { LARGEST_LINE = 1 << 20, LARGEST_BACKLOG = 16 << 20, MOST_CLIENTS = 64, VERSION = 1 };
+
+struct client {
+	struct bm_watch watch;
+	struct bm_list link;
+	struct bm_rpc *rpc;
+	int fd; /* -1: gone, and only kept for its calls */
+	unsigned calls;
+	bool subscribed, eof;
+	void (*gone)(void *arg);
+	char *in, *out;
+	size_t in_used, in_room, out_used, out_room;
+};
+
+struct bm_rpc_call {
+	struct client *client;
+	json_t *id;
+};
+
+struct bm_rpc {
+	struct bm_loop *loop;
+	const struct bm_rpc_table *table;
+	void *arg;
+	struct bm_watch watch;
+	struct bm_unix_listener listener;
+	struct bm_list clients;
+	unsigned count;
+};
+
+static void free_client(struct client *c)
+{
+	free(c->in);
+	free(c->out);
+	free(c);
+}
+
+static void drop(struct client *c)
+{
+	void (*gone)(void *arg) = c->gone;
+	void *arg = c->rpc->arg;
+
+	if (c->fd < 0)
+		return;
+	bm_watch_set(c->rpc->loop, &c->watch, c->fd, 0);
+	close(c->fd);
+	c->fd = -1;
+	c->rpc->count--;
+	bm_list_remove(&c->link);
+	if (!c->calls)
+		free_client(c);
+	if (gone)
+		gone(arg);
+}
+
+static int make_room(char **data, size_t *room, size_t wanted, size_t most)
+{
+	size_t size = *room ? *room : 4096;
+	char *bigger;
+
+	while (size < wanted)
+		size *= 2;
+	if (size == *room)
+		return 0;
+	if (size > most)
+		return -EMSGSIZE;
+	bigger = realloc(*data, size);
+	if (!bigger)
+		return -ENOMEM;
+	*data = bigger;
+	*room = size;
+	return 0;
+}
+
+/* Sends what can be sent now. false: the client is gone. */
+static bool push(struct client *c)
+{
+	while (c->out_used) {
+		ssize_t n = send(c->fd, c->out, c->out_used, MSG_NOSIGNAL | MSG_DONTWAIT);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0 && errno != EAGAIN) {
+			drop(c);
+			return false;
+		}
+		if (n < 0)
+			break;
+		c->out_used -= (size_t)n;
+		memmove(c->out, c->out + n, c->out_used);
+	}
+	bm_watch_set(c->rpc->loop, &c->watch, c->fd,
+	             (c->eof ? 0u : (unsigned)EPOLLIN) | (c->out_used ? (unsigned)EPOLLOUT : 0u));
+	return true;
+}
+
+static void send_object(struct client *c, json_t *object)
+{
+	bm_free char *line = object ? json_dumps(object, JSON_COMPACT) : NULL;
+	size_t length = line ? strlen(line) : 0;
+
+	json_decref(object);
+	if (c->fd < 0)
+		return;
+	if (!line || make_room(&c->out, &c->out_room, c->out_used + length + 1, LARGEST_BACKLOG)) {
+		drop(c);
+		return;
+	}
+	memcpy(c->out + c->out_used, line, length);
+	c->out[c->out_used + length] = '\n';
+	c->out_used += length + 1;
+	push(c);
+}
+
+static void end_call(struct bm_rpc_call *call)
+{
+	struct client *c = call->client;
+
+	c->calls--;
+	json_decref(call->id);
+	free(call);
+	if (c->fd < 0 && !c->calls)
+		free_client(c);
+	else if (c->eof && !c->calls)
+		drop(c);
+}
+
+void bm_rpc_reply(struct bm_rpc_call *call, json_t *result)
+{
+	if (!result)
+		result = json_object();
+	json_object_set_new(result, "v", json_integer(VERSION));
+	send_object(call->client, json_pack("{s:s s:O s:o}", "jsonrpc", "2.0", "id", call->id, "result",
+	                                    result));
+	end_call(call);
+}
+
+/* -32000: the range of JSON-RPC 2.0, section 5.1, for errors of the implementation. */
+void bm_rpc_fail(struct bm_rpc_call *call, const struct bm_error *error)
+{
+	json_t *failure = json_pack("{s:i s:s s:{s:s s:i}}", "code", -32000, "message", error->text, "data",
+	                            "code", bm_code_name(error->code), "v", VERSION);
+
+	send_object(call->client, json_pack("{s:s s:O s:o}", "jsonrpc", "2.0", "id", call->id, "error",
+	                                    failure));
+	end_call(call);
+}
+
+void bm_rpc_subscribe(struct bm_rpc_call *call)
+{
+	call->client->subscribed = true;
+}
+
+void bm_rpc_notify(struct bm_rpc *rpc, const char *event, json_t *params)
+{
+	json_object_set_new(params, "v", json_integer(VERSION));
+	bm_list_each_safe(node, &rpc->clients) {
+		struct client *c = bm_container(node, struct client, link);
+
+		if (c->subscribed)
+			send_object(c, json_pack("{s:s s:s s:O}", "jsonrpc", "2.0", "method", event,
+			                         "params", params));
+	}
+	json_decref(params);
+}
+
+static void run_call(struct client *c, json_t *object)
+{
+	const char *method = json_string_value(json_object_get(object, "method"));
+	json_t *params = json_object_get(object, "params"), *id = json_object_get(object, "id");
+	struct bm_rpc_call *call = calloc(1, sizeof(*call));
+	const struct bm_rpc_table *entry = c->rpc->table;
+	struct bm_error error;
+
+	if (!call) {
+		drop(c);
+		return;
+	}
+	call->client = c;
+	call->id = id ? json_incref(id) : json_null();
+	c->calls++;
+	while (method && entry->name && strcmp(entry->name, method))
+		entry++;
+	if (!method || !entry->name) {
+		bm_fail(&error, BM_E_USAGE, "unknown method \"%s\"", method ? method : "");
+		bm_rpc_fail(call, &error);
+		return;
+	}
+	if (!json_is_object(params))
+		json_object_set_new(object, "params", params = json_object());
+	entry->method(c->rpc->arg, call, params);
+}
+
+/* Carries out the first line that is there whole; false when there is none, or nobody. */
+static bool run_line(struct client *c)
+{
+	char *newline = c->in_used ? memchr(c->in, '\n', c->in_used) : NULL;
+	size_t length;
+	json_t *object;
+
+	if (!newline)
+		return false;
+	length = (size_t)(newline - c->in);
+	object = json_loadb(c->in, length, 0, NULL);
+	c->in_used -= length + 1;
+	memmove(c->in, newline + 1, c->in_used);
+	if (!json_is_object(object)) {
+		json_decref(object);
+		drop(c);
+		return false;
+	}
+	run_call(c, object);
+	json_decref(object);
+	return true;
+}
+
+static void client_ready(struct bm_watch *watch, uint32_t events)
+{
+	struct client *c = bm_container(watch, struct client, watch);
+	ssize_t n;
+
+	c->calls++; /* keeps c while its calls run */
+	if (events & EPOLLOUT && !push(c))
+		goto out;
+	if (make_room(&c->in, &c->in_room, c->in_used + 4096, LARGEST_LINE)) {
+		drop(c);
+		goto out;
+	}
+	n = recv(c->fd, c->in + c->in_used, c->in_room - c->in_used, MSG_DONTWAIT);
+	if (n < 0 && (errno == EAGAIN || errno == EINTR))
+		goto out;
+	if (n > 0) {
+		c->in_used += (size_t)n;
+		while (c->fd >= 0 && run_line(c))
+			;
+	} else if (n < 0 || c->calls == 1 || events & EPOLLHUP) {
+		drop(c);
+	} else { /* it has closed its half; answers are still due */
+		c->eof = true;
+		push(c);
+	}
+out:
+	if (!--c->calls && c->fd < 0)
+		free_client(c);
+}
+
+int bm_rpc_serve_fd(struct bm_rpc *rpc, int fd, void (*gone)(void *arg))
+{
+	struct client *c = rpc->count < MOST_CLIENTS ? calloc(1, sizeof(*c)) : NULL;
+	int r;
+
+	if (!c)
+		return -ENOMEM;
+	c->rpc = rpc;
+	c->fd = fd;
+	c->gone = gone;
+	c->watch.run = client_ready;
+	r = bm_watch_set(rpc->loop, &c->watch, fd, EPOLLIN);
+	if (r < 0) {
+		free(c);
+		return r;
+	}
+	bm_list_append(&rpc->clients, &c->link);
+	rpc->count++;
+	return 0;
+}
+
+static void listener_ready(struct bm_watch *watch, uint32_t events)
+{
+	struct bm_rpc *rpc = bm_container(watch, struct bm_rpc, watch);
+	int fd = accept4(watch->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+
+	(void)events;
+	if (fd >= 0 && bm_rpc_serve_fd(rpc, fd, NULL) < 0)
+		close(fd);
+}
+
+int bm_rpc_listen(struct bm_rpc *rpc, const char *path, struct bm_error *error)
+{
+	int r = bm_unix_listen(&rpc->listener, path, error);
+
+	if (r < 0)
+		return r;
+	rpc->watch.run = listener_ready;
+	r = bm_watch_set(rpc->loop, &rpc->watch, rpc->listener.fd, EPOLLIN);
+	return r < 0 ? bm_fail_errno(error, r, "cannot listen on %s", path) : 0;
+}
+
+int bm_rpc_new(struct bm_loop *loop, const struct bm_rpc_table *table, void *arg, struct bm_rpc **out)
+{
+	struct bm_rpc *rpc = calloc(1, sizeof(*rpc));
+
+	if (!rpc)
+		return -ENOMEM;
+	rpc->loop = loop;
+	rpc->table = table;
+	rpc->arg = arg;
+	bm_list_init(&rpc->clients);
+	*out = rpc;
+	return 0;
+}
+
+void bm_rpc_free(struct bm_rpc *rpc)
+{
+	if (!rpc)
+		return;
+	bm_list_each_safe(node, &rpc->clients) {
+		struct client *c = bm_container(node, struct client, link);
+
+		c->gone = NULL;
+		drop(c);
+	}
+	if (rpc->watch.events)
+		bm_watch_set(rpc->loop, &rpc->watch, rpc->listener.fd, 0);
+	bm_unix_close(&rpc->listener);
+	free(rpc);
+}

@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The serving side of the control protocol: JSON-RPC 2.0, one object a line, on the loop. Every
+ * answer and event bears "v": 1. Clients are few and trusted (the socket's mode is 0660), so
+ * memory is allocated as it comes, within limits. Loop thread only.
+ */
+#ifndef BM_BASE_RPC_H
+#define BM_BASE_RPC_H
+
+#include <jansson.h>
+#include <stdbool.h>
+
+#include "blockmirror/error.h"
+#include "blockmirror/loop.h"
+
+struct bm_rpc;      /* a server */
+struct bm_rpc_call; /* a call that waits for its answer */
+
+/*
+ * Answers call by exactly one of bm_rpc_reply() and bm_rpc_fail(), now or later. params is never
+ * NULL and valid until the method returns.
+ */
+typedef void bm_rpc_method(void *arg, struct bm_rpc_call *call, json_t *params);
+
+struct bm_rpc_table {
+	const char *name; /* NULL ends the table */
+	bm_rpc_method *method;
+};
+
+int bm_rpc_new(struct bm_loop *loop, const struct bm_rpc_table *table, void *arg, struct bm_rpc **rpc);
+
+/* Drops all clients. Calls without an answer must be answered before. NULL is allowed. */
+void bm_rpc_free(struct bm_rpc *rpc);
+
+/* Listens on a unix socket; a socket that nobody listens on any more is replaced. */
+int bm_rpc_listen(struct bm_rpc *rpc, const char *path, struct bm_error *error);
+
+/* Serves one connected socket; gone() is called when it ends (NULL is allowed). */
+int bm_rpc_serve_fd(struct bm_rpc *rpc, int fd, void (*gone)(void *arg));
+
+/* Takes result over; NULL means {}. */
+void bm_rpc_reply(struct bm_rpc_call *call, json_t *result);
+void bm_rpc_fail(struct bm_rpc_call *call, const struct bm_error *error);
+
+/* From now on the client of call gets events. */
+void bm_rpc_subscribe(struct bm_rpc_call *call);
+
+/* Sends an event to all who subscribed; takes params over. */
+void bm_rpc_notify(struct bm_rpc *rpc, const char *event, json_t *params);
+
+#endif

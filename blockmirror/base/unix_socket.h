@@ -1,0 +1,26 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Listening on unix sockets. Any thread. */
+#ifndef BM_BASE_UNIX_SOCKET_H
+#define BM_BASE_UNIX_SOCKET_H
+
+#include <sys/types.h>
+
+#include "blockmirror/error.h"
+
+struct bm_unix_listener {
+	int fd; /* stream, listening, non-blocking, close-on-exec */
+	char *path;
+	dev_t dev;
+	ino_t ino;
+};
+
+/*
+ * Listens on path, mode 0660. A socket that a dead server left there is replaced; one that
+ * somebody listens on is BM_E_BUSY, what is no socket is BM_E_EXISTS.
+ */
+int bm_unix_listen(struct bm_unix_listener *listener, const char *path, struct bm_error *error);
+
+/* Closes it, and removes the path unless another socket has taken its place. */
+void bm_unix_close(struct bm_unix_listener *listener);
+
+#endif

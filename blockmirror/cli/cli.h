@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The command line: a table of commands, one file per command (or family). It speaks the control
+ * protocol and links no engine.
+ */
+#ifndef BM_CLI_CLI_H
+#define BM_CLI_CLI_H
+
+#include <getopt.h>
+#include <jansson.h>
+#include <stdint.h>
+
+#include "blockmirror/client.h"
+
+enum progress_style { PROGRESS_AUTO, PROGRESS_BAR, PROGRESS_PLAIN, PROGRESS_JSON, PROGRESS_NONE };
+
+struct cli {
+	const char *run_dir, *state_dir;
+	bool json;
+	enum progress_style progress;
+	const struct command *command;
+};
+
+struct command {
+	const char *name;
+	const char *synopsis; /* arguments and options */
+	const char *summary;  /* one line */
+	const char *help;     /* what more there is to say, or NULL */
+	int (*run)(struct cli *cli, int argc, char **argv);
+};
+
+extern const struct command commands[]; /* ends with name NULL */
+
+int cmd_serve(struct cli *cli, int argc, char **argv);
+int cmd_list(struct cli *cli, int argc, char **argv);
+int cmd_show(struct cli *cli, int argc, char **argv);
+int cmd_stop(struct cli *cli, int argc, char **argv);
+int cmd_relocate(struct cli *cli, int argc, char **argv);
+int cmd_switch(struct cli *cli, int argc, char **argv);
+int cmd_copy(struct cli *cli, int argc, char **argv);
+int cmd_verify(struct cli *cli, int argc, char **argv);
+int cmd_job(struct cli *cli, int argc, char **argv);
+int cmd_events(struct cli *cli, int argc, char **argv);
+
+/*
+ * getopt for a command: the options that all commands have are dealt with here; own options
+ * (values ≥ 256, none needed: NULL) go to take(), which returns 0 or an exit code. Arguments end
+ * up at argv[optind]. Returns 0, an exit code, or -1 when help was printed.
+ */
+int cli_options(struct cli *cli, int argc, char **argv, const struct option *own,
+                int (*take)(int option, const char *value, void *arg), void *arg);
+
+/* The number of arguments must be in [least, most]; prints usage and returns 2 when not. */
+int cli_arguments(const struct cli *cli, int argc, int least, int most);
+
+/* Prints the error as the user wants it (one line, or JSON), returns the exit code. */
+int cli_fail(const struct cli *cli, const struct bm_error *error);
+
+/* What "usage" means: an error of the user's, with the way to the help. Returns 2. */
+int cli_usage(const struct cli *cli, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* Prints a value and a newline; takes it over. */
+void cli_print_json(json_t *value);
+
+/* RUN/disks/NAME.sock, malloc()ed. */
+char *cli_socket(const struct cli *cli, const char *name);
+
+int cli_connect(const struct cli *cli, const char *name, struct bm_client **client,
+                struct bm_error *error);
+
+/* Whether name is the name of a disk that is served now. */
+bool cli_is_served(const struct cli *cli, const char *name);
+
+/* Calls show for each disk in RUN; a disk that does not answer has {"name", "state": "not running"}. */
+json_t *cli_all_disks(const struct cli *cli);
+
+/* Starts blockmirror-disk. With output: its stdout, to be read. Returns its pid or -errno. */
+int cli_spawn(char *const argv[], int *output, const char *log, const int *keep_fd);
+
+/*
+ * A transient blockmirror-disk --one-off, and a client connected to it. It ends with the client.
+ */
+int cli_one_off(struct bm_client **client, struct bm_error *error);
+
+/* Sizes, rates and guest latency as options have them; exit code 2 with a message, or 0. */
+int cli_size(const struct cli *cli, const char *option, const char *value, uint64_t *bytes);
+int cli_latency(const struct cli *cli, const char *value, json_t **latency);
+
+/* Convenience for answers: 0 and "" when absent. */
+uint64_t cli_number(const json_t *object, const char *key);
+const char *cli_text(const json_t *object, const char *key);
+
+/*
+ * Follows a job until it has ended (or is in sync, when stop_in_sync), showing progress. SIGINT
+ * leaves the job alone, says so, and gives 130; with cancel_on_interrupt it cancels the job. job is
+ * its last state.
+ */
+int cli_follow(const struct cli *cli, struct bm_client *client, const char *id, bool stop_in_sync,
+               bool cancel_on_interrupt, json_t **job);
+
+/* The last lines about a job; returns the exit code. */
+int cli_job_ended(const struct cli *cli, const json_t *job);
+
+/* One line of progress as people read it, at most width columns. */
+void cli_progress_line(const json_t *job, bool bar, char *line, size_t width);
+
+#endif

@@ -1,0 +1,223 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Following a job: a bar on a terminal, a line a second elsewhere, and the last words. */
+#include <errno.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include "blockmirror/base/units.h"
+#include "blockmirror/cli/cli.h"
+
+enum { POLL_MS = 150, POLLS_PER_LINE = 7, LINE = 512, BAR_WIDTH = 20 };
+
+static volatile sig_atomic_t interrupted;
+
+static void on_interrupt(int number)
+{
+	(void)number;
+	interrupted = 1;
+}
+
+static double percent_of(const json_t *p)
+{
+	double total = (double)cli_number(p, "total");
+
+	return total > 0 ? (double)cli_number(p, "done") * 100 / total : 0;
+}
+
+static void put_bar(char *bar, double percent)
+{
+	int filled = (int)(percent * BAR_WIDTH / 100);
+
+	bar[0] = '[';
+	for (int i = 0; i < BAR_WIDTH; i++)
+		bar[1 + i] = i < filled ? '=' : i == filled ? '>' : ' ';
+	bar[BAR_WIDTH + 1] = ']';
+	bar[BAR_WIDTH + 2] = '\0';
+}
+
+__attribute__((format(printf, 4, 5))) static size_t add(char *line, size_t width, size_t used,
+                                                        const char *format, ...)
+{
+	va_list args;
+	int n;
+
+	va_start(args, format);
+	n = vsnprintf(line + used, width - used, format, args);
+	va_end(args);
+	return n < 0 || used + (size_t)n >= width ? width - 1 : used + (size_t)n;
+}
+
+void cli_progress_line(const json_t *job, bool bar, char *line, size_t width)
+{
+	const json_t *p = json_object_get(job, "progress");
+	char text[BM_UNITS_TEXT], other[BM_UNITS_TEXT], drawn[BAR_WIDTH + 3] = "";
+	const char *target = cli_text(p, "target"), *limiter = cli_text(p, "limiter");
+	double percent = percent_of(p);
+	size_t used = 0;
+
+	if (bar)
+		put_bar(drawn, percent);
+	used = add(line, width, used, "%s%s%s %5.1f %%", cli_text(job, "phase"), bar ? " " : "", drawn,
+	           percent);
+	used = add(line, width, used, ", %s dirty", bm_format_size(text, cli_number(p, "dirty")));
+	used = add(line, width, used, ", %s/s", bm_format_size(text, cli_number(p, "rate")));
+	if (cli_number(p, "guest_p99"))
+		used = add(line, width, used, ", guest p99 %s (before %s)",
+		           bm_format_duration(text, cli_number(p, "guest_p99")),
+		           cli_number(p, "guest_p99_before")
+		                   ? bm_format_duration(other, cli_number(p, "guest_p99_before"))
+		                   : "?");
+	if (!strcmp(target, "target-lost") || !strcmp(target, "target-full") || !strcmp(target, "paused"))
+		used = add(line, width, used, ", %s", target);
+	else if (*limiter)
+		used = add(line, width, used, ", limit: %s", limiter);
+	if (json_is_integer(json_object_get(p, "left_ns")) && cli_number(p, "dirty"))
+		add(line, width, used, ", %s left", bm_format_duration(text, cli_number(p, "left_ns")));
+}
+
+static size_t columns(void)
+{
+	struct winsize size;
+
+	return ioctl(STDERR_FILENO, TIOCGWINSZ, &size) < 0 || !size.ws_col ? 80 : size.ws_col;
+}
+
+static enum progress_style style_of(const struct cli *cli)
+{
+	if (cli->progress != PROGRESS_AUTO)
+		return cli->progress;
+	if (cli->json)
+		return PROGRESS_NONE;
+	return isatty(STDERR_FILENO) ? PROGRESS_BAR : PROGRESS_PLAIN;
+}
+
+/* Shows where the job is; n counts the calls, changed says that the phase is another one. */
+static void show(const struct cli *cli, const json_t *job, int n, bool changed)
+{
+	enum progress_style style = style_of(cli);
+	char line[LINE];
+	size_t width = columns() < LINE ? columns() : LINE;
+
+	if (style == PROGRESS_NONE || (style != PROGRESS_BAR && !changed && n % POLLS_PER_LINE))
+		return;
+	if (style == PROGRESS_JSON) {
+		json_dumpf(job, stderr, JSON_COMPACT);
+		fputc('\n', stderr);
+		return;
+	}
+	cli_progress_line(job, style == PROGRESS_BAR, line, style == PROGRESS_BAR ? width : sizeof(line));
+	if (style == PROGRESS_BAR)
+		fprintf(stderr, "\r%s\033[K", line);
+	else
+		fprintf(stderr, "%s\n", line);
+}
+
+static void end_bar(const struct cli *cli)
+{
+	if (style_of(cli) == PROGRESS_BAR)
+		fputs("\r\033[K", stderr);
+}
+
+static json_t *number_of(const char *id)
+{
+	const char *dot = strrchr(id, '.');
+
+	return dot ? json_pack("{s:i}", "number", atoi(dot + 1)) : json_object();
+}
+
+static int interrupt(const struct cli *cli, struct bm_client *client, const char *id, bool cancel,
+                     json_t **job)
+{
+	struct bm_error error;
+
+	end_bar(cli);
+	if (cancel) {
+		fputs("blockmirror: interrupted, cancelling\n", stderr);
+		if (bm_client_call(client, "job.cancel", number_of(id), job, &error) < 0)
+			cli_fail(cli, &error);
+	} else {
+		fprintf(stderr,
+		        "blockmirror: job %s goes on; 'blockmirror job wait %s' waits for it, "
+		        "'blockmirror job cancel %s' stops it\n",
+		        id, id, id);
+	}
+	return 130;
+}
+
+static bool over(const json_t *job, bool stop_in_sync)
+{
+	const char *phase = cli_text(job, "phase");
+
+	return !strcmp(phase, "ended") || (stop_in_sync && !strcmp(phase, "in-sync"));
+}
+
+int cli_follow(const struct cli *cli, struct bm_client *client, const char *id, bool stop_in_sync,
+               bool cancel_on_interrupt, json_t **job)
+{
+	struct sigaction action = {.sa_handler = on_interrupt};
+	struct bm_error error;
+	char phase[32] = "";
+	json_t *now = NULL;
+
+	sigaction(SIGINT, &action, NULL);
+	for (int n = 0;; n++) {
+		if (interrupted)
+			return interrupt(cli, client, id, cancel_on_interrupt, job);
+		if (bm_client_call(client, "job.show", number_of(id), &now, &error) < 0) {
+			end_bar(cli);
+			return cli_fail(cli, &error);
+		}
+		if (over(now, stop_in_sync))
+			break;
+		show(cli, now, n, strcmp(phase, cli_text(now, "phase")) != 0);
+		snprintf(phase, sizeof(phase), "%s", cli_text(now, "phase"));
+		json_decref(now);
+		poll(NULL, 0, POLL_MS);
+	}
+	end_bar(cli);
+	*job = now;
+	return 0;
+}
+
+static void print_summary(const json_t *job)
+{
+	const json_t *p = json_object_get(job, "progress");
+	char copied[BM_UNITS_TEXT], zero[BM_UNITS_TEXT], took[BM_UNITS_TEXT], stall[BM_UNITS_TEXT];
+
+	printf("%s: %s copied, %s skipped as zero, %" PRIu64 " writes mirrored, %s", cli_text(job, "id"),
+	       bm_format_size(copied, cli_number(p, "copied_bytes")),
+	       bm_format_size(zero, cli_number(p, "zero_bytes")), cli_number(p, "mirrored_writes"),
+	       bm_format_duration(took, cli_number(job, "took_ns")));
+	if (!strcmp(cli_text(job, "kind"), "copy"))
+		printf("; the copy is %s\n", cli_text(job, "target"));
+	else
+		printf("; longest guest stall at the switch %s; the disk is on %s\n",
+		       bm_format_duration(stall, cli_number(job, "longest_stall")),
+		       cli_text(job, "target"));
+}
+
+int cli_job_ended(const struct cli *cli, const json_t *job)
+{
+	const json_t *failure = json_object_get(job, "error");
+	struct bm_error error = {0};
+
+	if (failure) {
+		error.code = bm_code_by_name(cli_text(failure, "code"));
+		snprintf(error.text, sizeof(error.text), "job %s: %s", cli_text(job, "id"),
+		         cli_text(failure, "message"));
+	}
+	if (cli->json)
+		cli_print_json(json_incref((json_t *)job));
+	else if (failure)
+		cli_fail(cli, &error);
+	else
+		print_summary(job);
+	return failure ? 1 : 0; /* a job that failed, whatever for */
+}

@@ -1,0 +1,182 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* relocate, switch, copy */
+#include <stdio.h>
+#include <string.h>
+
+#include "blockmirror/base/cleanup.h"
+#include "blockmirror/base/uri.h"
+#include "blockmirror/cli/cli.h"
+
+enum { OPT_RATE = 256, OPT_LATENCY, OPT_SWITCH, OPT_OVERWRITE, OPT_DELETE, OPT_DETACH };
+
+struct request {
+	const struct cli *cli;
+	json_t *params;
+	bool detach, manual;
+};
+
+static void set(struct request *q, const char *key, json_t *value)
+{
+	json_object_set_new(q->params, key, value);
+}
+
+static int take(int option, const char *value, void *arg)
+{
+	struct request *q = arg;
+	uint64_t bytes = 0;
+	json_t *latency = NULL;
+	int r = 0;
+
+	switch (option) {
+	case OPT_RATE:
+		r = cli_size(q->cli, "--rate", value, &bytes);
+		set(q, "rate", json_integer((json_int_t)bytes));
+		break;
+	case OPT_LATENCY:
+		r = cli_latency(q->cli, value, &latency);
+		if (!r)
+			set(q, "guest_latency", latency);
+		break;
+	case OPT_SWITCH:
+		q->manual = !strcmp(value, "manual");
+		if (!q->manual && strcmp(value, "auto"))
+			r = cli_usage(q->cli, "--switch %s: auto or manual is wanted", value);
+		set(q, "manual", json_boolean(q->manual));
+		break;
+	case OPT_OVERWRITE:
+		set(q, "overwrite", json_true());
+		break;
+	case OPT_DELETE:
+		set(q, "delete_source", json_true());
+		break;
+	case OPT_DETACH:
+		q->detach = true;
+		break;
+	}
+	return r;
+}
+
+/* Calls method, then follows the job that it began; takes q->params over. */
+static int begin(struct request *q, struct bm_client *client, const char *method, bool cancel_on_interrupt)
+{
+	const struct cli *cli = q->cli;
+	bm_free char *id = NULL;
+	struct bm_error error;
+	json_t *job = NULL;
+	int r = bm_client_call(client, method, bm_steal(q->params), &job, &error);
+
+	if (r < 0)
+		return cli_fail(cli, &error);
+	id = strdup(cli_text(job, "id"));
+	if (q->detach) {
+		if (cli->json)
+			cli_print_json(json_incref(job));
+		else
+			puts(id);
+	}
+	json_decref(job);
+	if (q->detach)
+		return 0;
+	job = NULL;
+	r = cli_follow(cli, client, id, q->manual, cancel_on_interrupt, &job);
+	if (!r && !strcmp(cli_text(job, "phase"), "ended"))
+		r = cli_job_ended(cli, job);
+	else if (!r && cli->json)
+		cli_print_json(json_incref(job));
+	else if (!r)
+		printf("%s: in sync; 'blockmirror switch %.*s' switches over\n", id,
+		       (int)strcspn(id, "."), id);
+	json_decref(job);
+	return r;
+}
+
+/* A path is meant from here, not from where the disk process is; a folder stays one. */
+static int set_path(struct request *q, const char *key, const char *text)
+{
+	bm_free char *uri = bm_uri_canonical(text);
+	size_t n = strlen(text);
+
+	/* "new/" names a folder that does not exist: that is said by who finds out. */
+	set(q, key, json_string(uri && (!n || text[n - 1] != '/') ? uri : text));
+	return 0;
+}
+
+int cmd_relocate(struct cli *cli, int argc, char **argv)
+{
+	static const struct option own[] = {
+		{"rate", required_argument, NULL, OPT_RATE},
+		{"guest-latency", required_argument, NULL, OPT_LATENCY},
+		{"switch", required_argument, NULL, OPT_SWITCH},
+		{"overwrite", no_argument, NULL, OPT_OVERWRITE},
+		{"delete-source", no_argument, NULL, OPT_DELETE},
+		{"detach", no_argument, NULL, OPT_DETACH},
+		{0},
+	};
+	struct request q = {.cli = cli, .params = json_object()};
+	struct bm_client *client = NULL;
+	struct bm_error error;
+	int r = cli_options(cli, argc, argv, own, take, &q);
+
+	if (!r)
+		r = cli_arguments(cli, argc, 2, 2);
+	if (!r && cli_connect(cli, argv[optind], &client, &error) < 0)
+		r = cli_fail(cli, &error);
+	if (!r) {
+		set_path(&q, "target", argv[optind + 1]);
+		r = begin(&q, client, "relocate", false);
+	}
+	bm_client_close(client);
+	json_decref(q.params);
+	return r < 0 ? 0 : r;
+}
+
+int cmd_switch(struct cli *cli, int argc, char **argv)
+{
+	struct bm_client *client = NULL;
+	struct bm_error error;
+	json_t *job = NULL;
+	int r = cli_options(cli, argc, argv, NULL, NULL, NULL);
+
+	if (!r)
+		r = cli_arguments(cli, argc, 1, 1);
+	if (r)
+		return r < 0 ? 0 : r;
+	if (cli_connect(cli, argv[optind], &client, &error) < 0 ||
+	    bm_client_call(client, "switch", NULL, &job, &error) < 0)
+		r = cli_fail(cli, &error);
+	else
+		r = cli_job_ended(cli, job);
+	json_decref(job);
+	bm_client_close(client);
+	return r;
+}
+
+int cmd_copy(struct cli *cli, int argc, char **argv)
+{
+	static const struct option own[] = {{"rate", required_argument, NULL, OPT_RATE},
+	                                    {"overwrite", no_argument, NULL, OPT_OVERWRITE},
+	                                    {0}};
+	struct request q = {.cli = cli, .params = json_object()};
+	struct bm_client *client = NULL;
+	struct bm_error error;
+	bool served;
+	int r = cli_options(cli, argc, argv, own, take, &q);
+
+	if (!r)
+		r = cli_arguments(cli, argc, 2, 2);
+	if (!r) {
+		served = cli_is_served(cli, argv[optind]);
+		if (served ? cli_connect(cli, argv[optind], &client, &error) < 0
+		           : cli_one_off(&client, &error) < 0)
+			r = cli_fail(cli, &error);
+	}
+	if (!r) {
+		if (!served)
+			set_path(&q, "source", argv[optind]);
+		set_path(&q, "target", argv[optind + 1]);
+		r = begin(&q, client, "copy", true);
+	}
+	bm_client_close(client);
+	json_decref(q.params);
+	return r < 0 ? 0 : r;
+}

@@ -1,0 +1,178 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* serve: starts a blockmirror-disk that outlives this command, and says how to use it. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "blockmirror/base/cleanup.h"
+#include "blockmirror/base/file_util.h"
+#include "blockmirror/base/uri.h"
+#include "blockmirror/cli/cli.h"
+
+enum { OPT_CREATE = 256, LOG_LIMIT = 1 << 20 };
+
+struct serve {
+	const struct cli *cli;
+	const char *create;
+};
+
+static int take(int option, const char *value, void *arg)
+{
+	struct serve *s = arg;
+	uint64_t bytes;
+
+	(void)option;
+	s->create = value;
+	return cli_size(s->cli, "--create", value, &bytes);
+}
+
+/* The process wrote why it ended as its last line: that is our error, too. */
+static int tell_failure(const struct cli *cli, const char *log, int status)
+{
+	struct bm_error error = {.code = BM_E_INTERNAL};
+	bm_free char *text = NULL;
+	char *line, *end, *colon;
+
+	snprintf(error.text, sizeof(error.text), "blockmirror-disk did not start (its log is %s)", log);
+	if (!bm_read_text(log, LOG_LIMIT, &text)) {
+		end = text + strlen(text);
+		while (end > text && end[-1] == '\n')
+			*--end = '\0';
+		line = strrchr(text, '\n');
+		line = line ? line + 1 : text;
+		colon = strncmp(line, "blockmirror-disk: E_", 20) ? NULL : strstr(line + 18, ": ");
+		if (colon) {
+			*colon = '\0';
+			error.code = bm_code_by_name(line + 18);
+			snprintf(error.text, sizeof(error.text), "%s", colon + 2);
+		}
+	}
+	cli_fail(cli, &error);
+	return WIFEXITED(status) && WEXITSTATUS(status) ? WEXITSTATUS(status) : 1;
+}
+
+static void print_use(const struct cli *cli, const char *name, const char *uri)
+{
+	const char *socket = strstr(uri, "socket=");
+
+	socket = socket ? socket + 7 : "";
+	printf("disk %s is served at %s\n"
+	       "QEMU:    -blockdev driver=nbd,node-name=%s,server.type=unix,server.path=%s,export=%s,"
+	       "reconnect-delay=30,discard=unmap\n"
+	       "libvirt: <disk type='network' device='disk'><driver name='qemu' type='raw' "
+	       "discard='unmap'/><source protocol='nbd' name='%s'><host transport='unix' "
+	       "socket='%s'/></source><target dev='vda' bus='virtio'/></disk>\n",
+	       name, uri, name, socket, name, name, socket);
+	(void)cli;
+}
+
+static int show_json(const struct cli *cli, const char *name)
+{
+	struct bm_error error;
+	struct bm_client *client;
+	json_t *disk = NULL;
+	int r = cli_connect(cli, name, &client, &error);
+
+	if (!r) {
+		r = bm_client_call(client, "show", NULL, &disk, &error);
+		bm_client_close(client);
+	}
+	if (r < 0)
+		return cli_fail(cli, &error);
+	cli_print_json(disk);
+	return 0;
+}
+
+/* Waits for "ready URI", or for the end. */
+static int wait_ready(const struct cli *cli, int pid, int output, const char *name, const char *log)
+{
+	char line[4096];
+	FILE *f = fdopen(output, "r");
+	bool ready = f && fgets(line, sizeof(line), f) && !strncmp(line, "ready ", 6);
+	int status = 0;
+
+	if (f)
+		fclose(f);
+	if (!ready) {
+		waitpid(pid, &status, 0);
+		return tell_failure(cli, log, status);
+	}
+	line[strcspn(line, "\n")] = '\0';
+	if (cli->json)
+		return show_json(cli, name);
+	print_use(cli, name, line + 6);
+	return 0;
+}
+
+/* It shall not depend on this command's working directory. */
+static int absolute_folder(const char *folder, char **absolute, struct bm_error *error)
+{
+	int r = bm_make_folders(folder);
+
+	*absolute = r < 0 ? NULL : realpath(folder, NULL);
+	return *absolute ? 0 : bm_fail_errno(error, r < 0 ? r : errno, "cannot create %s", folder);
+}
+
+static int start(const struct cli *cli, const char *name, const char *image, const char *create)
+{
+	bm_free char *run = NULL, *state = NULL, *log = NULL, *disks = NULL, *uri = NULL;
+	struct bm_error error;
+	char *argv[12];
+	int n = 0, output = -1, r;
+
+	if (absolute_folder(cli->run_dir, &run, &error) < 0 ||
+	    absolute_folder(cli->state_dir, &state, &error) < 0)
+		return cli_fail(cli, &error);
+	uri = image ? bm_uri_canonical(image) : NULL;
+	if (asprintf(&disks, "%s/disks", run) < 0 || bm_make_folders(disks) < 0 ||
+	    asprintf(&log, "%s/%s.log", disks, name) < 0) {
+		bm_fail_errno(&error, errno, "cannot use %s", run);
+		return cli_fail(cli, &error);
+	}
+	argv[n++] = (char *)"blockmirror-disk";
+	argv[n++] = (char *)"--name";
+	argv[n++] = (char *)name;
+	argv[n++] = (char *)"--run-dir";
+	argv[n++] = run;
+	argv[n++] = (char *)"--state-dir";
+	argv[n++] = state;
+	if (create) {
+		argv[n++] = (char *)"--create";
+		argv[n++] = (char *)create;
+	}
+	if (image) /* what has no canonical form does not exist: the disk process tells so */
+		argv[n++] = uri ? uri : (char *)image;
+	argv[n] = NULL;
+	r = cli_spawn(argv, &output, log, NULL);
+	if (r < 0) {
+		bm_fail_errno(&error, r, "cannot start blockmirror-disk");
+		return cli_fail(cli, &error);
+	}
+	return wait_ready(cli, r, output, name, log);
+}
+
+int cmd_serve(struct cli *cli, int argc, char **argv)
+{
+	static const struct option own[] = {{"create", required_argument, NULL, OPT_CREATE}, {0}};
+	struct serve serve = {.cli = cli};
+	struct bm_error error;
+	const char *name;
+	int r = cli_options(cli, argc, argv, own, take, &serve);
+
+	if (!r)
+		r = cli_arguments(cli, argc, 1, 2);
+	if (r)
+		return r < 0 ? 0 : r;
+	name = argv[optind];
+	if (strchr(name, '/') || !*name)
+		return cli_usage(cli, "\"%s\": a disk's name has no slash", name);
+	if (cli_is_served(cli, name)) {
+		bm_fail(&error, BM_E_BUSY, "disk %s is served already", name);
+		return cli_fail(cli, &error);
+	}
+	return start(cli, name, argv[optind + 1], serve.create);
+}

@@ -1,0 +1,221 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* What the commands share: options, errors, connections. */
+#include <dirent.h>
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "blockmirror/base/cleanup.h"
+#include "blockmirror/base/units.h"
+#include "blockmirror/cli/cli.h"
+
+enum { OPT_RUN = 1, OPT_STATE, OPT_JSON, OPT_PROGRESS, OPT_HELP, MOST_OPTIONS = 24 };
+
+static const struct option common[] = {
+	{"run-dir", required_argument, NULL, OPT_RUN}, {"state-dir", required_argument, NULL, OPT_STATE},
+	{"json", no_argument, NULL, OPT_JSON},         {"progress", required_argument, NULL, OPT_PROGRESS},
+	{"help", no_argument, NULL, OPT_HELP},
+};
+enum { COMMON = sizeof(common) / sizeof(common[0]) };
+
+static void print_command_help(const struct command *c)
+{
+	printf("usage: blockmirror %s %s\n\n%s.\n", c->name, c->synopsis, c->summary);
+	if (c->help)
+		printf("\n%s", c->help);
+}
+
+static int set_progress(struct cli *cli, const char *value)
+{
+	static const char *const names[] = {"auto", "bar", "plain", "json", "none"};
+
+	for (int i = 0; i <= PROGRESS_NONE; i++)
+		if (!strcmp(names[i], value)) {
+			cli->progress = (enum progress_style)i;
+			return 0;
+		}
+	return cli_usage(cli, "--progress %s: auto, bar, plain, json or none is wanted", value);
+}
+
+static int take_common(struct cli *cli, int option)
+{
+	switch (option) {
+	case OPT_RUN:
+		cli->run_dir = optarg;
+		return 0;
+	case OPT_STATE:
+		cli->state_dir = optarg;
+		return 0;
+	case OPT_JSON:
+		cli->json = true;
+		return 0;
+	case OPT_PROGRESS:
+		return set_progress(cli, optarg);
+	case OPT_HELP:
+		if (cli->command)
+			print_command_help(cli->command);
+		return -1;
+	default:
+		return cli_usage(cli, "see above");
+	}
+}
+
+int cli_options(struct cli *cli, int argc, char **argv, const struct option *own,
+                int (*take)(int option, const char *value, void *arg), void *arg)
+{
+	struct option all[MOST_OPTIONS] = {0};
+	int n = COMMON, c, r = 0;
+
+	memcpy(all, common, sizeof(common));
+	for (; own && own->name && n < MOST_OPTIONS - 1; own++)
+		all[n++] = *own;
+	/* Before the command getopt stops at it ("+"); after it options may stand anywhere. */
+	while (!r && (c = getopt_long(argc, argv, cli->command ? "" : "+", all, NULL)) != -1)
+		r = c <= OPT_HELP || c == '?' ? take_common(cli, c) : take(c, optarg, arg);
+	return r;
+}
+
+int cli_arguments(const struct cli *cli, int argc, int least, int most)
+{
+	int n = argc - optind;
+
+	if (n < least || n > most)
+		return cli_usage(cli, "%s arguments", n < least ? "too few" : "too many");
+	return 0;
+}
+
+int cli_usage(const struct cli *cli, const char *format, ...)
+{
+	struct bm_error error = {.code = BM_E_USAGE};
+	va_list args;
+
+	va_start(args, format);
+	vsnprintf(error.text, sizeof(error.text), format, args);
+	va_end(args);
+	if (cli->json)
+		return cli_fail(cli, &error);
+	if (cli->command)
+		fprintf(stderr, "blockmirror %s: %s\nusage: blockmirror %s %s\n", cli->command->name,
+		        error.text, cli->command->name, cli->command->synopsis);
+	else
+		fprintf(stderr, "blockmirror: %s\nTry 'blockmirror --help'.\n", error.text);
+	return 2;
+}
+
+int cli_fail(const struct cli *cli, const struct bm_error *error)
+{
+	if (cli->json)
+		cli_print_json(json_pack("{s:i s:{s:s s:s}}", "v", 1, "error", "code",
+		                         bm_code_name(error->code), "message", error->text));
+	else
+		fprintf(stderr, "blockmirror: %s: %s\n", bm_code_name(error->code), error->text);
+	return bm_code_exit(error->code);
+}
+
+void cli_print_json(json_t *value)
+{
+	json_dumpf(value, stdout, JSON_INDENT(2));
+	putchar('\n');
+	json_decref(value);
+}
+
+char *cli_socket(const struct cli *cli, const char *name)
+{
+	char *path;
+
+	return asprintf(&path, "%s/disks/%s.sock", cli->run_dir, name) < 0 ? NULL : path;
+}
+
+int cli_connect(const struct cli *cli, const char *name, struct bm_client **client, struct bm_error *error)
+{
+	bm_free char *path = cli_socket(cli, name);
+	int r;
+
+	if (!path)
+		return bm_fail_errno(error, ENOMEM, "%s", name);
+	if (strchr(name, '/'))
+		return bm_fail(error, BM_E_NOT_FOUND, "\"%s\" is not a disk's name", name);
+	r = bm_client_connect(path, client, error);
+	if (r == -ENOENT || r == -ECONNREFUSED || r == -ENOTDIR)
+		return bm_fail(error, BM_E_NOT_FOUND, "no disk \"%s\" is served (looked in %s/disks)", name,
+		               cli->run_dir);
+	return r;
+}
+
+bool cli_is_served(const struct cli *cli, const char *name)
+{
+	struct bm_client *client;
+
+	if (strchr(name, '/') || strchr(name, ':') || cli_connect(cli, name, &client, NULL) < 0)
+		return false;
+	bm_client_close(client);
+	return true;
+}
+
+static json_t *show_one(const struct cli *cli, const char *name)
+{
+	struct bm_client *client;
+	json_t *disk = NULL;
+
+	if (!cli_connect(cli, name, &client, NULL)) {
+		bm_client_call(client, "show", NULL, &disk, NULL);
+		bm_client_close(client);
+	}
+	return disk ? disk : json_pack("{s:s s:s}", "name", name, "state", "not running");
+}
+
+json_t *cli_all_disks(const struct cli *cli)
+{
+	bm_free char *folder = NULL;
+	struct dirent **entries = NULL;
+	json_t *list = json_array();
+	int n = -1;
+
+	if (asprintf(&folder, "%s/disks", cli->run_dir) >= 0)
+		n = scandir(folder, &entries, NULL, alphasort);
+	for (int i = 0; i < n; i++) {
+		char *name = entries[i]->d_name, *dot = strrchr(name, '.');
+
+		if (dot && !strcmp(dot, ".sock")) {
+			*dot = '\0';
+			json_array_append_new(list, show_one(cli, name));
+		}
+		free(entries[i]);
+	}
+	free(entries);
+	return list;
+}
+
+int cli_size(const struct cli *cli, const char *option, const char *value, uint64_t *bytes)
+{
+	if (!bm_parse_size(value, bytes))
+		return 0;
+	return cli_usage(cli, "%s %s: a size like 64M is wanted", option, value);
+}
+
+int cli_latency(const struct cli *cli, const char *value, json_t **latency)
+{
+	uint64_t ns;
+
+	if (!strcmp(value, "off") || !strcmp(value, "auto"))
+		*latency = json_string(value);
+	else if (!bm_parse_duration(value, &ns) && ns)
+		*latency = json_integer((json_int_t)ns);
+	else
+		return cli_usage(cli, "--guest-latency %s: milliseconds, auto or off is wanted", value);
+	return 0;
+}
+
+uint64_t cli_number(const json_t *object, const char *key)
+{
+	return (uint64_t)json_integer_value(json_object_get(object, key));
+}
+
+const char *cli_text(const json_t *object, const char *key)
+{
+	const char *text = json_string_value(json_object_get(object, key));
+
+	return text ? text : "";
+}

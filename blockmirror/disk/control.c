@@ -1,0 +1,299 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The control socket of a disk: docs/protocol.md, method by method. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "blockmirror/base/uri.h"
+#include "blockmirror/disk/job.h"
+
+static void fail(struct bm_rpc_call *call, enum bm_code code, const char *text)
+{
+	struct bm_error error;
+
+	bm_fail(&error, code, "%s", text);
+	bm_rpc_fail(call, &error);
+}
+
+static void method_show(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	(void)params;
+	bm_rpc_reply(call, report_disk(arg));
+}
+
+/* A limit: absent means unchanged. Latency is "off", "auto" or ns. */
+static bool read_limits(json_t *params, uint64_t *rate, uint64_t *latency)
+{
+	const json_t *r = json_object_get(params, "rate"), *l = json_object_get(params, "guest_latency");
+
+	if (json_is_integer(r) && json_integer_value(r) >= 0)
+		*rate = (uint64_t)json_integer_value(r);
+	else if (r)
+		return false;
+	if (json_is_string(l) && !strcmp(json_string_value(l), "off"))
+		*latency = BM_LATENCY_OFF;
+	else if (json_is_string(l) && !strcmp(json_string_value(l), "auto"))
+		*latency = BM_LATENCY_AUTO;
+	else if (json_is_integer(l) && json_integer_value(l) > 0)
+		*latency = (uint64_t)json_integer_value(l);
+	else if (l)
+		return false;
+	return true;
+}
+
+static void start_job(struct disk *d, enum job_kind kind, struct bm_rpc_call *call, json_t *params)
+{
+	struct job_options options = {.kind = kind};
+	const char *target = NULL;
+	int overwrite = 0, manual = 0, delete_source = 0;
+
+	if (json_unpack(params, "{s:s s?b s?b s?b}", "target", &target, "overwrite", &overwrite, "manual",
+	                &manual, "delete_source", &delete_source) ||
+	    !read_limits(params, &options.rate, &options.latency)) {
+		fail(call, BM_E_USAGE, "target (a string) is wanted, and limits as documented");
+		return;
+	}
+	if (d->stopping) {
+		fail(call, BM_E_BUSY, "the disk is being stopped");
+		return;
+	}
+	if (delete_source && !bm_uri_path(d->record.uri)) {
+		fail(call, BM_E_UNSUPPORTED, "only a source that is a file can be deleted");
+		return;
+	}
+	options.overwrite = overwrite;
+	options.manual = manual;
+	options.delete_source = delete_source;
+	options.target = strdup(target);
+	job_begin(d, &options, call);
+}
+
+static void method_relocate(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	start_job(arg, JOB_RELOCATE, call, params);
+}
+
+static void method_copy(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	start_job(arg, JOB_COPY, call, params);
+}
+
+static void wait_for(struct job *job, struct bm_rpc_call *call, bool for_sync)
+{
+	struct job_waiter *w = calloc(1, sizeof(*w));
+
+	if (!w) {
+		fail(call, BM_E_INTERNAL, "out of memory");
+		return;
+	}
+	w->call = call;
+	w->for_sync = for_sync;
+	bm_list_append(&job->waiters, &w->link);
+	job_tell_waiters(job);
+}
+
+static void method_switch(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	struct disk *d = arg;
+
+	(void)params;
+	if (!job_runs(d->job) || d->job->options.kind != JOB_RELOCATE) {
+		fail(call, BM_E_NOT_FOUND, "the disk is not being moved");
+		return;
+	}
+	job_event(d->job, EV_SWITCH);
+	wait_for(d->job, call, false);
+}
+
+static void method_stop(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	struct disk *d = arg;
+	struct bm_error error;
+	unsigned clients = nbd_server_clients(d->nbd, NULL, 0);
+
+	(void)params;
+	if (job_runs(d->job))
+		bm_fail(&error, BM_E_BUSY, "disk %s is being moved; cancel job %s.%u first, or wait for it",
+		        d->name, d->name, d->job->number);
+	else if (clients)
+		bm_fail(&error, BM_E_BUSY, "disk %s has %u client%s connected; disconnect %s first", d->name,
+		        clients, clients > 1 ? "s" : "", clients > 1 ? "them" : "it");
+	else {
+		bm_rpc_reply(call, NULL);
+		disk_stop(d);
+		return;
+	}
+	bm_rpc_fail(call, &error);
+}
+
+/* Jobs */
+
+static json_t *past_job(const struct disk *d, json_int_t number)
+{
+	size_t i;
+	json_t *job;
+
+	json_array_foreach (d->past, i, job)
+		if (json_integer_value(json_object_get(job, "number")) == number)
+			return job;
+	return NULL;
+}
+
+/* The running or last job, if it has that number; none given means that one. */
+static struct job *find_job(const struct disk *d, json_t *params)
+{
+	const json_t *number = json_object_get(params, "number");
+
+	if (!d->job || (number && json_integer_value(number) != d->job->number))
+		return NULL;
+	return d->job;
+}
+
+static void method_job_list(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	struct disk *d = arg;
+	json_t *list = json_copy(d->past);
+
+	(void)params;
+	if (job_runs(d->job))
+		json_array_append_new(list, report_job(d->job));
+	bm_rpc_reply(call, json_pack("{s:o}", "jobs", list));
+}
+
+/* For the calls that need a job: answers for one that is over or unknown, and returns NULL. */
+static struct job *want_running(struct disk *d, struct bm_rpc_call *call, json_t *params)
+{
+	struct job *job = find_job(d, params);
+	struct bm_error error;
+
+	if (job_runs(job))
+		return job;
+	if (job || past_job(d, json_integer_value(json_object_get(params, "number"))))
+		bm_fail(&error, BM_E_FINISHED, "the job has ended already");
+	else
+		bm_fail(&error, BM_E_NOT_FOUND, "disk %s has no such job", d->name);
+	bm_rpc_fail(call, &error);
+	return NULL;
+}
+
+static void reply_any(struct disk *d, struct bm_rpc_call *call, json_t *params, bool wait, bool for_sync)
+{
+	struct job *job = find_job(d, params);
+	json_t *past = past_job(d, json_integer_value(json_object_get(params, "number")));
+
+	if (job && wait)
+		wait_for(job, call, for_sync);
+	else if (job)
+		bm_rpc_reply(call, report_job(job));
+	else if (past)
+		bm_rpc_reply(call, json_copy(past));
+	else
+		fail(call, BM_E_NOT_FOUND, "the disk has no such job");
+}
+
+void control_job_show(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	reply_any(arg, call, params, false, false);
+}
+
+void control_job_wait(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	const char *what = json_string_value(json_object_get(params, "for"));
+
+	reply_any(arg, call, params, true, what && !strcmp(what, "in-sync"));
+}
+
+static void set_paused(struct disk *d, struct bm_rpc_call *call, json_t *params, bool paused)
+{
+	struct job *job = want_running(d, call, params);
+
+	if (!job)
+		return;
+	job->paused = paused;
+	if (job->phase >= PHASE_COPYING)
+		bm_mirror_pause(d->mirror, paused);
+	bm_rpc_reply(call, report_job(job));
+}
+
+static void method_job_pause(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	set_paused(arg, call, params, true);
+}
+
+static void method_job_resume(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	set_paused(arg, call, params, false);
+}
+
+void control_job_cancel(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	struct job *job = want_running(arg, call, params);
+
+	if (!job)
+		return;
+	if (job->switched) {
+		fail(call, BM_E_FINISHED, "too late: the disk is on its target already");
+		return;
+	}
+	job_stop(job, BM_E_CANCELLED, "cancelled");
+	wait_for(job, call, false);
+}
+
+static void method_job_set(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	struct disk *d = arg;
+	struct job *job = want_running(d, call, params);
+	uint64_t rate, latency;
+
+	if (!job)
+		return;
+	rate = job->options.rate;
+	latency = job->options.latency;
+	if (!read_limits(params, &rate, &latency)) {
+		fail(call, BM_E_USAGE, "rate (bytes/s) and guest_latency (ns, \"auto\", \"off\") can be set");
+		return;
+	}
+	job->options.rate = rate;
+	job->options.latency = latency;
+	if (job->phase >= PHASE_COPYING) {
+		bm_mirror_set_rate(d->mirror, rate);
+		bm_mirror_set_latency(d->mirror, latency);
+	}
+	bm_rpc_reply(call, report_job(job));
+}
+
+static void method_events(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	(void)arg;
+	(void)params;
+	bm_rpc_subscribe(call);
+	bm_rpc_reply(call, NULL);
+}
+
+static const struct bm_rpc_table methods[] = {
+	{"show", method_show},
+	{"relocate", method_relocate},
+	{"copy", method_copy},
+	{"switch", method_switch},
+	{"stop", method_stop},
+	{"job.list", method_job_list},
+	{"job.show", control_job_show},
+	{"job.wait", control_job_wait},
+	{"job.pause", method_job_pause},
+	{"job.resume", method_job_resume},
+	{"job.cancel", control_job_cancel},
+	{"job.set", method_job_set},
+	{"events", method_events},
+	{NULL, NULL},
+};
+
+int control_listen(struct disk *d, struct bm_error *error)
+{
+	int r = bm_rpc_new(d->loop, methods, d, &d->rpc);
+
+	if (r < 0)
+		return bm_fail_errno(error, r, "control socket");
+	return bm_rpc_listen(d->rpc, d->control_path, error);
+}

@@ -1,0 +1,288 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * A served disk: finds out which image is the truth, locks and opens it, and builds the stack
+ *
+ *	NBD server → order device → mirror → image
+ *
+ * A record, where there is one, decides which image that is; what the command line says is only
+ * believed by a disk that has none yet.
+ */
+#include "blockmirror/disk/disk.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "blockmirror/base/cleanup.h"
+#include "blockmirror/base/file_util.h"
+#include "blockmirror/base/log.h"
+#include "blockmirror/base/uri.h"
+#include "blockmirror/dev/open.h"
+#include "blockmirror/disk/job.h"
+
+enum {
+	ALIGN = 4096,  /* ranges are compared rounded out to this: the largest block there is */
+	OPENERS = 4,
+	NAME_MAX_LENGTH = 100,
+};
+
+static int check_name(const char *name, struct bm_error *error)
+{
+	size_t good = strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-");
+
+	if (!*name || name[good] || name[0] == '.' || strlen(name) > NAME_MAX_LENGTH)
+		return bm_fail(error, BM_E_USAGE,
+		               "\"%s\": a disk's name is 1 to %d letters, digits, and . _ - and does not "
+		               "begin with a dot",
+		               name, NAME_MAX_LENGTH);
+	return 0;
+}
+
+static int make_paths(struct disk *d, const struct disk_options *options, struct bm_error *error)
+{
+	bm_free char *state = NULL, *run = NULL, *disks = NULL;
+	int r;
+
+	if (asprintf(&disks, "%s/disks", options->run_dir) < 0 ||
+	    asprintf(&state, "%s/disks/%s", options->state_dir, options->name) < 0)
+		return bm_fail_errno(error, ENOMEM, "disk %s", options->name);
+	r = bm_make_folders(state);
+	if (r < 0)
+		return bm_fail_errno(error, r, "cannot create %s", state);
+	r = bm_make_folders(disks);
+	if (r < 0)
+		return bm_fail_errno(error, r, "cannot create %s", disks);
+	d->folder = realpath(state, NULL);
+	run = realpath(disks, NULL);
+	d->name = strdup(options->name);
+	if (!d->folder || !run || !d->name || asprintf(&d->nbd_path, "%s/%s.nbd", run, d->name) < 0 ||
+	    asprintf(&d->control_path, "%s/%s.sock", run, d->name) < 0 ||
+	    asprintf(&d->map_path, "%s/%s.map", run, d->name) < 0)
+		return bm_fail_errno(error, errno, "disk %s", options->name);
+	return 0;
+}
+
+/* One process per record. The lock goes with the process, however it ends. */
+static int lock_folder(struct disk *d, struct bm_error *error)
+{
+	d->folder_lock = open(d->folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (d->folder_lock < 0)
+		return bm_fail_errno(error, errno, "cannot open %s", d->folder);
+	if (flock(d->folder_lock, LOCK_EX | LOCK_NB) < 0)
+		return bm_fail(error, BM_E_BUSY, "disk %s is served already (its record in %s is in use)",
+		               d->name, d->folder);
+	return 0;
+}
+
+/* The URI in the record decides. One on the command line must be the same image. */
+static int agree(const struct disk *d, const char *uri, struct bm_error *error)
+{
+	char shown[400];
+	bm_free char *asked = uri ? bm_uri_canonical(uri) : NULL;
+
+	if (!uri || (asked && !strcmp(asked, d->record.uri)))
+		return 0;
+	return bm_fail(error, BM_E_EXISTS,
+	               "disk %s is on %s, says its record (generation %" PRIu64 " in %s); leave the "
+	               "image out to serve that one",
+	               d->name, bm_uri_redact(d->record.uri, shown, sizeof(shown)), d->record.generation,
+	               d->folder);
+}
+
+/* A disk that was never served before. */
+static int new_disk(struct disk *d, const struct disk_options *options, struct bm_error *error)
+{
+	char id[33];
+	int r = 0;
+
+	if (!options->uri)
+		return bm_fail(error, BM_E_NOT_FOUND, "disk %s has no record in %s: name its image", d->name,
+		               d->folder);
+	if (options->create && bm_uri_path(options->uri))
+		r = bm_file_create(bm_uri_path(options->uri), options->create, error);
+	else if (options->create)
+		r = bm_fail(error, BM_E_USAGE, "--create makes files, not %s", options->uri);
+	if (r < 0)
+		return r;
+	d->created = options->create != 0;
+	bm_identity(id);
+	d->record.name = strdup(d->name);
+	d->record.disk = strdup(id);
+	d->record.uri = bm_uri_canonical(options->uri);
+	if (!d->record.name || !d->record.disk || !d->record.uri)
+		return bm_fail_errno(error, errno, "%s", options->uri);
+	return 0;
+}
+
+static int open_image(struct disk *d, bool known, struct bm_error *error)
+{
+	/* Our own dead process may have left requests behind: the image's lock tells. */
+	const struct bm_open_options options = {.fence = known};
+	char shown[400];
+	int r;
+
+	/* Whatever the mark says: what our own record names is ours. */
+	r = known ? 0 : owner_check(d->record.uri, d->folder, true, error);
+	if (!r)
+		r = bm_dev_open(d->record.uri, &options, &d->side[0], error);
+	if (r < 0)
+		return r;
+	if (!known)
+		d->record.size = d->side[0]->geometry.size;
+	if (d->side[0]->geometry.size < d->record.size)
+		return bm_fail(error, BM_E_SIZE,
+		               "%s has %" PRIu64 " bytes and the disk %" PRIu64 ": it was cut",
+		               bm_uri_redact(d->record.uri, shown, sizeof(shown)),
+		               d->side[0]->geometry.size, d->record.size);
+	r = bm_order_fit(&d->side[0], d->side[0]->geometry.block);
+	return r < 0 ? bm_fail_errno(error, r, "disk %s", d->name) : 0;
+}
+
+static int write_first_record(struct disk *d, struct bm_error *error)
+{
+	int r;
+
+	d->record.generation = ++d->generation;
+	r = bm_record_write(d->folder, &d->record, error);
+	if (r < 0)
+		return r;
+	r = owner_mark(d->record.uri, "active", &d->record, d->folder);
+	return r < 0 ? bm_fail_errno(error, r, "cannot mark %s", d->record.uri) : 0;
+}
+
+static int build_stack(struct disk *d, struct bm_error *error)
+{
+	const struct bm_mirror_config config = {.size = d->record.size, .meter = &d->meter};
+	const struct nbd_export export = {.name = d->name};
+	struct nbd_export exported = export;
+	int r;
+
+	bm_dev_start(d->side[0], d->loop);
+	r = bm_mirror_new(d->loop, d->side[0], &config, &job_host, d, &d->mirror);
+	if (!r)
+		r = bm_order_new(bm_mirror_dev(d->mirror), ALIGN, &d->meter, &d->order);
+	if (r < 0)
+		return bm_fail_errno(error, r, "disk %s", d->name);
+	bm_dev_start(d->order, d->loop);
+	d->nbd = nbd_server_new(d->loop, NULL);
+	if (!d->nbd)
+		return bm_fail_errno(error, ENOMEM, "disk %s", d->name);
+	exported.dev = d->order;
+	r = nbd_server_add_export(d->nbd, &exported, error);
+	if (!r)
+		r = nbd_server_listen_unix(d->nbd, d->nbd_path, error);
+	if (!r)
+		r = control_listen(d, error);
+	return r;
+}
+
+static int find_image(struct disk *d, const struct disk_options *options, struct bm_error *error)
+{
+	bool known;
+	int r = bm_record_read(d->folder, &d->record, error);
+
+	if (r < 0 && r != -ENOENT)
+		return r;
+	known = !r;
+	d->generation = d->record.generation;
+	r = known ? agree(d, options->uri, error) : new_disk(d, options, error);
+	if (!r)
+		r = open_image(d, known, error);
+	if (!r)
+		r = known ? job_recover(d, error) : write_first_record(d, error);
+	return r;
+}
+
+/* It did not come to a disk: what was made for it goes again. */
+static void leave_nothing(struct disk *d)
+{
+	if (d->record.generation)
+		return;
+	if (d->created && d->record.uri)
+		unlink(bm_uri_path(d->record.uri));
+	if (d->folder)
+		rmdir(d->folder);
+}
+
+int disk_open(struct bm_loop *loop, const struct disk_options *options, struct disk **disk,
+              struct bm_error *error)
+{
+	struct disk *d = calloc(1, sizeof(*d));
+	int r = check_name(options->name, error);
+
+	if (!d)
+		return bm_fail_errno(error, ENOMEM, "disk %s", options->name);
+	d->loop = loop;
+	d->folder_lock = -1;
+	d->past = json_array();
+	d->workers = bm_workers_new(OPENERS);
+	d->recorder = bm_workers_new(1);
+	d->started = bm_loop_now(loop);
+	if (!r && (!d->past || !d->workers || !d->recorder))
+		r = bm_fail_errno(error, ENOMEM, "disk %s", options->name);
+	if (!r)
+		r = make_paths(d, options, error);
+	if (!r)
+		r = lock_folder(d, error);
+	if (!r)
+		r = find_image(d, options, error);
+	if (!r)
+		r = build_stack(d, error);
+	if (r < 0) {
+		leave_nothing(d);
+		disk_close(d);
+		return r;
+	}
+	*disk = d;
+	return 0;
+}
+
+static void clients_gone(void *arg)
+{
+	struct disk *d = arg;
+
+	bm_loop_stop(d->loop);
+}
+
+void disk_stop(struct disk *d)
+{
+	if (d->stopping)
+		return;
+	d->stopping = true;
+	nbd_server_stop(d->nbd, clients_gone, d);
+}
+
+void disk_fini(struct disk *d)
+{
+	bm_workers_free(d->workers);
+	bm_workers_free(d->recorder);
+	job_forget(d);
+	bm_rpc_free(d->rpc);
+	nbd_server_free(d->nbd);
+	bm_dev_close(d->order);
+	bm_mirror_free(d->mirror);
+	for (int i = 0; i < 2; i++)
+		bm_dev_close(d->side[i]);
+	if (d->folder_lock >= 0)
+		close(d->folder_lock);
+	bm_record_clear(&d->record);
+	json_decref(d->past);
+	free(d->name);
+	free(d->folder);
+	free(d->nbd_path);
+	free(d->control_path);
+	free(d->map_path);
+}
+
+void disk_close(struct disk *d)
+{
+	if (d)
+		disk_fini(d);
+	free(d);
+}

@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * A served disk: the inside of program blockmirror-disk, shared by the files of this folder.
+ *
+ *   main.c      arguments, signals, the loop
+ *   disk.c      the disk: its record, its image, the stack that serves it
+ *   owner.c     marks on images, and whom they belong to
+ *   target.c    targets: names, checks, creation, opening (in a worker)
+ *   mapfile.c   the settled map in RUN
+ *   job.c       the life of a relocation: states and events as a table
+ *   steps.c     what a job does off the loop: records, marks, removal
+ *   report.c    jobs and disks as JSON
+ *   control.c   the control socket
+ *   oneoff.c    cold copy and verify, without a served disk
+ */
+#ifndef BM_DISK_DISK_H
+#define BM_DISK_DISK_H
+
+#include <jansson.h>
+
+#include "blockmirror/base/hist.h"
+#include "blockmirror/base/list.h"
+#include "blockmirror/base/record.h"
+#include "blockmirror/base/rpc.h"
+#include "blockmirror/base/worker.h"
+#include "blockmirror/mirror.h"
+#include "nbd-server/server.h"
+
+struct job;
+
+struct disk_options {
+	const char *name, *run_dir, *state_dir;
+	const char *uri;  /* NULL: what the record says */
+	uint64_t create;  /* bytes; 0: the image exists */
+};
+
+struct disk {
+	struct bm_loop *loop;
+	char *name, *folder;          /* STATE/disks/NAME */
+	char *nbd_path, *control_path, *map_path;
+	int folder_lock;
+	struct bm_record record;      /* as it is on stable storage, as far as is known */
+	uint64_t generation;          /* the highest that a write was begun with */
+	struct bm_workers *workers;   /* opening, creating, removing: may hang with a device */
+	struct bm_workers *recorder;  /* one thread: records, in order */
+	struct bm_dev *side[2];       /* as the mirror has them */
+	struct bm_mirror *mirror;
+	struct bm_dev *order;
+	struct bm_meter meter;
+	struct nbd_server *nbd;
+	struct bm_rpc *rpc;
+	struct job *job;              /* running, or the last one; NULL: there was none */
+	unsigned jobs;                /* number of the last one */
+	json_t *past;                 /* jobs that have ended, newest last */
+	bool stopping, created;
+	uint64_t started;
+};
+
+/* Serves a disk until bm_loop_stop(). Blocks while opening; an error leaves nothing behind. */
+int disk_open(struct bm_loop *loop, const struct disk_options *options, struct disk **disk,
+              struct bm_error *error);
+
+/* Requests in flight are answered, clients dropped; then the loop is stopped. */
+void disk_stop(struct disk *disk);
+
+/* After the loop ended. NULL is allowed. */
+void disk_close(struct disk *disk);
+
+/* The same for a struct disk that is embedded. */
+void disk_fini(struct disk *disk);
+
+/* Which side of the mirror a record's authority is on, and its URI. */
+static inline int disk_authority(const struct disk *disk)
+{
+	struct bm_mirror_stats stats;
+
+	bm_mirror_get_stats(disk->mirror, &stats);
+	return stats.authority;
+}
+
+/*
+ * owner.c: whether the image may be served by the record in folder (to_serve), or overwritten by
+ * it; and the mark that says so. For URIs that are not files both do nothing.
+ */
+int owner_check(const char *uri, const char *folder, bool to_serve, struct bm_error *error);
+int owner_mark(const char *uri, const char *state, const struct bm_record *record, const char *folder);
+
+/* control.c */
+int control_listen(struct disk *disk, struct bm_error *error);
+bm_rpc_method control_job_show, control_job_wait, control_job_cancel;
+
+/* mapfile.c: NULL with errno set, or bm_mirror_map_bytes() bytes of a mapped file. */
+uint8_t *mapfile_create(const char *path, const struct bm_record *record, unsigned granule);
+void mapfile_remove(const char *path, uint8_t *map, uint64_t size, unsigned granule);
+
+/* A target, found, checked, created where need be, and open. Blocks; in a worker. */
+struct target {
+	/* asked for */
+	const char *text;
+	bool overwrite;
+	uint64_t size;
+	const char *source;     /* the authority's URI */
+	const char *own_socket; /* of our own export */
+	const char *name;       /* for a folder that the source's name does not give one for */
+	const struct bm_record *record;
+	const char *folder;
+	bool (*interrupted)(void *arg);
+	void *arg;
+	/* found */
+	char *uri;
+	struct bm_dev *dev;
+	bool created, zeroed;
+	struct bm_error error;
+};
+
+int target_prepare(struct target *target);
+
+/* Forgets the target: closes it, and removes it when it was created. */
+void target_drop(struct target *target);
+
+#endif

@@ -1,0 +1,556 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The life of a job, as a table: what an event does in a phase, and which phase is next. An event
+ * that a phase has no entry for is ignored.
+ */
+#include "blockmirror/disk/job.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "blockmirror/base/cleanup.h"
+#include "blockmirror/base/log.h"
+#include "blockmirror/base/uri.h"
+
+#define REOPEN_FIRST 250000000ull   /* ns, doubled up to … */
+#define REOPEN_MOST  30000000000ull /* … this */
+enum { GRANULE = 64 << 10, PAST_JOBS = 16 };
+
+static uint64_t realtime(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_REALTIME, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static void run(struct job *job, struct bm_workers *workers, struct bm_work *work)
+{
+	if (work != &job->reopen)
+		job->step_error.code = BM_OK;
+	bm_workers_submit(workers, job->disk->loop, work);
+}
+
+/* The snapshot is the step's while it runs, so there is one record step at a time. */
+static void take_snapshot(struct job *job, const char *state, const char *uri)
+{
+	json_decref(job->snapshot);
+	job->snapshot = report_record(job, state);
+	free(job->final_uri);
+	job->final_uri = strdup(uri);
+	job->step_generation = ++job->disk->generation;
+}
+
+/* What a step wrote is what the disk's record is. */
+static void believe_record(struct job *job)
+{
+	struct bm_record *record = &job->disk->record;
+
+	record->generation = job->step_generation;
+	free(record->uri);
+	record->uri = strdup(job->final_uri);
+	json_decref(record->job);
+	record->job = json_incref(job->snapshot);
+}
+
+/* Actions: each returns the phase that is next. */
+
+static enum job_phase end(struct job *job)
+{
+	struct disk *d = job->disk;
+
+	job->ended = realtime();
+	job->phase = PHASE_ENDED;
+	if (job->start_call) {
+		bm_rpc_fail(job->start_call, &job->error);
+		job->start_call = NULL;
+	}
+	json_array_append_new(d->past, report_job(job));
+	if (json_array_size(d->past) > PAST_JOBS)
+		json_array_remove(d->past, 0);
+	bm_timer_clear(d->loop, &job->reopen_timer);
+	return PHASE_ENDED;
+}
+
+/* The target is no good, or nobody wants it any more: nothing was changed. */
+static enum job_phase drop(struct job *job)
+{
+	if (!job->error.code)
+		job->error = job->target.error;
+	target_drop(&job->target);
+	return end(job);
+}
+
+static enum job_phase prepared(struct job *job)
+{
+	if (job->target.error.code || job->error.code)
+		return drop(job);
+	if (!job->disk->folder) { /* a one-off: no record */
+		job_event(job, EV_STARTED);
+		return job->phase;
+	}
+	take_snapshot(job, "running", job->source);
+	run(job, job->disk->recorder, &job->start);
+	return PHASE_STARTING;
+}
+
+static enum job_phase finish(struct job *job)
+{
+	const char *uri = job->switched ? job->target.uri : job->source;
+	const char *state = !job->error.code                      ? "done"
+	                    : job->error.code == BM_E_CANCELLED ? "cancelled"
+	                                                          : "failed";
+
+	mapfile_remove(job->disk->map_path, job->map, job->disk->record.size, GRANULE);
+	job->map = NULL;
+	take_snapshot(job, state, uri);
+	if (job->error.code)
+		json_object_set_new(job->snapshot, "error",
+		                    json_pack("{s:s s:s}", "code", bm_code_name(job->error.code),
+		                              "message", job->error.text));
+	run(job, job->disk->recorder, &job->finish);
+	return PHASE_FINISHING;
+}
+
+/* Makes the target fit, and hands it to the mirror. */
+static int attach(struct job *job)
+{
+	struct disk *d = job->disk;
+	int side = !disk_authority(d), r;
+
+	r = bm_order_fit(&job->target.dev, bm_mirror_dev(d->mirror)->geometry.block);
+	if (r < 0)
+		return r;
+	bm_dev_start(job->target.dev, d->loop);
+	d->side[side] = job->target.dev;
+	job->target.dev = NULL;
+	if (d->map_path)
+		job->map = mapfile_create(d->map_path, &d->record, GRANULE);
+	if (d->map_path && !job->map)
+		return -errno;
+	bm_mirror_set_rate(d->mirror, job->options.rate);
+	bm_mirror_set_latency(d->mirror, job->options.latency);
+	bm_mirror_pause(d->mirror, job->paused);
+	return bm_mirror_attach(d->mirror, d->side[side], job->target.zeroed, job->map);
+}
+
+static enum job_phase started(struct job *job)
+{
+	struct disk *d = job->disk;
+	int r, side = !disk_authority(d);
+
+	if (job->step_error.code && !job->error.code)
+		job->error = job->step_error;
+	else if (d->folder && !job->step_error.code)
+		believe_record(job);
+	if (!job->error.code && (r = attach(job)) < 0)
+		bm_fail_errno(&job->error, r, "cannot mirror to %s", job->options.target);
+	if (job->error.code) {
+		bm_dev_close(d->side[side]);
+		d->side[side] = NULL;
+		bm_dev_close(job->target.dev);
+		job->target.dev = NULL;
+		return finish(job);
+	}
+	if (job->start_call) {
+		bm_rpc_reply(job->start_call, report_job(job));
+		job->start_call = NULL;
+	}
+	return PHASE_COPYING;
+}
+
+static void copied(void *arg, int error)
+{
+	struct job *job = arg;
+
+	if (!error)
+		job_event(job, EV_FLUSHED);
+}
+
+static enum job_phase ask_switch(struct job *job)
+{
+	job->switch_wanted = true;
+	if (job->phase != PHASE_IN_SYNC)
+		return job->phase;
+	job->switch_started = bm_loop_now(job->disk->loop);
+	take_snapshot(job, "running", job->target.uri);
+	job->disk->generation++; /* the record back, too */
+	job->preparing_records = true;
+	run(job, job->disk->recorder, &job->records);
+	return PHASE_SWITCHING;
+}
+
+static enum job_phase in_sync(struct job *job)
+{
+	job->phase = PHASE_IN_SYNC;
+	job_tell_waiters(job);
+	if (job->options.kind == JOB_COPY)
+		bm_mirror_flush_target(job->disk->mirror, copied, job);
+	else if (!job->options.manual || job->switch_wanted)
+		return ask_switch(job);
+	return PHASE_IN_SYNC;
+}
+
+static enum job_phase detach(struct job *job)
+{
+	bm_mirror_get_stats(job->disk->mirror, &job->last);
+	bm_mirror_detach(job->disk->mirror);
+	return PHASE_DETACHING;
+}
+
+static enum job_phase switched(struct job *job)
+{
+	struct disk *d = job->disk;
+
+	job->switched = true;
+	job->switch_took = bm_loop_now(d->loop) - job->switch_started;
+	job->error.code = BM_OK; /* cancelled too late: it is done */
+	return job->phase == PHASE_DETACHING ? PHASE_DETACHING : detach(job);
+}
+
+static enum job_phase detached(struct job *job)
+{
+	struct disk *d = job->disk;
+	int side = !disk_authority(d);
+
+	if (job->reopening || job->preparing_records) { /* a worker still has the job */
+		atomic_store(&job->give_up, true);
+		job->let_go = true;
+		return PHASE_DETACHING;
+	}
+	job->longest_stall = d->meter.longest;
+	bm_timer_clear(d->loop, &job->reopen_timer);
+	bm_dev_close(d->side[side]);
+	d->side[side] = NULL;
+	return finish(job);
+}
+
+static enum job_phase finished(struct job *job)
+{
+	if (job->step_error.code)
+		bm_log(BM_LOG_ERROR, "%s.%u: %s", job->disk->name, job->number, job->step_error.text);
+	else if (job->disk->folder)
+		believe_record(job);
+	return end(job);
+}
+
+static enum job_phase give_up(struct job *job)
+{
+	atomic_store(&job->give_up, true);
+	return job->phase; /* the step that runs will see */
+}
+
+static enum job_phase (*const table[PHASES][EVENTS])(struct job *job) = {
+	[PHASE_PREPARING] = {[EV_PREPARED] = prepared, [EV_STARTED] = started, [EV_STOP] = give_up},
+	[PHASE_STARTING] = {[EV_STARTED] = started, [EV_STOP] = give_up},
+	[PHASE_COPYING] = {[EV_IN_SYNC] = in_sync, [EV_SWITCH] = ask_switch, [EV_STOP] = detach},
+	[PHASE_IN_SYNC] = {[EV_SWITCH] = ask_switch, [EV_FLUSHED] = detach, [EV_STOP] = detach},
+	[PHASE_SWITCHING] = {[EV_SWITCHED] = switched, [EV_STOP] = detach},
+	[PHASE_DETACHING] = {[EV_SWITCHED] = switched, [EV_DETACHED] = detached},
+	[PHASE_FINISHING] = {[EV_FINISHED] = finished},
+};
+
+static void tell(struct job *job)
+{
+	if (job->disk->rpc)
+		bm_rpc_notify(job->disk->rpc, "job", json_pack("{s:o}", "job", report_job(job)));
+}
+
+void job_event(struct job *job, enum job_event event)
+{
+	enum job_phase from = job->phase;
+
+	if (!table[from][event])
+		return;
+	job->phase = table[from][event](job);
+	if (job->phase == from)
+		return;
+	bm_log(BM_LOG_NOTICE, "job=%s.%u from=%d ev=%d to=%d (%s)", job->disk->name ? job->disk->name : "",
+	       job->number, (int)from, (int)event, (int)job->phase, report_phase(job));
+	job_tell_waiters(job);
+	tell(job);
+}
+
+void job_stop(struct job *job, enum bm_code code, const char *text)
+{
+	if (job->error.code || !job_runs(job))
+		return;
+	bm_fail(&job->error, code, "%s", text);
+	job_event(job, EV_STOP);
+}
+
+void job_tell_waiters(struct job *job)
+{
+	bm_list_each_safe(node, &job->waiters) {
+		struct job_waiter *w = bm_container(node, struct job_waiter, link);
+
+		if (job->phase != PHASE_ENDED && !(w->for_sync && job->phase >= PHASE_IN_SYNC))
+			continue;
+		bm_list_remove(&w->link);
+		bm_rpc_reply(w->call, report_job(job));
+		free(w);
+	}
+}
+
+/* Steps that ended */
+
+static void prepare_done(struct bm_work *work)
+{
+	job_event(bm_container(work, struct job, prepare), EV_PREPARED);
+}
+
+static void start_done(struct bm_work *work)
+{
+	job_event(bm_container(work, struct job, start), EV_STARTED);
+}
+
+static void finish_done(struct bm_work *work)
+{
+	job_event(bm_container(work, struct job, finish), EV_FINISHED);
+}
+
+/* The records of both outcomes are on stable storage: now the switch cannot fail for space. */
+static void records_done(struct bm_work *work)
+{
+	struct job *job = bm_container(work, struct job, records);
+
+	job->preparing_records = false;
+	if (job->let_go)
+		job_event(job, EV_DETACHED);
+	if (job->phase != PHASE_SWITCHING)
+		return;
+	if (job->step_error.code) {
+		job_stop(job, job->step_error.code, job->step_error.text);
+		return;
+	}
+	job->records_ready = true;
+	job->disk->meter.longest = 0;
+	bm_mirror_switch(job->disk->mirror);
+}
+
+static void record_done(struct bm_work *work)
+{
+	struct job *job = bm_container(work, struct job, record);
+
+	job->records_ready = job->records_ready && !job->step_error.code &&
+	                     strcmp(job->final_uri, job->source);
+	if (job->step_error.code)
+		bm_log(BM_LOG_ERROR, "%s.%u: %s", job->disk->name, job->number, job->step_error.text);
+	else
+		believe_record(job);
+	bm_mirror_committed(job->disk->mirror, job->step_error.code ? -EIO : 0);
+}
+
+/* What the mirror asks for, and tells */
+
+static void host_commit(void *arg, int side)
+{
+	struct disk *d = arg;
+	struct job *job = d->job;
+	bool forward = side != disk_authority(d);
+	const char *uri = forward ? job->target.uri : job->source;
+
+	if (job->records_ready) { /* with the generations that were set aside for them */
+		free(job->final_uri);
+		job->final_uri = strdup(uri);
+		job->step_generation = d->generation - forward;
+	} else {
+		take_snapshot(job, "running", uri);
+	}
+	run(job, d->recorder, &job->record);
+}
+
+static void reopen(struct bm_timer *timer)
+{
+	struct job *job = bm_container(timer, struct job, reopen_timer);
+
+	if (job->reopening)
+		return;
+	job->reopening = true;
+	run(job, job->disk->workers, &job->reopen);
+}
+
+static void reopen_later(struct job *job)
+{
+	unsigned shift = job->reopen_failures < 8 ? job->reopen_failures++ : 8;
+	uint64_t wait = REOPEN_FIRST << shift;
+
+	(void)bm_timer_set(job->disk->loop, &job->reopen_timer,
+	                   bm_loop_now(job->disk->loop) + (wait < REOPEN_MOST ? wait : REOPEN_MOST));
+}
+
+static void reopen_done(struct bm_work *work)
+{
+	struct job *job = bm_container(work, struct job, reopen);
+	struct disk *d = job->disk;
+	int side = !disk_authority(d);
+
+	job->reopening = false;
+	if (job->phase >= PHASE_DETACHING) {
+		bm_dev_close(job->reopened);
+		job->reopened = NULL;
+		if (job->let_go)
+			job_event(job, EV_DETACHED);
+		return;
+	}
+	if (job->reopened && !bm_order_fit(&job->reopened, bm_mirror_dev(d->mirror)->geometry.block)) {
+		bm_dev_start(job->reopened, d->loop);
+		if (!bm_mirror_reattach(d->mirror, job->reopened)) {
+			bm_log(BM_LOG_NOTICE, "%s.%u: the target is back", d->name, job->number);
+			d->side[side] = bm_steal(job->reopened);
+			job->reopen_failures = 0;
+			return;
+		}
+		job_stop(job, BM_E_SIZE, "the target came back with another size, or read-only");
+	}
+	bm_dev_close(job->reopened);
+	job->reopened = NULL;
+	reopen_later(job);
+}
+
+static void lost(struct disk *d)
+{
+	struct bm_mirror_stats stats;
+
+	bm_mirror_get_stats(d->mirror, &stats);
+	bm_log(BM_LOG_WARN, "%s.%u: the target is lost (%s); the guest goes on, the target is tried again",
+	       d->name, d->job->number, strerror(-stats.error));
+}
+
+static void source_error(struct disk *d)
+{
+	struct bm_mirror_stats stats;
+	char text[200];
+
+	bm_mirror_get_stats(d->mirror, &stats);
+	snprintf(text, sizeof(text), "the source cannot be read at %" PRIu64 ": %s", stats.error_offset,
+	         strerror(-stats.error));
+	job_stop(d->job, BM_E_IO, text);
+}
+
+static void host_event(void *arg, enum bm_mirror_event event)
+{
+	struct disk *d = arg;
+	int side = !disk_authority(d);
+
+	switch (event) {
+	case BM_MIRROR_IN_SYNC:
+		job_event(d->job, EV_IN_SYNC);
+		break;
+	case BM_MIRROR_SWITCHED:
+		job_event(d->job, EV_SWITCHED);
+		break;
+	case BM_MIRROR_DETACHED:
+		job_event(d->job, EV_DETACHED);
+		break;
+	case BM_MIRROR_LOST:
+		lost(d);
+		break;
+	case BM_MIRROR_LOST_IDLE:
+		bm_dev_close(d->side[side]);
+		d->side[side] = NULL;
+		reopen_later(d->job);
+		break;
+	case BM_MIRROR_FULL:
+		bm_log(BM_LOG_WARN, "%s.%u: the target is full; the guest goes on, the copy waits for space",
+		       d->name, d->job->number);
+		break;
+	case BM_MIRROR_SOURCE_ERROR:
+		source_error(d);
+		break;
+	default:
+		break;
+	}
+	if (d->rpc)
+		bm_rpc_notify(d->rpc, "mirror", json_pack("{s:i s:o}", "event", (int)event, "job",
+		                                          report_job(d->job)));
+}
+
+const struct bm_mirror_host job_host = {.commit = host_commit, .event = host_event};
+
+/* Beginning */
+
+static void free_job(struct job *job)
+{
+	if (!job)
+		return;
+	free(job->options.target);
+	free(job->source);
+	free(job->target.uri);
+	free(job->final_uri);
+	json_decref(job->snapshot);
+	free(job);
+}
+
+void job_forget(struct disk *d)
+{
+	struct bm_error error;
+
+	if (!d->job)
+		return;
+	bm_timer_clear(d->loop, &d->job->reopen_timer);
+	bm_fail(&error, BM_E_INTERRUPTED, "the disk's process ends");
+	if (d->job->start_call)
+		bm_rpc_fail(d->job->start_call, &error);
+	bm_list_each_safe(node, &d->job->waiters) {
+		struct job_waiter *w = bm_container(node, struct job_waiter, link);
+
+		bm_rpc_fail(w->call, &error);
+		free(w);
+	}
+	bm_dev_close(d->job->reopened);
+	bm_dev_close(d->job->target.dev);
+	free_job(d->job);
+	d->job = NULL;
+}
+
+void job_begin(struct disk *d, struct job_options *options, struct bm_rpc_call *call)
+{
+	struct job *job = calloc(1, sizeof(*job));
+	struct bm_error error;
+
+	if (job_runs(d->job))
+		bm_fail(&error, BM_E_BUSY, "disk %s is being moved already (job %s.%u)", d->name, d->name,
+		        d->job->number);
+	else if (!job)
+		bm_fail_errno(&error, ENOMEM, "job");
+	if (!job || job_runs(d->job)) {
+		free(options->target);
+		free(job);
+		bm_rpc_fail(call, &error);
+		return;
+	}
+	free_job(d->job);
+	d->job = job;
+	job->disk = d;
+	job->options = *options;
+	job->number = ++d->jobs;
+	job->start_call = call;
+	job->source = strdup(d->record.uri);
+	job->started = realtime();
+	bm_list_init(&job->waiters);
+	job->prepare = (struct bm_work){.run = step_prepare, .done = prepare_done};
+	job->start = (struct bm_work){.run = step_start, .done = start_done};
+	job->records = (struct bm_work){.run = step_records, .done = records_done};
+	job->record = (struct bm_work){.run = step_commit, .done = record_done};
+	job->finish = (struct bm_work){.run = step_finish, .done = finish_done};
+	job->reopen = (struct bm_work){.run = step_reopen, .done = reopen_done};
+	job->reopen_timer.run = reopen;
+	job->target = (struct target){
+		.text = job->options.target,
+		.overwrite = options->overwrite,
+		.size = d->record.size,
+		.source = job->source,
+		.own_socket = d->nbd_path,
+		.name = d->name,
+		.record = d->folder ? &d->record : NULL,
+		.folder = d->folder,
+	};
+	run(job, d->workers, &job->prepare);
+}

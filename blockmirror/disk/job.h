@@ -1,0 +1,134 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * A job: one relocation, or one copy, of a served disk. At most one runs per disk. Loop thread;
+ * what blocks is in steps.c, and runs in workers.
+ */
+#ifndef BM_DISK_JOB_H
+#define BM_DISK_JOB_H
+
+#include "blockmirror/disk/disk.h"
+
+enum job_kind {
+	JOB_RELOCATE,
+	JOB_COPY /* the disk goes on where it is */
+};
+
+/* Where a job is. docs/protocol.md lists what the user sees of it. */
+enum job_phase {
+	PHASE_PREPARING, /* the target is looked at, and created */
+	PHASE_STARTING,  /* the record is told */
+	PHASE_COPYING,
+	PHASE_IN_SYNC,
+	PHASE_SWITCHING, /* asked for; the mirror does it when it can */
+	PHASE_DETACHING, /* the mirror lets one side go */
+	PHASE_FINISHING, /* marks, removal, record */
+	PHASE_ENDED,
+	PHASES
+};
+
+enum job_event {
+	EV_PREPARED,
+	EV_STARTED,
+	EV_IN_SYNC,
+	EV_SWITCH,
+	EV_SWITCHED,
+	EV_FLUSHED, /* a copy is durable */
+	EV_DETACHED,
+	EV_FINISHED,
+	EV_STOP, /* cancelled by the user, or failed: job->error says which */
+	EVENTS
+};
+
+struct job_options {
+	enum job_kind kind;
+	char *target;
+	bool overwrite, manual, delete_source;
+	uint64_t rate, latency;
+};
+
+/* A call that waits for a job. */
+struct job_waiter {
+	struct bm_list link;
+	struct bm_rpc_call *call;
+	bool for_sync; /* else: for the end */
+};
+
+struct job {
+	struct disk *disk;
+	struct job_options options;
+	unsigned number;
+	enum job_phase phase;
+	bool switched, paused, switch_wanted;
+	struct bm_error error; /* why it stopped; BM_OK: it did not */
+	struct bm_rpc_call *start_call; /* waits until the target is known to be good */
+	struct bm_list waiters;
+	char *source;           /* URI at the start */
+	struct target target;
+	uint8_t *map;
+	struct bm_mirror_stats last; /* when the mirror was let go */
+	uint64_t started, ended;     /* ns of CLOCK_REALTIME */
+	uint64_t longest_stall;
+	uint64_t switch_started, switch_took;
+
+	struct bm_work prepare, start, finish; /* each with one step of steps.c */
+	struct bm_work record;                 /* host->commit() */
+	int commit_side;
+	struct bm_work records;
+	bool preparing_records, records_ready; /* both outcomes, ahead of the switch */
+	struct bm_work reopen;
+	bool reopening;
+	struct bm_dev *reopened;
+	bool let_go;                           /* detached, but one of these two still runs */
+	struct bm_timer reopen_timer;
+	unsigned reopen_failures;
+	struct bm_error step_error;            /* of the step that ran last */
+	json_t *snapshot;                      /* what a step writes into the record */
+	char *final_uri;                       /* of the record that a step writes */
+	uint64_t step_generation;
+	_Atomic bool give_up;                  /* asked by steps that wait */
+};
+
+/* What disk.c gives the mirror. */
+extern const struct bm_mirror_host job_host;
+
+/*
+ * Begins a job. call is answered when it runs, or with why it does not: then nothing was changed.
+ * options' strings are taken over.
+ */
+void job_begin(struct disk *disk, struct job_options *options, struct bm_rpc_call *call);
+
+void job_event(struct job *job, enum job_event event);
+
+/* Stops the job with that error, cleanly, as soon as may be. */
+void job_stop(struct job *job, enum bm_code code, const char *text);
+
+/* At start: what became of the job that the record speaks of. Blocks. */
+int job_recover(struct disk *disk, struct bm_error *error);
+
+/* The disk goes away. */
+void job_forget(struct disk *disk);
+
+static inline bool job_runs(const struct job *job)
+{
+	return job && job->phase != PHASE_ENDED;
+}
+
+/* Answers who waits for what the job has reached. */
+void job_tell_waiters(struct job *job);
+
+/* report.c */
+json_t *report_job(const struct job *job);
+json_t *report_disk(struct disk *disk);
+/* What the record keeps of a job. */
+json_t *report_record(const struct job *job, const char *state);
+const char *report_phase(const struct job *job);
+
+/* steps.c: run in workers; they read job->snapshot and write job->step_error. */
+void step_prepare(struct bm_work *work);
+void step_start(struct bm_work *work);
+void step_records(struct bm_work *work);
+void step_commit(struct bm_work *work);
+void step_finish(struct bm_work *work);
+void step_reopen(struct bm_work *work);
+
+#endif

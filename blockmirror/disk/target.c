@@ -1,0 +1,199 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Targets: from what a user names to an open device. Everything that can be wrong with a target is
+ * found here, before anything is changed; what was created here is removed again when it comes
+ * to nothing. Runs in a worker, since every step of it may block.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include "blockmirror/base/cleanup.h"
+#include "blockmirror/base/log.h"
+#include "blockmirror/base/units.h"
+#include "blockmirror/base/uri.h"
+#include "blockmirror/dev/open.h"
+#include "blockmirror/disk/disk.h"
+
+#define ERROR &target->error
+
+/* In a folder the image gets the name that it has, or the disk's. */
+static int path_in_folder(struct target *target, const char *folder, char **path)
+{
+	const char *source = bm_uri_path(target->source);
+	const char *name = source ? strrchr(source, '/') : NULL;
+
+	if (asprintf(path, name ? "%s/%s" : "%s/%s.img", folder, name ? name + 1 : target->name) < 0)
+		return bm_fail_errno(ERROR, ENOMEM, "%s", folder);
+	return 0;
+}
+
+static int same_image(struct target *target, const char *path, const struct stat *st)
+{
+	const char *source = bm_uri_path(target->source);
+	struct stat other;
+
+	if (!source || stat(source, &other) < 0)
+		return 0;
+	if ((S_ISBLK(st->st_mode) && S_ISBLK(other.st_mode) && st->st_rdev == other.st_rdev) ||
+	    (st->st_dev == other.st_dev && st->st_ino == other.st_ino))
+		return bm_fail(ERROR, BM_E_SAME, "%s is the image that the disk is on (%s)", path, source);
+	return 0;
+}
+
+/* Bytes that the source really takes; all of it when that is not known. */
+static uint64_t allocated(const struct target *target)
+{
+	const char *source = bm_uri_path(target->source);
+	struct stat st;
+	uint64_t bytes;
+
+	if (!source || stat(source, &st) < 0 || !S_ISREG(st.st_mode))
+		return target->size;
+	bytes = (uint64_t)st.st_blocks * 512;
+	return bytes < target->size ? bytes : target->size;
+}
+
+static int check_space(struct target *target, const char *path)
+{
+	char need[BM_UNITS_TEXT], have[BM_UNITS_TEXT];
+	bm_free char *folder = strdup(path);
+	uint64_t wanted = allocated(target), free_bytes;
+	struct statvfs fs;
+	char *slash = folder ? strrchr(folder, '/') : NULL;
+
+	if (slash)
+		slash[slash == folder] = '\0';
+	if (!folder || statvfs(slash ? folder : ".", &fs) < 0)
+		return 0; /* the creation will tell */
+	free_bytes = (uint64_t)fs.f_bavail * fs.f_frsize;
+	if (free_bytes >= wanted)
+		return 0;
+	return bm_fail(ERROR, BM_E_ENOSPC, "%s: no space: the image takes %s, %s are free there", path,
+	               bm_format_size(need, wanted), bm_format_size(have, free_bytes));
+}
+
+static int create(struct target *target, const char *path)
+{
+	bm_free char *real = bm_uri_canonical(path);
+	int r;
+
+	if (!real)
+		return bm_fail_errno(ERROR, errno, "cannot create %s", path);
+	r = check_space(target, real);
+	if (!r)
+		r = bm_file_create(real, target->size, ERROR);
+	if (r < 0)
+		return r;
+	target->created = target->zeroed = true;
+	target->uri = bm_steal(real);
+	return 0;
+}
+
+static int find_path(struct target *target, const char *path)
+{
+	bm_free char *inside = NULL;
+	struct stat st;
+	int r;
+
+	if (!stat(path, &st) && S_ISDIR(st.st_mode)) {
+		r = path_in_folder(target, path, &inside);
+		if (r < 0)
+			return r;
+		path = inside;
+	}
+	if (stat(path, &st) < 0)
+		return errno == ENOENT ? create(target, path)
+		                       : bm_fail_errno(ERROR, errno, "cannot use %s", path);
+	if (S_ISDIR(st.st_mode))
+		return bm_fail(ERROR, BM_E_NOT_IMAGE, "%s is a directory, not an image", path);
+	r = same_image(target, path, &st);
+	if (r < 0)
+		return r;
+	if (!target->overwrite)
+		return bm_fail(ERROR, BM_E_EXISTS, "%s exists; --overwrite gives up what it holds", path);
+	r = owner_check(path, target->folder ? target->folder : "", false, ERROR);
+	if (r < 0)
+		return r;
+	target->uri = bm_uri_canonical(path);
+	return target->uri ? 0 : bm_fail_errno(ERROR, errno, "%s", path);
+}
+
+static int find_export(struct target *target)
+{
+	char shown[400];
+
+	if (!strcmp(target->text, target->source) ||
+	    (target->own_socket && strstr(target->text, target->own_socket)))
+		return bm_fail(ERROR, BM_E_SAME, "%s is the disk itself",
+		               bm_uri_redact(target->text, shown, sizeof(shown)));
+	target->uri = strdup(target->text);
+	return target->uri ? 0 : bm_fail_errno(ERROR, ENOMEM, "target");
+}
+
+static int open_target(struct target *target)
+{
+	const struct bm_open_options options = {.interrupted = target->interrupted, .arg = target->arg};
+	char shown[400], need[BM_UNITS_TEXT], have[BM_UNITS_TEXT];
+	int r = bm_dev_open(target->uri, &options, &target->dev, ERROR);
+
+	if (r < 0)
+		return r;
+	bm_uri_redact(target->uri, shown, sizeof(shown));
+	if (target->dev->geometry.size < target->size)
+		return bm_fail(ERROR, BM_E_TOO_SMALL, "%s is smaller (%s) than the disk (%s)", shown,
+		               bm_format_size(have, target->dev->geometry.size),
+		               bm_format_size(need, target->size));
+	if (target->dev->geometry.flags & BM_DEV_READ_ONLY)
+		return bm_fail(ERROR, BM_E_ACCESS, "%s is read-only", shown);
+	/* A foreign export exists whenever it can be opened. */
+	if (!bm_uri_path(target->uri) && !target->overwrite)
+		return bm_fail(ERROR, BM_E_EXISTS,
+		               "%s exists (every export does); --overwrite gives up what it holds", shown);
+	return 0;
+}
+
+/* Until the job has ended well, nobody shall take this for an image. */
+static int mark_incomplete(struct target *target)
+{
+	int r = target->record ? owner_mark(target->uri, "incomplete", target->record, target->folder) : 0;
+
+	return r < 0 ? bm_fail_errno(ERROR, r, "cannot mark %s as incomplete", target->uri) : 0;
+}
+
+int target_prepare(struct target *target)
+{
+	bm_free struct bm_uri *uri = NULL;
+	int r = bm_uri_parse(target->text, &uri, ERROR);
+
+	if (!r)
+		r = uri->scheme == BM_SCHEME_FILE ? find_path(target, uri->rest) : find_export(target);
+	if (!r)
+		r = open_target(target);
+	if (!r)
+		r = mark_incomplete(target);
+	if (r < 0)
+		target_drop(target);
+	return r;
+}
+
+void target_drop(struct target *target)
+{
+	const char *path = target->uri ? bm_uri_path(target->uri) : NULL;
+
+	bm_dev_close(target->dev);
+	target->dev = NULL;
+	if (target->created && path) {
+		bm_mark_remove(path);
+		if (unlink(path) < 0)
+			bm_log(BM_LOG_WARN, "cannot remove %s: %s", path, strerror(errno));
+	}
+	target->created = false;
+	free(target->uri);
+	target->uri = NULL;
+}
