@@ -85,7 +85,7 @@ static int class_of(size_t size)
 
 	assert(size <= BM_BUF_MAX);
 	while (((size_t)1 << (class + SMALLEST_SHIFT)) < size)
-		class++;
+		class ++;
 	return class;
 }
 

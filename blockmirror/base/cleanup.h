@@ -40,11 +40,11 @@ static inline int bm_steal_fd_(int *fd)
 #define bm_free  __attribute__((cleanup(bm_cleanup_free)))
 #define bm_close __attribute__((cleanup(bm_cleanup_close)))
 
-#define bm_steal(ptr)                                                                              \
-	({                                                                                         \
-		__typeof__(ptr) bm_taken_ = (ptr);                                                 \
-		(ptr) = NULL;                                                                      \
-		bm_taken_;                                                                         \
+#define bm_steal(ptr)                              \
+	({                                         \
+		__typeof__(ptr) bm_taken_ = (ptr); \
+		(ptr) = NULL;                      \
+		bm_taken_;                         \
 	})
 #define bm_steal_fd(fd) bm_steal_fd_(&(fd))
 

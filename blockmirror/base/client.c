@@ -43,8 +43,9 @@ int bm_client_connect(const char *path, struct bm_client **client, struct bm_err
 	int r;
 
 	if (strlen(path) >= sizeof(address.sun_path))
-		return bm_fail(error, BM_E_USAGE, "%s: longer than a socket's path may be (%zu bytes)", path,
-		               sizeof(address.sun_path) - 1);
+		return bm_fail(error, BM_E_USAGE,
+			       "%s: longer than a socket's path may be (%zu bytes)", path,
+			       sizeof(address.sun_path) - 1);
 	snprintf(address.sun_path, sizeof(address.sun_path), "%s", path);
 	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	if (fd < 0)
@@ -74,7 +75,8 @@ int bm_client_fd(const struct bm_client *client)
 
 bool bm_client_pending(const struct bm_client *client)
 {
-	return json_array_size(client->events) || (client->used && memchr(client->data, '\n', client->used));
+	return json_array_size(client->events) ||
+	       (client->used && memchr(client->data, '\n', client->used));
 }
 
 static int send_all(int fd, const char *data, size_t length)
@@ -93,10 +95,10 @@ static int send_all(int fd, const char *data, size_t length)
 }
 
 int bm_client_send(struct bm_client *client, const char *method, json_t *params, int *id,
-                   struct bm_error *error)
+		   struct bm_error *error)
 {
-	json_t *call = json_pack("{s:s s:i s:s s:o*}", "jsonrpc", "2.0", "id", ++client->next_id, "method",
-	                         method, "params", params);
+	json_t *call = json_pack("{s:s s:i s:s s:o*}", "jsonrpc", "2.0", "id", ++client->next_id,
+				 "method", method, "params", params);
 	bm_free char *line = call ? json_dumps(call, JSON_COMPACT) : NULL;
 	int r;
 
@@ -140,7 +142,8 @@ static int read_object(struct bm_client *client, json_t **object, struct bm_erro
 	while (!client->used || !(newline = memchr(client->data, '\n', client->used))) {
 		r = read_more(client);
 		if (r < 0)
-			return bm_fail(error, BM_E_UNREACHABLE, "the process at the control socket ended");
+			return bm_fail(error, BM_E_UNREACHABLE,
+				       "the process at the control socket ended");
 	}
 	length = (size_t)(newline - client->data);
 	*object = json_loadb(client->data, length, 0, NULL);
@@ -164,7 +167,7 @@ static int pass_on(json_t *answer, json_t **result, struct bm_error *error)
 }
 
 int bm_client_wait(struct bm_client *client, int id, json_t **result, json_t **event,
-                   struct bm_error *error)
+		   struct bm_error *error)
 {
 	json_t *object = NULL;
 	int r;
@@ -192,7 +195,7 @@ int bm_client_wait(struct bm_client *client, int id, json_t **result, json_t **e
 }
 
 int bm_client_call(struct bm_client *client, const char *method, json_t *params, json_t **result,
-                   struct bm_error *error)
+		   struct bm_error *error)
 {
 	int id, r = bm_client_send(client, method, params, &id, error);
 

@@ -7,12 +7,12 @@
 
 #define bm_container(ptr, type, member) ((type *)(void *)((char *)(ptr)-offsetof(type, member)))
 
-#define bm_list_each(pos, head)                                                                    \
+#define bm_list_each(pos, head) \
 	for (struct bm_list *pos = (head)->next; pos != (head); pos = pos->next)
 
 /* As bm_list_each, and pos may leave its list in the body. */
-#define bm_list_each_safe(pos, head)                                                               \
-	for (struct bm_list *pos = (head)->next, *pos##_next = pos->next; pos != (head);           \
+#define bm_list_each_safe(pos, head)                                                     \
+	for (struct bm_list *pos = (head)->next, *pos##_next = pos->next; pos != (head); \
 	     pos = pos##_next, pos##_next = pos->next)
 
 static inline void bm_list_init(struct bm_list *head)

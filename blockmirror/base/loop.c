@@ -24,6 +24,7 @@
 #include "blockmirror/base/list.h"
 
 enum { EVENTS_PER_WAIT = 64, PASSES_PER_TURN = 8 };
+#define MOST_MS 1000000000ull
 
 struct bm_loop {
 	int epoll;
@@ -151,8 +152,8 @@ void bm_loop_post(struct bm_loop *loop, struct bm_task *task)
 
 	do {
 		task->posted = head;
-	} while (!atomic_compare_exchange_weak_explicit(&loop->posted, &head, task,
-	                                                memory_order_release, memory_order_relaxed));
+	} while (!atomic_compare_exchange_weak_explicit(
+		&loop->posted, &head, task, memory_order_release, memory_order_relaxed));
 	/* Whoever found the stack empty wakes the loop. Full (EAGAIN) means it is awake already. */
 	if (!head && loop->wakeup.fd >= 0)
 		(void)!write(loop->wakeup.fd, &one, sizeof(one));
@@ -343,6 +344,11 @@ static int wait_ready(struct bm_loop *loop, uint64_t timeout_ns)
 		timeout = &t;
 	}
 	n = epoll_pwait2(loop->epoll, loop->ready, EVENTS_PER_WAIT, timeout, NULL);
+	if (n < 0 && errno == ENOSYS) /* Linux before 5.11, valgrind: milliseconds, rounded up */
+		n = epoll_wait(loop->epoll, loop->ready, EVENTS_PER_WAIT,
+			       timeout_ns > MOST_MS * 1000000
+				       ? -1
+				       : (int)((timeout_ns + 999999) / 1000000));
 	if (n < 0)
 		return errno == EINTR ? 0 : -errno;
 	loop->ready_count = n;

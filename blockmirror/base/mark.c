@@ -57,8 +57,8 @@ int bm_mark_read(const char *path, struct bm_mark *mark)
 	if (r < 0)
 		return r == -ENOENT ? 0 : r;
 	root = json_loads(text, 0, NULL);
-	if (root && !json_unpack(root, "{s:s s?s s?s s?s}", "state", &state, "disk", &disk, "record",
-	                         &folder, "where", &where)) {
+	if (root && !json_unpack(root, "{s:s s?s s?s s?s}", "state", &state, "disk", &disk,
+				 "record", &folder, "where", &where)) {
 		take(mark->state, sizeof(mark->state), state);
 		take(mark->disk, sizeof(mark->disk), disk);
 		take(mark->folder, sizeof(mark->folder), folder);
@@ -78,7 +78,7 @@ static bool is_file(const char *path)
 int bm_mark_write(const char *path, const struct bm_mark *mark)
 {
 	json_t *root = json_pack("{s:s s:s s:s s:s}", "state", mark->state, "disk", mark->disk,
-	                         "record", mark->folder, "where", mark->where);
+				 "record", mark->folder, "where", mark->where);
 	bm_free char *text = root ? json_dumps(root, JSON_COMPACT) : NULL, *beside = NULL;
 
 	json_decref(root);

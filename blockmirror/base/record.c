@@ -54,7 +54,7 @@ static size_t checked_length(const char *text)
 }
 
 static int parse(const char *path, const char *text, struct bm_record *record,
-                 struct bm_error *error)
+		 struct bm_error *error)
 {
 	size_t length = checked_length(text);
 	const char *name, *disk, *uri;
@@ -66,17 +66,20 @@ static int parse(const char *path, const char *text, struct bm_record *record,
 	if (root && json_unpack(root, "{s:i}", "format", &format) == 0 && format > FORMAT) {
 		json_decref(root);
 		return bm_fail(error, BM_E_RECORD,
-		               "%s: written by a newer version (format %d, this one knows %d)", path, format,
-		               FORMAT);
+			       "%s: written by a newer version (format %d, this one knows %d)",
+			       path, format, FORMAT);
 	}
-	if (!root || json_unpack(root, "{s:I s:s s:s s:s s:I s?o}", "generation", &generation, "name",
-	                         &name, "disk", &disk, "uri", &uri, "size", &size, "job", &job)) {
+	if (!root ||
+	    json_unpack(root, "{s:I s:s s:s s:s s:I s?o}", "generation", &generation, "name", &name,
+			"disk", &disk, "uri", &uri, "size", &size, "job", &job)) {
 		json_decref(root);
-		return bm_fail(error, BM_E_RECORD,
-		               "%s: damaged (its checksum or content is wrong); it says which image is the "
-		               "truth, so restore it from a backup, or, when you know the right image, "
-		               "move it away and serve that image anew",
-		               path);
+		return bm_fail(
+			error, BM_E_RECORD,
+			"%s: damaged (its checksum or content is wrong); it says which image is "
+			"the "
+			"truth, so restore it from a backup, or, when you know the right image, "
+			"move it away and serve that image anew",
+			path);
 	}
 	record->generation = (uint64_t)generation;
 	record->size = (uint64_t)size;
@@ -109,21 +112,21 @@ int bm_record_read(const char *folder, struct bm_record *record, struct bm_error
 static char *format(const struct bm_record *record)
 {
 	json_t *root = json_pack("{s:i s:I s:s s:s s:s s:I s:O*}", "format", FORMAT, "generation",
-	                         (json_int_t)record->generation, "name", record->name, "disk",
-	                         record->disk, "uri", record->uri, "size", (json_int_t)record->size,
-	                         "job", record->job);
+				 (json_int_t)record->generation, "name", record->name, "disk",
+				 record->disk, "uri", record->uri, "size", (json_int_t)record->size,
+				 "job", record->job);
 	bm_free char *line = root ? json_dumps(root, JSON_COMPACT) : NULL;
 	char *text = NULL;
 
 	json_decref(root);
 	if (!line || asprintf(&text, "%s\nxxh64 %016" PRIx64 "\n", line,
-	                      XXH64(line, strlen(line), FORMAT)) < 0)
+			      XXH64(line, strlen(line), FORMAT)) < 0)
 		return NULL;
 	return text;
 }
 
 int bm_record_prepare(const char *folder, const char *which, const struct bm_record *record,
-                      struct bm_error *error)
+		      struct bm_error *error)
 {
 	bm_free char *path = path_of(folder, which), *text = format(record);
 	int r = path && text ? bm_write_durably(path, text, strlen(text)) : -ENOMEM;

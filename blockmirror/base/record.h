@@ -14,11 +14,11 @@
 
 struct bm_record {
 	uint64_t generation;
-	char *name;   /* of the disk */
-	char *disk;   /* its identity, 32 hex digits, for ever */
-	char *uri;    /* the authoritative image */
+	char *name; /* of the disk */
+	char *disk; /* its identity, 32 hex digits, for ever */
+	char *uri;  /* the authoritative image */
 	uint64_t size;
-	json_t *job;  /* the last job, as docs/record.md has it; NULL for none */
+	json_t *job; /* the last job, as docs/record.md has it; NULL for none */
 };
 
 /* Frees what the record points to. */
@@ -37,7 +37,7 @@ int bm_record_read(const char *folder, struct bm_record *record, struct bm_error
  * When commit fails it is not known which record is there.
  */
 int bm_record_prepare(const char *folder, const char *which, const struct bm_record *record,
-                      struct bm_error *error);
+		      struct bm_error *error);
 int bm_record_commit(const char *folder, const char *which, struct bm_error *error);
 
 /* Both steps. */

@@ -108,7 +108,7 @@ static bool push(struct client *c)
 		memmove(c->out, c->out + n, c->out_used);
 	}
 	bm_watch_set(c->rpc->loop, &c->watch, c->fd,
-	             (c->eof ? 0u : (unsigned)EPOLLIN) | (c->out_used ? (unsigned)EPOLLOUT : 0u));
+		     (c->eof ? 0u : (unsigned)EPOLLIN) | (c->out_used ? (unsigned)EPOLLOUT : 0u));
 	return true;
 }
 
@@ -148,19 +148,19 @@ void bm_rpc_reply(struct bm_rpc_call *call, json_t *result)
 	if (!result)
 		result = json_object();
 	json_object_set_new(result, "v", json_integer(VERSION));
-	send_object(call->client, json_pack("{s:s s:O s:o}", "jsonrpc", "2.0", "id", call->id, "result",
-	                                    result));
+	send_object(call->client,
+		    json_pack("{s:s s:O s:o}", "jsonrpc", "2.0", "id", call->id, "result", result));
 	end_call(call);
 }
 
 /* -32000: the range of JSON-RPC 2.0, section 5.1, for errors of the implementation. */
 void bm_rpc_fail(struct bm_rpc_call *call, const struct bm_error *error)
 {
-	json_t *failure = json_pack("{s:i s:s s:{s:s s:i}}", "code", -32000, "message", error->text, "data",
-	                            "code", bm_code_name(error->code), "v", VERSION);
+	json_t *failure = json_pack("{s:i s:s s:{s:s s:i}}", "code", -32000, "message", error->text,
+				    "data", "code", bm_code_name(error->code), "v", VERSION);
 
-	send_object(call->client, json_pack("{s:s s:O s:o}", "jsonrpc", "2.0", "id", call->id, "error",
-	                                    failure));
+	send_object(call->client,
+		    json_pack("{s:s s:O s:o}", "jsonrpc", "2.0", "id", call->id, "error", failure));
 	end_call(call);
 }
 
@@ -172,12 +172,12 @@ void bm_rpc_subscribe(struct bm_rpc_call *call)
 void bm_rpc_notify(struct bm_rpc *rpc, const char *event, json_t *params)
 {
 	json_object_set_new(params, "v", json_integer(VERSION));
-	bm_list_each_safe(node, &rpc->clients) {
+	bm_list_each_safe (node, &rpc->clients) {
 		struct client *c = bm_container(node, struct client, link);
 
 		if (c->subscribed)
 			send_object(c, json_pack("{s:s s:s s:O}", "jsonrpc", "2.0", "method", event,
-			                         "params", params));
+						 "params", params));
 	}
 	json_decref(params);
 }
@@ -304,7 +304,8 @@ int bm_rpc_listen(struct bm_rpc *rpc, const char *path, struct bm_error *error)
 	return r < 0 ? bm_fail_errno(error, r, "cannot listen on %s", path) : 0;
 }
 
-int bm_rpc_new(struct bm_loop *loop, const struct bm_rpc_table *table, void *arg, struct bm_rpc **out)
+int bm_rpc_new(struct bm_loop *loop, const struct bm_rpc_table *table, void *arg,
+	       struct bm_rpc **out)
 {
 	struct bm_rpc *rpc = calloc(1, sizeof(*rpc));
 
@@ -322,14 +323,15 @@ void bm_rpc_free(struct bm_rpc *rpc)
 {
 	if (!rpc)
 		return;
-	bm_list_each_safe(node, &rpc->clients) {
+	bm_list_each_safe (node, &rpc->clients) {
 		struct client *c = bm_container(node, struct client, link);
 
 		c->gone = NULL;
 		drop(c);
 	}
-	if (rpc->watch.events)
+	if (rpc->listener.path) {
 		bm_watch_set(rpc->loop, &rpc->watch, rpc->listener.fd, 0);
-	bm_unix_close(&rpc->listener);
+		bm_unix_close(&rpc->listener);
+	}
 	free(rpc);
 }

@@ -27,7 +27,8 @@ struct bm_rpc_table {
 	bm_rpc_method *method;
 };
 
-int bm_rpc_new(struct bm_loop *loop, const struct bm_rpc_table *table, void *arg, struct bm_rpc **rpc);
+int bm_rpc_new(struct bm_loop *loop, const struct bm_rpc_table *table, void *arg,
+	       struct bm_rpc **rpc);
 
 /* Drops all clients. Calls without an answer must be answered before. NULL is allowed. */
 void bm_rpc_free(struct bm_rpc *rpc);

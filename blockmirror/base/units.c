@@ -79,7 +79,7 @@ char *bm_format_size(char *text, uint64_t bytes)
 		snprintf(text, BM_UNITS_TEXT, "%" PRIu64 " B", bytes);
 	else
 		snprintf(text, BM_UNITS_TEXT, value < 10 ? "%.2f %ciB" : "%.1f %ciB", value,
-		         "KMGTP"[prefix]);
+			 "KMGTP"[prefix]);
 	return text;
 }
 
@@ -97,6 +97,6 @@ char *bm_format_duration(char *text, uint64_t ns)
 		snprintf(text, BM_UNITS_TEXT, "%.0f min %.0f s", floor(s / 60), floor(fmod(s, 60)));
 	else
 		snprintf(text, BM_UNITS_TEXT, "%.0f h %.0f min", floor(s / 3600),
-		         floor(fmod(s, 3600) / 60));
+			 floor(fmod(s, 3600) / 60));
 	return text;
 }

@@ -41,8 +41,8 @@ int bm_unix_listen(struct bm_unix_listener *listener, const char *path, struct b
 	int r;
 
 	if (strlen(path) >= sizeof(address.sun_path))
-		return bm_fail(error, BM_E_USAGE, "%s: a socket's path is limited to %zu bytes", path,
-		               sizeof(address.sun_path) - 1);
+		return bm_fail(error, BM_E_USAGE, "%s: a socket's path is limited to %zu bytes",
+			       path, sizeof(address.sun_path) - 1);
 	if (fd < 0 || !copy)
 		return bm_fail_errno(error, fd < 0 ? errno : ENOMEM, "cannot listen on %s", path);
 	strcpy(address.sun_path, path);
@@ -68,9 +68,8 @@ void bm_unix_close(struct bm_unix_listener *listener)
 {
 	struct stat st;
 
-	if (!listener->path)
-		return;
-	if (!lstat(listener->path, &st) && st.st_dev == listener->dev && st.st_ino == listener->ino)
+	if (listener->path && !lstat(listener->path, &st) && st.st_dev == listener->dev &&
+	    st.st_ino == listener->ino)
 		unlink(listener->path);
 	close(listener->fd);
 	free(listener->path);

@@ -8,8 +8,8 @@
 #include "blockmirror/error.h"
 
 struct bm_unix_listener {
-	int fd; /* stream, listening, non-blocking, close-on-exec */
-	char *path;
+	int fd;     /* stream, listening, non-blocking, close-on-exec */
+	char *path; /* NULL: it was not made by bm_unix_listen() */
 	dev_t dev;
 	ino_t ino;
 };
@@ -20,7 +20,7 @@ struct bm_unix_listener {
  */
 int bm_unix_listen(struct bm_unix_listener *listener, const char *path, struct bm_error *error);
 
-/* Closes it, and removes the path unless another socket has taken its place. */
+/* Closes fd, and removes the path, if there is one, unless another socket has taken its place. */
 void bm_unix_close(struct bm_unix_listener *listener);
 
 #endif

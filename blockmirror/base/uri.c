@@ -15,9 +15,9 @@ static const struct {
 	const char *prefix;
 	enum bm_scheme scheme;
 } schemes[] = {
-	{"file", BM_SCHEME_FILE},     {"nbd", BM_SCHEME_NBD},     {"nbds", BM_SCHEME_NBD},
-	{"nbd+unix", BM_SCHEME_NBD},  {"nbds+unix", BM_SCHEME_NBD}, {"iscsi", BM_SCHEME_ISCSI},
-	{"mem", BM_SCHEME_MEM},       {"fault", BM_SCHEME_FAULT},
+	{"file", BM_SCHEME_FILE},    {"nbd", BM_SCHEME_NBD},       {"nbds", BM_SCHEME_NBD},
+	{"nbd+unix", BM_SCHEME_NBD}, {"nbds+unix", BM_SCHEME_NBD}, {"iscsi", BM_SCHEME_ISCSI},
+	{"mem", BM_SCHEME_MEM},      {"fault", BM_SCHEME_FAULT},
 };
 
 /* The length of "scheme" in "scheme:…" (RFC 3986 3.1), 0 when text starts with none. */
@@ -35,7 +35,8 @@ static size_t scheme_length(const char *text)
 static int find_scheme(const char *text, size_t length)
 {
 	for (size_t i = 0; i < sizeof(schemes) / sizeof(schemes[0]); i++)
-		if (strlen(schemes[i].prefix) == length && !strncmp(text, schemes[i].prefix, length))
+		if (strlen(schemes[i].prefix) == length &&
+		    !strncmp(text, schemes[i].prefix, length))
 			return schemes[i].scheme;
 	return -1;
 }
@@ -55,7 +56,8 @@ int bm_uri_parse(const char *text, struct bm_uri **out, struct bm_error *error)
 	if (size == 1)
 		return bm_fail(error, BM_E_URI, "the image's name is empty");
 	if (size > PATH_MAX)
-		return bm_fail(error, BM_E_URI, "the image's name is longer than %d bytes", PATH_MAX);
+		return bm_fail(error, BM_E_URI, "the image's name is longer than %d bytes",
+			       PATH_MAX);
 	uri = malloc(sizeof(*uri) + size);
 	if (!uri)
 		return bm_fail_errno(error, ENOMEM, "cannot open %.100s", text);
@@ -64,11 +66,12 @@ int bm_uri_parse(const char *text, struct bm_uri **out, struct bm_error *error)
 	if (length) {
 		scheme = find_scheme(text, length);
 		if (scheme < 0)
-			return bm_fail(error, BM_E_URI,
-			               "%.200s: unknown scheme \"%.*s\"; a path, file:, nbd:, nbds:, "
-			               "nbd+unix:, nbds+unix: and iscsi: are known (a path with a colon: "
-			               "./%.100s)",
-			               text, (int)length, text, text);
+			return bm_fail(
+				error, BM_E_URI,
+				"%.200s: unknown scheme \"%.*s\"; a path, file:, nbd:, nbds:, "
+				"nbd+unix:, nbds+unix: and iscsi: are known (a path with a colon: "
+				"./%.100s)",
+				text, (int)length, text, text);
 		uri->rest += length + 1;
 		if (scheme == BM_SCHEME_FILE)
 			uri->rest = file_rest(uri->rest);
@@ -113,8 +116,9 @@ char *bm_uri_redact(const char *text, char *out, size_t size)
 		second = mark + strlen("target_password=");
 		second_end = second + strcspn(second, "&");
 	}
-	snprintf(out, size, "%.*s%s%.*s%s%s", (int)(first - text), text, first_end > first ? "***" : "",
-	         (int)(second - first_end), first_end, second_end > second ? "***" : "", second_end);
+	snprintf(out, size, "%.*s%s%.*s%s%s", (int)(first - text), text,
+		 first_end > first ? "***" : "", (int)(second - first_end), first_end,
+		 second_end > second ? "***" : "", second_end);
 	return out;
 }
 

@@ -18,8 +18,9 @@ enum bm_scheme {
 
 struct bm_uri {
 	enum bm_scheme scheme;
-	const char *rest; /* what follows the scheme: the path, the size, SPEC;URI; or all of text */
-	char text[];      /* the whole, as given */
+	const char
+		*rest; /* what follows the scheme: the path, the size, SPEC;URI; or all of text */
+	char text[];   /* the whole, as given */
 };
 
 /* Frees with free(3). A path is taken as it is, with whatever characters it has. */

@@ -1,0 +1,204 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * What the files of this folder share: the server, its connections, and the requests of these.
+ *
+ * A connection reads its input as a state machine (enum nbd_state). What a client asks for is a
+ * request; what goes to the device, and back to the client, is a piece. Most requests are one
+ * piece. A long READ or WRITE is cut, each piece of at most BM_BUF_MAX with a buffer of its own.
+ *
+ *	free -> parser (a WRITE's is filled) -> device -> [READ: waits for its turn] -> out -> free
+ *
+ * All requests and pieces are in fixed arrays of their connection. When no piece is free or the
+ * connection's pool of buffers is used up, the parser pauses, and goes on when a piece comes back.
+ * Pieces come back without the parser's help, so that this always ends.
+ */
+#ifndef NBD_SERVER_INTERNAL_H
+#define NBD_SERVER_INTERNAL_H
+
+#include <sys/stat.h>
+
+#include "blockmirror/base/unix_socket.h"
+#include "nbd-server/proto.h"
+#include "nbd-server/server.h"
+#include "nbd-server/transport.h"
+#include "nbd-server/wire.h"
+
+enum {
+	NBD_PIECES = 128,
+	NBD_REQUESTS = NBD_PIECES + 1, /* one has no piece yet: the one the parser is at */
+	NBD_BUDGET = 16 << 20,         /* bytes of buffers */
+	NBD_INPUT = 64 << 10,          /* receive buffer; also the longest option data we look at */
+	NBD_HEADER = 128,              /* room for any reply header, with an error's text */
+	NBD_MAX_LISTENERS = 16,
+};
+
+struct nbd_conn;
+
+struct nbd_request {
+	struct bm_list link; /* free */
+	uint16_t command, flags;
+	uint64_t cookie; /* as it came */
+	uint64_t offset, at;
+	uint32_t length;
+	unsigned open;    /* pieces at the device, and one for the parser while it is at it */
+	int error;        /* the first one, -errno */
+	const char *text; /* why; NULL: what error says */
+
+	/* READ answered by a simple reply, whose data cannot be taken back (reply.c) */
+	struct bm_list pieces; /* not sent yet, in the order of their offsets */
+	bool streams, started;
+};
+
+struct nbd_piece {
+	struct bm_request rq;
+	struct nbd_conn *conn;
+	struct nbd_request *request; /* NULL: of the handshake */
+	struct bm_list link;         /* free, the request's, out or held */
+	struct bm_buf *buf;
+	struct bm_extents extents;
+	size_t filled;                     /* WRITE: bytes received */
+	bool ready;                        /* READ: the data is there */
+	size_t header_length, data_length; /* to be sent: header, then buf's data */
+	uint8_t header[NBD_HEADER];
+};
+
+enum nbd_state {
+	NBD_FLAGS, /* the handshake: client flags */
+	NBD_OPTION,
+	NBD_OPTION_DATA,
+	NBD_OPTION_SKIP,
+	NBD_REQUEST, /* transmission: a request's header */
+	NBD_PAYLOAD,
+	NBD_PAYLOAD_SKIP,
+	NBD_READING, /* a READ is cut into pieces */
+	NBD_OTHER,   /* a request that is one piece at once */
+	NBD_ENDED,   /* nothing more is read; what is in flight is finished and answered */
+	NBD_DEAD     /* closed; freed when the device has let go of all requests */
+};
+
+/* What a step of the parser needs next. */
+enum nbd_step { NBD_GO_ON, NBD_MORE_INPUT, NBD_WAIT };
+
+struct nbd_offer {
+	char *name, *description;
+	struct bm_dev *dev;
+	bool read_only;
+};
+
+struct nbd_conn {
+	struct nbd_server *server;
+	struct bm_list link;
+	struct nbd_transport transport;
+	struct bm_watch in, out_watch; /* the second one only where there are two descriptors */
+	struct bm_pool *pool;
+	struct bm_buf_waiter memory;
+	struct bm_task send, resume, end;
+	struct bm_timer handshake;
+	char peer[NBD_PEER_TEXT];
+
+	enum nbd_state state;
+	bool paused;        /* the parser waits for a piece or for memory */
+	bool blocked;       /* the client does not take what is in out */
+	size_t start, used; /* the part of input that is not parsed yet */
+
+	bool no_zeroes, structured;
+	unsigned options;      /* so far */
+	uint32_t option, skip; /* the one being read; bytes of it, or of payload, to drop */
+	const struct nbd_offer *context; /* base:allocation is selected for this export */
+	const struct nbd_offer *offer;   /* the one that was chosen */
+
+	struct nbd_request *current; /* the parser is at it */
+	struct nbd_piece *filling;   /* its payload goes there */
+	struct nbd_request *stream;  /* see reply.c */
+	unsigned busy;               /* requests not free */
+	unsigned at_device;          /* pieces not done */
+	struct bm_list out;          /* pieces to be sent */
+	struct bm_list held;         /* to be sent after stream */
+	size_t sent;                 /* bytes of the first one in out */
+	struct bm_list free_requests, free_pieces;
+	uint64_t requests, bytes_read, bytes_written;
+
+	struct nbd_request request[NBD_REQUESTS];
+	struct nbd_piece piece[NBD_PIECES];
+	uint8_t input[NBD_INPUT];
+};
+
+struct nbd_listener {
+	struct nbd_server *server;
+	struct bm_watch watch;
+	struct bm_unix_listener socket; /* without a path when we did not make it, or it is TCP */
+};
+
+struct nbd_server {
+	struct bm_loop *loop;
+	struct nbd_server_options options;
+	struct bm_list conns;
+	unsigned connected;
+	bool stopping;
+	struct bm_timer stop_timer, accept_timer;
+	struct bm_task stopped;
+	void (*done)(void *arg);
+	void *done_arg;
+	unsigned offers, listeners;
+	struct nbd_offer offer[NBD_MAX_EXPORTS];
+	struct nbd_listener listener[NBD_MAX_LISTENERS];
+};
+
+/* server.c */
+
+const struct nbd_offer *nbd_offer_find(const struct nbd_server *server, const uint8_t *name,
+				       size_t length);
+void nbd_server_left(struct nbd_conn *conn); /* the last thing that is done to conn */
+
+/* listen.c */
+
+/* Accepts while there is room for clients. */
+void nbd_listen_update(struct nbd_server *server);
+void nbd_listen_close(struct nbd_server *server);
+
+/* conn.c: a connection from its first to its last byte */
+
+int nbd_conn_new(struct nbd_server *server, int in, int out, const char *peer);
+void nbd_conn_stop(struct nbd_conn *conn);   /* the server stops */
+void nbd_conn_finish(struct nbd_conn *conn); /* reads no more, answers what is in flight, closes */
+void nbd_conn_close(struct nbd_conn *conn);  /* now; "hard disconnect" */
+/* As close, and logs why: what the client did is against the protocol. */
+void nbd_conn_violated(struct nbd_conn *conn, const char *what);
+
+/* Parsing: the next length bytes of input, or NULL when they have not come yet; then takes them. */
+const uint8_t *nbd_input(const struct nbd_conn *conn, size_t length);
+void nbd_input_take(struct nbd_conn *conn, size_t length);
+/* Drops input, conn->skip bytes in all. NBD_GO_ON: all of it is gone. */
+enum nbd_step nbd_input_skip(struct nbd_conn *conn);
+
+/*
+ * A piece of request (NULL: of the handshake) with a buffer of at least size bytes (0: without).
+ * NULL: the parser has to wait.
+ */
+struct nbd_piece *nbd_piece_get(struct nbd_conn *conn, struct nbd_request *request, size_t size);
+void nbd_piece_drop_buf(struct nbd_piece *piece);
+void nbd_piece_free(struct nbd_piece *piece);
+void nbd_piece_send(struct nbd_piece *piece);
+
+/* handshake.c */
+
+void nbd_greet(struct nbd_conn *conn);
+enum nbd_step nbd_handshake_step(struct nbd_conn *conn);
+
+/* request.c */
+
+enum nbd_step nbd_request_step(struct nbd_conn *conn);
+void nbd_request_free(struct nbd_conn *conn, struct nbd_request *request);
+/* The input ended in the middle of the request that the parser is at. */
+void nbd_request_abandon(struct nbd_conn *conn);
+
+/* reply.c */
+
+/* All of the request is done, or it failed: piece bears its reply. */
+void nbd_reply(struct nbd_piece *piece);
+/* A piece of a READ is done. */
+void nbd_reply_read(struct nbd_piece *piece, int error);
+/* Whether a READ of so many bytes is too long to be kept until all of it is there. */
+bool nbd_reply_streams(const struct nbd_conn *conn, uint32_t length);
+
+#endif

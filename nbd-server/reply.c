@@ -1,0 +1,244 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Replies (proto.md, "Simple reply message", "Structured reply chunk message").
+ *
+ * READ under structured replies: each piece becomes a chunk as it is done, in any order; one that
+ * failed becomes an error chunk with its offset. The last one to be done is marked as such, so
+ * that no error can follow it.
+ *
+ * READ under simple replies: its header says "no error", once and before the data, so it leaves
+ * when all pieces are there. One that is too long for that streams: its pieces leave in order as
+ * they come, while other replies are held back, and an error in the middle leaves nothing but to
+ * disconnect. One READ streams at a time. It always gets on: the pieces it waits for need no memory
+ * that a held reply has, since it has at least one buffer of its own before it holds others back.
+ */
+#include <endian.h>
+#include <errno.h>
+#include <string.h>
+
+#include "blockmirror/base/list.h"
+#include "nbd-server/internal.h"
+
+/* What always fits, whatever else the connection is doing. */
+enum { KEPT_WHOLE = NBD_BUDGET / 2, TEXT = 80 };
+static_assert(sizeof(struct nbd_wire_chunk) + 4 + 2 + TEXT + 8 <= NBD_HEADER, "an error fits");
+
+static enum nbd_error to_wire(const struct nbd_request *request, int error)
+{
+	switch (-error) {
+	case EPERM:
+	case EACCES:
+	case EROFS:
+		return NBD_EPERM;
+	case EINVAL:
+		return NBD_EINVAL;
+	case ENOSPC:
+	case EDQUOT:
+	case EFBIG:
+		return NBD_ENOSPC;
+	case EOVERFLOW:
+		return NBD_EOVERFLOW;
+	case ESHUTDOWN:
+		return NBD_ESHUTDOWN;
+	case ENOTSUP:
+		return request->flags & NBD_CMD_FLAG_FAST_ZERO ? NBD_ENOTSUP : NBD_EIO;
+	default:
+		return NBD_EIO;
+	}
+}
+
+/* Headers */
+
+static void put_simple(struct nbd_piece *piece, uint32_t error)
+{
+	const struct nbd_wire_simple wire = {
+		.magic = htobe32(NBD_SIMPLE_REPLY_MAGIC),
+		.error = htobe32(error),
+		.cookie = piece->request->cookie,
+	};
+
+	memcpy(piece->header, &wire, sizeof(wire));
+	piece->header_length = sizeof(wire);
+}
+
+/* Begins a chunk; length bytes follow it, the first of which are written to what is returned. */
+static struct nbd_writer put_chunk(struct nbd_piece *piece, enum nbd_chunk type, bool last,
+				   size_t length)
+{
+	const struct nbd_wire_chunk wire = {
+		.magic = htobe32(NBD_STRUCTURED_REPLY_MAGIC),
+		.flags = htobe16(last ? NBD_REPLY_FLAG_DONE : 0),
+		.type = htobe16((uint16_t)type),
+		.cookie = piece->request->cookie,
+		.length = htobe32((uint32_t)length),
+	};
+	struct nbd_writer w = {.at = piece->header, .room = NBD_HEADER};
+
+	nbd_write(&w, &wire, sizeof(wire));
+	return w;
+}
+
+static void put_error(struct nbd_piece *piece, int error, bool with_offset, bool last)
+{
+	const struct nbd_request *request = piece->request;
+	const char *text = request->text ? request->text : strerrordesc_np(-error);
+	size_t length = text ? strnlen(text, TEXT) : 0;
+	struct nbd_writer w =
+		put_chunk(piece, with_offset ? NBD_CHUNK_ERROR_OFFSET : NBD_CHUNK_ERROR, last,
+			  4 + 2 + length + (with_offset ? 8 : 0));
+
+	nbd_write_u32(&w, to_wire(request, error));
+	nbd_write_u16(&w, (uint16_t)length);
+	nbd_write(&w, text, length);
+	if (with_offset)
+		nbd_write_u64(&w, piece->rq.offset);
+	piece->header_length = w.used;
+}
+
+static void put_data(struct nbd_piece *piece, bool last)
+{
+	struct nbd_writer w = put_chunk(piece, NBD_CHUNK_OFFSET_DATA, last, 8 + piece->rq.length);
+
+	nbd_write_u64(&w, piece->rq.offset);
+	piece->header_length = w.used;
+	piece->data_length = piece->rq.length;
+}
+
+/* The extents become descriptors where they are: these are shorter, each is read before. */
+static void put_extents(struct nbd_piece *piece)
+{
+	const struct bm_extents *x = &piece->extents;
+	struct nbd_wire_extent wire;
+	size_t length = x->count * sizeof(wire);
+	struct nbd_writer w = put_chunk(piece, NBD_CHUNK_BLOCK_STATUS, true, 4 + length);
+
+	nbd_write_u32(&w, NBD_CONTEXT_ID);
+	piece->header_length = w.used;
+	piece->data_length = length;
+	for (unsigned i = 0; i < x->count; i++) {
+		wire.length = htobe32((uint32_t)x->v[i].length);
+		wire.flags = htobe32(x->v[i].flags);
+		memcpy(piece->buf->data + i * sizeof(wire), &wire, sizeof(wire));
+	}
+}
+
+/* Replies */
+
+/* The reply in piece is the last one of its request. */
+static void send_last(struct nbd_piece *piece)
+{
+	struct nbd_request *request = piece->request;
+	struct nbd_conn *conn = piece->conn;
+
+	conn->requests++;
+	if (!request->error && request->command == NBD_CMD_READ)
+		conn->bytes_read += request->length;
+	else if (!request->error && request->command == NBD_CMD_WRITE)
+		conn->bytes_written += request->length;
+	nbd_piece_send(piece);
+	if (conn->stream == request) {
+		conn->stream = NULL;
+		bm_list_move_all(&conn->out, &conn->held);
+	}
+	nbd_request_free(conn, request);
+}
+
+void nbd_reply(struct nbd_piece *piece)
+{
+	const struct nbd_request *request = piece->request;
+	bool structured = piece->conn->structured;
+
+	if (!request->error && request->command == NBD_CMD_BLOCK_STATUS) {
+		put_extents(piece);
+		send_last(piece);
+		return;
+	}
+	nbd_piece_drop_buf(piece);
+	if (structured && request->error)
+		put_error(piece, request->error, false, true);
+	else if (structured && request->command == NBD_CMD_READ)
+		piece->header_length = put_chunk(piece, NBD_CHUNK_NONE, true, 0).used;
+	else
+		put_simple(piece, request->error ? to_wire(request, request->error) : 0);
+	send_last(piece);
+}
+
+bool nbd_reply_streams(const struct nbd_conn *conn, uint32_t length)
+{
+	return !conn->structured && length > KEPT_WHOLE;
+}
+
+static void read_structured(struct nbd_piece *piece, int error)
+{
+	bool last = !piece->request->open;
+
+	if (error) {
+		nbd_piece_drop_buf(piece);
+		put_error(piece, error, true, last);
+	} else {
+		put_data(piece, last);
+	}
+	if (last)
+		send_last(piece);
+	else
+		nbd_piece_send(piece);
+}
+
+/* A simple READ has failed before any of it was sent: the last piece to be done bears the error. */
+static void give_up(struct nbd_request *request, struct nbd_piece *piece)
+{
+	bm_list_remove(&piece->link);
+	bm_list_each_safe (node, &request->pieces) {
+		struct nbd_piece *other = bm_container(node, struct nbd_piece, link);
+
+		if (other->ready) {
+			bm_list_remove(node);
+			nbd_piece_free(other);
+		}
+	}
+	if (request->open)
+		nbd_piece_free(piece);
+	else
+		nbd_reply(piece);
+}
+
+static void read_simple(struct nbd_piece *piece)
+{
+	struct nbd_request *request = piece->request;
+
+	piece->ready = true;
+	if (request->error && request->started) {
+		nbd_conn_close(piece->conn);
+		return;
+	}
+	if (request->error) {
+		give_up(request, piece);
+		return;
+	}
+	if (request->open && !request->streams)
+		return;
+	while (!bm_list_empty(&request->pieces)) {
+		struct bm_list *node = request->pieces.next;
+
+		piece = bm_container(node, struct nbd_piece, link);
+		if (!piece->ready)
+			return;
+		bm_list_remove(node);
+		if (!request->started)
+			put_simple(piece, 0);
+		request->started = true;
+		piece->data_length = piece->rq.length;
+		if (request->open || !bm_list_empty(&request->pieces))
+			nbd_piece_send(piece);
+		else
+			send_last(piece);
+	}
+}
+
+void nbd_reply_read(struct nbd_piece *piece, int error)
+{
+	if (piece->conn->structured)
+		read_structured(piece, error);
+	else
+		read_simple(piece);
+}

@@ -1,0 +1,193 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The server: its exports, its clients, its end. */
+#include "nbd-server/server.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "blockmirror/base/list.h"
+#include "nbd-server/internal.h"
+
+#define TEN_SECONDS 10000000000u
+
+static void stopped(struct bm_task *task)
+{
+	struct nbd_server *server = bm_container(task, struct nbd_server, stopped);
+
+	bm_timer_clear(server->loop, &server->stop_timer);
+	server->done(server->done_arg);
+}
+
+static void stop_timeout(struct bm_timer *timer)
+{
+	struct nbd_server *server = bm_container(timer, struct nbd_server, stop_timer);
+
+	bm_list_each (node, &server->conns) {
+		struct nbd_conn *conn = bm_container(node, struct nbd_conn, link);
+
+		nbd_conn_violated(conn, "the server stops, and it did not come to an end in time");
+	}
+}
+
+static void accept_again(struct bm_timer *timer)
+{
+	nbd_listen_update(bm_container(timer, struct nbd_server, accept_timer));
+}
+
+struct nbd_server *nbd_server_new(struct bm_loop *loop, const struct nbd_server_options *options)
+{
+	struct nbd_server *server = calloc(1, sizeof(*server));
+
+	if (!server)
+		return NULL;
+	server->loop = loop;
+	if (options)
+		server->options = *options;
+	if (!server->options.max_connections)
+		server->options.max_connections = 100;
+	if (!server->options.handshake_ns)
+		server->options.handshake_ns = TEN_SECONDS;
+	if (!server->options.stop_ns)
+		server->options.stop_ns = TEN_SECONDS;
+	server->stop_timer.run = stop_timeout;
+	server->accept_timer.run = accept_again;
+	server->stopped.run = stopped;
+	bm_list_init(&server->conns);
+	return server;
+}
+
+void nbd_server_free(struct nbd_server *server)
+{
+	if (!server)
+		return;
+	assert(bm_list_empty(&server->conns));
+	nbd_listen_close(server);
+	bm_timer_clear(server->loop, &server->stop_timer);
+	bm_timer_clear(server->loop, &server->accept_timer);
+	bm_task_cancel(&server->stopped);
+	for (unsigned i = 0; i < server->offers; i++) {
+		free(server->offer[i].name);
+		free(server->offer[i].description);
+	}
+	free(server);
+}
+
+/* Exports */
+
+const struct nbd_offer *nbd_offer_find(const struct nbd_server *server, const uint8_t *name,
+				       size_t length)
+{
+	for (unsigned i = 0; i < server->offers; i++)
+		if (strlen(server->offer[i].name) == length &&
+		    !memcmp(server->offer[i].name, name, length))
+			return &server->offer[i];
+	return NULL;
+}
+
+static bool serves_bytes(const struct bm_geometry *geometry)
+{
+	return geometry->block == 1 && geometry->max_transfer >= BM_BUF_MAX &&
+	       geometry->max_zero >= UINT32_MAX;
+}
+
+int nbd_server_add_export(struct nbd_server *server, const struct nbd_export *export,
+			  struct bm_error *error)
+{
+	const char *description = export->description ? export->description : "";
+	struct nbd_offer *offer;
+
+	if (strlen(export->name) > NBD_MAX_NAME || strlen(description) > NBD_MAX_NAME)
+		return bm_fail(error, BM_E_USAGE,
+			       "the export's name and description are limited to %d bytes",
+			       NBD_MAX_NAME);
+	if (nbd_offer_find(server, (const uint8_t *)export->name, strlen(export->name)))
+		return bm_fail(error, BM_E_USAGE, "there is an export \"%s\" already",
+			       export->name);
+	if (server->offers == NBD_MAX_EXPORTS)
+		return bm_fail(error, BM_E_USAGE, "more than %d exports", NBD_MAX_EXPORTS);
+	if (!serves_bytes(&export->dev->geometry))
+		return bm_fail(error, BM_E_USAGE,
+			       "export \"%s\": the device does not serve single bytes",
+			       export->name);
+	offer = &server->offer[server->offers];
+	offer->name = strdup(export->name);
+	offer->description = strdup(description);
+	if (!offer->name || !offer->description) {
+		free(offer->name);
+		free(offer->description);
+		return bm_fail_errno(error, ENOMEM, "export \"%s\"", export->name);
+	}
+	offer->dev = export->dev;
+	offer->read_only = export->read_only;
+	server->offers++;
+	return 0;
+}
+
+/* Clients */
+
+int nbd_server_accept_fd(struct nbd_server *server, int in, int out)
+{
+	int r = nbd_conn_new(server, in, out, "stdio");
+
+	if (!r)
+		nbd_listen_update(server);
+	return r;
+}
+
+void nbd_server_left(struct nbd_conn *conn)
+{
+	struct nbd_server *server = conn->server;
+
+	bm_list_remove(&conn->link);
+	server->connected--;
+	free(conn);
+	if (server->stopping && !server->connected)
+		bm_loop_soon(server->loop, &server->stopped);
+	nbd_listen_update(server);
+	if (server->options.changed)
+		server->options.changed(server->options.arg);
+}
+
+unsigned nbd_server_clients(const struct nbd_server *server, struct nbd_client_info *info,
+			    unsigned room)
+{
+	unsigned count = 0;
+
+	bm_list_each (node, &server->conns) {
+		const struct nbd_conn *conn = bm_container(node, struct nbd_conn, link);
+
+		if (count == room)
+			break;
+		info[count] = (struct nbd_client_info){
+			.export = conn->offer ? conn->offer->name : NULL,
+			.requests = conn->requests,
+			.bytes_read = conn->bytes_read,
+			.bytes_written = conn->bytes_written,
+			.in_flight = conn->busy,
+		};
+		memcpy(info[count++].peer, conn->peer, sizeof(conn->peer));
+	}
+	return server->connected;
+}
+
+/* The end */
+
+void nbd_server_stop(struct nbd_server *server, void (*done)(void *arg), void *arg)
+{
+	assert(!server->stopping);
+	server->stopping = true;
+	server->done = done;
+	server->done_arg = arg;
+	nbd_listen_close(server);
+	bm_list_each (node, &server->conns) {
+		nbd_conn_stop(bm_container(node, struct nbd_conn, link));
+	}
+	if (!server->connected)
+		bm_loop_soon(server->loop, &server->stopped);
+	else /* without it, for want of memory, clients get as long as they like */
+		(void)bm_timer_set(server->loop, &server->stop_timer,
+				   bm_loop_now(server->loop) + server->options.stop_ns);
+}

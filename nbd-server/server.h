@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The NBD server: exports block devices to NBD clients, over unix and TCP sockets, in one event
+ * loop. It knows nothing of what the devices are made of.
+ *
+ * Threads: everything here belongs to the thread of the loop. Listening on a host name looks it up
+ * and may block; all else never does.
+ *
+ * Memory: a connection holds at most 128 requests and 16 MiB of data; when either is used up its
+ * socket is not read from until replies have gone out. The number of connections is capped, too.
+ */
+#ifndef NBD_SERVER_SERVER_H
+#define NBD_SERVER_SERVER_H
+
+#include "blockmirror/blockdev.h"
+
+struct nbd_server;
+
+enum {
+	NBD_MAX_EXPORTS = 64,
+	NBD_MAX_NAME = 256, /* bytes of an export's name or description (proto.md: SHOULD) */
+	NBD_PEER_TEXT = 64,
+};
+
+struct nbd_server_options {
+	unsigned max_connections; /* 0: 100. More wait in the backlog of the socket */
+	uint64_t handshake_ns; /* 0: 10 s. A client that has chosen no export by then is closed */
+	uint64_t stop_ns;      /* 0: 10 s. What clients get to take their last replies */
+	/* A client connected or left; called from the loop. May stop the server. NULL is allowed */
+	void (*changed)(void *arg);
+	void *arg;
+};
+
+struct nbd_export {
+	const char *name;        /* "" is the default export */
+	const char *description; /* for people; "" or NULL: none */
+	struct bm_dev *dev;      /* not owned; outlives the server */
+	bool read_only;          /* also when dev is not */
+};
+
+struct nbd_client_info {
+	char peer[NBD_PEER_TEXT]; /* "10.0.0.1:40000", "[::1]:40000", "unix:PID", "stdio" */
+	const char *export; /* its name; NULL: still in the handshake. As long as the server */
+	uint64_t requests;  /* answered, errors too */
+	uint64_t bytes_read, bytes_written;
+	unsigned in_flight; /* requests not yet answered */
+};
+
+/* A server without exports that does not listen. options NULL: the defaults. NULL: no memory. */
+struct nbd_server *nbd_server_new(struct bm_loop *loop, const struct nbd_server_options *options);
+
+/*
+ * Offers export to the clients that come from now on; the texts are copied. The device is started
+ * and serves any offset and length (what bm_order_new() makes does). Fails with BM_E_USAGE when it
+ * does not, when a text is too long or the name is taken, and when there are too many.
+ */
+int nbd_server_add_export(struct nbd_server *server, const struct nbd_export *export,
+			  struct bm_error *error);
+
+/*
+ * Listens on a unix socket, mode 0660. A socket that a dead server left behind is replaced; one
+ * that somebody listens on is BM_E_BUSY, and what is no socket is BM_E_EXISTS.
+ */
+int nbd_server_listen_unix(struct nbd_server *server, const char *path, struct bm_error *error);
+
+/*
+ * Listens on all addresses of host (NULL or "": all of this machine's). port "0": the kernel
+ * chooses; nbd_server_uri() tells.
+ */
+int nbd_server_listen_tcp(struct nbd_server *server, const char *host, const char *port,
+			  struct bm_error *error);
+
+/* Takes over a socket that listens already. On failure it stays the caller's. */
+int nbd_server_listen_fd(struct nbd_server *server, int fd, struct bm_error *error);
+
+/*
+ * Takes over a client that is connected already, beyond max_connections if need be: we read from
+ * in and write to out, which are one socket (the same number twice) or two pipes. On failure
+ * (-errno) both stay the caller's.
+ */
+int nbd_server_accept_fd(struct nbd_server *server, int in, int out);
+
+/*
+ * The URI of the named export on the first socket that the server listens on; there is one.
+ * malloc()ed; NULL: no memory.
+ */
+char *nbd_server_uri(const struct nbd_server *server, const char *name);
+
+/*
+ * How many clients are connected; what fits room is told about them in info, longest connected
+ * first.
+ */
+unsigned nbd_server_clients(const struct nbd_server *server, struct nbd_client_info *info,
+			    unsigned room);
+
+/*
+ * Listens no more; requests in flight are carried out and answered, those that still come fail
+ * with ESHUTDOWN; connections are closed as they run dry. Then done(arg) is called, from the loop.
+ * A device that does not let go of a request holds this up (bm_dev_cancel() helps); a client that
+ * does not take its replies does so for stop_ns. Once only.
+ */
+void nbd_server_stop(struct nbd_server *server, void (*done)(void *arg), void *arg);
+
+/* No client is connected: none ever came, or nbd_server_stop() is done. NULL is allowed. */
+void nbd_server_free(struct nbd_server *server);
+
+#endif

@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* How bytes get to a client and back. */
+#include "nbd-server/transport.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static int is_socket(int fd)
+{
+	struct stat st;
+
+	return fstat(fd, &st) < 0 ? -errno : S_ISSOCK(st.st_mode);
+}
+
+static int set_nonblocking(int fd)
+{
+	int flags = fcntl(fd, F_GETFL);
+
+	return flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0 ? -errno : 0;
+}
+
+/* For TCP; a unix socket refuses it, and needs none of it. */
+static void tune(int fd)
+{
+	const int on = 1;
+
+	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+	setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
+}
+
+int nbd_transport_open(struct nbd_transport *t, int in, int out)
+{
+	int in_socket = is_socket(in), out_socket = is_socket(out), r = 0;
+
+	if (in_socket < 0 || out_socket < 0)
+		return in_socket < 0 ? in_socket : out_socket;
+	t->socket = in_socket && out_socket;
+	if (t->socket) {
+		tune(out);
+	} else {
+		/* A socket is asked not to block call by call: others may share it. */
+		r = set_nonblocking(in);
+		if (!r)
+			r = set_nonblocking(out);
+	}
+	if (r < 0)
+		return r;
+	t->in = in;
+	t->out = out;
+	return 0;
+}
+
+static ssize_t result(ssize_t n)
+{
+	return n < 0 ? -errno : n;
+}
+
+ssize_t nbd_transport_recv(struct nbd_transport *t, struct iovec *v, int count)
+{
+	struct msghdr message = {.msg_iov = v, .msg_iovlen = (size_t)count};
+
+	return result(t->socket ? recvmsg(t->in, &message, MSG_DONTWAIT) : readv(t->in, v, count));
+}
+
+ssize_t nbd_transport_send(struct nbd_transport *t, struct iovec *v, int count)
+{
+	struct msghdr message = {.msg_iov = v, .msg_iovlen = (size_t)count};
+
+	return result(t->socket ? sendmsg(t->out, &message, MSG_DONTWAIT | MSG_NOSIGNAL)
+				: writev(t->out, v, count));
+}
+
+void nbd_transport_close(struct nbd_transport *t)
+{
+	if (t->in >= 0)
+		close(t->in);
+	if (t->out >= 0 && t->out != t->in)
+		close(t->out);
+	t->in = t->out = -1;
+}
