@@ -21,7 +21,8 @@ struct bm_aio_rq {
 	uint64_t offset;
 	uint8_t *data;
 	uint32_t length;
-	/* result: bytes (may be fewer than asked), or -errno; -EAGAIN: would block, do it elsewhere */
+	/* result: bytes (may be fewer than asked), or -errno; -EAGAIN: would block, do it elsewhere
+	 */
 	void (*done)(struct bm_aio_rq *rq, int64_t result);
 	struct bm_list link; /* the engine's, from submit to done */
 	uint64_t engine[8];
@@ -29,7 +30,8 @@ struct bm_aio_rq {
 
 struct bm_aio_ops {
 	const char *name;
-	/* At most depth transfers of fd will be in flight. 0 or -errno: the engine does not work. */
+	/* At most depth transfers of fd will be in flight. 0 or -errno: the engine does not work.
+	 */
 	int (*open)(struct bm_loop *loop, int fd, unsigned depth, struct bm_aio **aio);
 	/* Takes rq; what one turn of the loop submits goes to the kernel together. */
 	void (*submit)(struct bm_aio *aio, struct bm_aio_rq *rq);

@@ -82,8 +82,8 @@ static bool matches(const struct rule *r, const struct bm_request *rq)
 {
 	if (r->ops && !(r->ops & 1u << rq->op))
 		return false;
-	if (r->end && (rq->op == BM_FLUSH || rq->offset >= r->end ||
-	               rq->offset + rq->length <= r->start))
+	if (r->end &&
+	    (rq->op == BM_FLUSH || rq->offset >= r->end || rq->offset + rq->length <= r->start))
 		return false;
 	return !r->while_path || !access(r->while_path, F_OK);
 }
@@ -244,7 +244,8 @@ static const struct bm_dev_ops fault_ops = {
 
 static int parse_op(struct rule *r, const char *name)
 {
-	static const char *const names[BM_OPS] = {"read", "write", "zero", "trim", "flush", "extents"};
+	static const char *const names[BM_OPS] = {"read", "write", "zero",
+						  "trim", "flush", "extents"};
 
 	for (int i = 0; i < BM_OPS; i++)
 		if (!strcmp(names[i], name)) {
@@ -260,10 +261,10 @@ static int parse_error(struct rule *r, const char *name)
 		const char *name;
 		int err;
 	} errors[] = {{"EIO", EIO},
-	              {"ENOSPC", ENOSPC},
-	              {"ENOTSUP", ENOTSUP},
-	              {"EPERM", EPERM},
-	              {"ENOTCONN", ENOTCONN}};
+		      {"ENOSPC", ENOSPC},
+		      {"ENOTSUP", ENOTSUP},
+		      {"EPERM", EPERM},
+		      {"ENOTCONN", ENOTCONN}};
 
 	for (size_t i = 0; i < sizeof(errors) / sizeof(errors[0]); i++)
 		if (!strcmp(errors[i].name, name)) {
@@ -337,7 +338,8 @@ static int parse_spec(struct fault *f, char *spec, struct bm_error *error)
 	char *save;
 	int r = 0;
 
-	for (char *text = strtok_r(spec, "|", &save); text && !r; text = strtok_r(NULL, "|", &save)) {
+	for (char *text = strtok_r(spec, "|", &save); text && !r;
+	     text = strtok_r(NULL, "|", &save)) {
 		if (f->rules == MAX_RULES)
 			return bm_fail(error, BM_E_URI, "fault: more than %d rules", MAX_RULES);
 		r = parse_rule(&f->rule[f->rules++], text, error);
@@ -346,7 +348,7 @@ static int parse_spec(struct fault *f, char *spec, struct bm_error *error)
 }
 
 int bm_fault_open(const struct bm_uri *uri, const struct bm_open_options *options,
-                  struct bm_dev **dev, struct bm_error *error)
+		  struct bm_dev **dev, struct bm_error *error)
 {
 	struct fault *f = calloc(1, sizeof(*f));
 	bm_free char *spec = strdup(uri->rest);

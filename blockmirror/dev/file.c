@@ -329,7 +329,7 @@ static const struct bm_dev_ops file_ops = {
 /* Opening */
 
 static int lock_image(int fd, const char *path, const struct bm_open_options *options,
-                      struct bm_error *error)
+		      struct bm_error *error)
 {
 	uint64_t left = options->fence ? options->fence_ns ? options->fence_ns : LOCK_WAIT : 0;
 	int r;
@@ -343,13 +343,14 @@ static int lock_image(int fd, const char *path, const struct bm_open_options *op
 	}
 	if (r == -EAGAIN)
 		return bm_fail(error, BM_E_LOCKED,
-		               "%s: another process has the image open (lslocks(8) shows which)", path);
+			       "%s: another process has the image open (lslocks(8) shows which)",
+			       path);
 	/* A file system without locks: as QEMU does, go on without. */
 	return r == -EOPNOTSUPP || r == -ENOLCK ? 0 : r ? bm_fail_errno(error, r, "%s", path) : 0;
 }
 
 static int open_image(const char *path, const struct bm_open_options *options, struct stat *st,
-                      bool *direct, struct bm_error *error)
+		      bool *direct, struct bm_error *error)
 {
 	int flags = (options->read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC, fd;
 
@@ -358,7 +359,8 @@ static int open_image(const char *path, const struct bm_open_options *options, s
 	if (S_ISDIR(st->st_mode))
 		return bm_fail(error, BM_E_NOT_IMAGE, "%s is a directory, not an image", path);
 	if (!S_ISREG(st->st_mode) && !S_ISBLK(st->st_mode))
-		return bm_fail(error, BM_E_NOT_IMAGE, "%s is neither a file nor a block device", path);
+		return bm_fail(error, BM_E_NOT_IMAGE, "%s is neither a file nor a block device",
+			       path);
 	/* O_EXCL: neither mounted nor opened so by anybody else (open(2)). */
 	if (S_ISBLK(st->st_mode) && !options->read_only)
 		flags |= O_EXCL;
@@ -381,19 +383,20 @@ static uint32_t direct_block(int fd)
 
 	if (!statx(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &x) && x.stx_mask & STATX_DIOALIGN &&
 	    x.stx_dio_offset_align)
-		return x.stx_dio_offset_align > SMALLEST_BLOCK ? x.stx_dio_offset_align : SMALLEST_BLOCK;
+		return x.stx_dio_offset_align > SMALLEST_BLOCK ? x.stx_dio_offset_align
+							       : SMALLEST_BLOCK;
 	at = (uint8_t *)(((uintptr_t)buffer + LARGEST_BLOCK - 1) & ~(uintptr_t)(LARGEST_BLOCK - 1));
 	return pread(fd, at, SMALLEST_BLOCK, 0) < 0 && errno == EINVAL ? LARGEST_BLOCK
-	                                                                : SMALLEST_BLOCK;
+								       : SMALLEST_BLOCK;
 }
 
 /* Whether the file system knows RWF_NOWAIT: without it the engine might block the loop. */
 static bool knows_nowait(int fd)
 {
 	uint8_t buffer[2 * LARGEST_BLOCK];
-	struct iovec v = {(void *)(((uintptr_t)buffer + LARGEST_BLOCK - 1) &
-	                           ~(uintptr_t)(LARGEST_BLOCK - 1)),
-	                  LARGEST_BLOCK};
+	struct iovec v = {
+		(void *)(((uintptr_t)buffer + LARGEST_BLOCK - 1) & ~(uintptr_t)(LARGEST_BLOCK - 1)),
+		LARGEST_BLOCK};
 
 	return preadv2(fd, &v, 1, 0, RWF_NOWAIT) >= 0 || errno == EAGAIN;
 }
@@ -428,8 +431,8 @@ static int choose_engine(struct file *f, const char *name, bool direct, struct b
 	if (name && !strcmp(name, "threads"))
 		return 0;
 	if (name && strcmp(name, bm_aio_linux.name))
-		return bm_fail(error, BM_E_USAGE, "unknown file engine \"%s\"; libaio and threads are known",
-		               name);
+		return bm_fail(error, BM_E_USAGE,
+			       "unknown file engine \"%s\"; libaio and threads are known", name);
 	/* Buffered I/O is never asynchronous. */
 	if (direct && (name || knows_nowait(f->fd)))
 		f->engine_ops = &bm_aio_linux;
@@ -437,7 +440,7 @@ static int choose_engine(struct file *f, const char *name, bool direct, struct b
 }
 
 int bm_file_open(const struct bm_uri *uri, const struct bm_open_options *options,
-                 struct bm_dev **dev, struct bm_error *error)
+		 struct bm_dev **dev, struct bm_error *error)
 {
 	const char *path = uri->rest;
 	struct file *f = calloc(1, sizeof(*f));

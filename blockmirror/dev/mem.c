@@ -103,21 +103,22 @@ static const struct bm_dev_ops mem_ops = {
 };
 
 int bm_mem_open(const struct bm_uri *uri, const struct bm_open_options *options,
-                struct bm_dev **dev, struct bm_error *error)
+		struct bm_dev **dev, struct bm_error *error)
 {
 	bm_free struct mem *m = calloc(1, sizeof(*m));
 	uint64_t size;
 	int r;
 
 	if (bm_parse_size(uri->rest, &size) < 0)
-		return bm_fail(error, BM_E_URI, "%s: mem: is followed by a size, as in mem:64M", uri->text);
+		return bm_fail(error, BM_E_URI, "%s: mem: is followed by a size, as in mem:64M",
+			       uri->text);
 	r = bm_check_size(uri->text, size, error);
 	if (r < 0)
 		return r;
 	if (!m)
 		return bm_fail_errno(error, ENOMEM, "%s", uri->text);
 	m->bytes = mmap(NULL, size, PROT_READ | PROT_WRITE,
-	                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+			MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (m->bytes == MAP_FAILED)
 		return bm_fail_errno(error, errno, "%s", uri->text);
 	m->dev.ops = &mem_ops;

@@ -15,7 +15,7 @@ static bm_opener *const openers[] = {
 };
 
 int bm_dev_open(const char *text, const struct bm_open_options *options, struct bm_dev **dev,
-                struct bm_error *error)
+		struct bm_error *error)
 {
 	static const struct bm_open_options defaults;
 	bm_free struct bm_uri *uri = NULL;
@@ -32,8 +32,8 @@ int bm_check_size(const char *name, uint64_t size, struct bm_error *error)
 		return bm_fail(error, BM_E_SIZE, "%s: the image has no size (0 bytes)", name);
 	if (size % 512)
 		return bm_fail(error, BM_E_SIZE,
-		               "%s: the image's size of %" PRIu64 " bytes is not a multiple of 512", name,
-		               size);
+			       "%s: the image's size of %" PRIu64 " bytes is not a multiple of 512",
+			       name, size);
 	if (size > INT64_MAX)
 		return bm_fail(error, BM_E_SIZE, "%s: the image's size does not fit 63 bits", name);
 	return 0;

@@ -10,7 +10,7 @@
 #include "blockmirror/blockdev.h"
 
 typedef int bm_opener(const struct bm_uri *uri, const struct bm_open_options *options,
-                      struct bm_dev **dev, struct bm_error *error);
+		      struct bm_dev **dev, struct bm_error *error);
 
 bm_opener bm_file_open, bm_nbd_open, bm_iscsi_open, bm_mem_open, bm_fault_open;
 

@@ -24,8 +24,8 @@
 #include "blockmirror/dev/later.h"
 
 enum {
-	SLOTS = 256,                /* requests in flight; more wait in arrival order */
-	BOUNCE_LIMIT = 16 << 20,    /* bytes of bounce buffers */
+	SLOTS = 256,             /* requests in flight; more wait in arrival order */
+	BOUNCE_LIMIT = 16 << 20, /* bytes of bounce buffers */
 };
 
 enum stage { STAGE_BLOCKED, STAGE_MEMORY, STAGE_HEAD, STAGE_TAIL, STAGE_RUN };
@@ -40,9 +40,9 @@ struct piece {
 	bool writes;
 	bool past_fast; /* a piece of a FAST zero was done: from here on it must succeed */
 	enum stage stage;
-	enum zero_part part;     /* ZERO, TRIM: what comes next */
-	uint64_t pos, end;       /* this piece */
-	uint64_t first, last;    /* ZERO, TRIM: what is left of the whole blocks */
+	enum zero_part part;  /* ZERO, TRIM: what comes next */
+	uint64_t pos, end;    /* this piece */
+	uint64_t first, last; /* ZERO, TRIM: what is left of the whole blocks */
 	uint64_t lock_start, lock_end;
 	uint64_t base, base_end; /* what the bounce buffer holds */
 	struct bm_buf *bounce;
@@ -93,7 +93,7 @@ static void piece_enter(struct piece *p)
 	p->lock_start = down(p->pos, o->align);
 	p->lock_end = up(p->end, o->align);
 	p->blockers = 0;
-	bm_list_each(node, &o->pieces) {
+	bm_list_each (node, &o->pieces) {
 		if (conflicts(bm_container(node, struct piece, link), p))
 			p->blockers++;
 	}
@@ -172,7 +172,7 @@ static void piece_end(struct piece *p, int error)
 }
 
 static void send(struct piece *p, enum bm_op op, uint64_t start, uint64_t end, uint8_t *data,
-                 struct bm_buf *buf)
+		 struct bm_buf *buf)
 {
 	p->sub.op = op;
 	p->sub.flags = op == BM_READ || op == BM_EXTENTS ? 0 : p->rq->flags;

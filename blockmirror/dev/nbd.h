@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The inside of an NBD device: nbd_open.c connects it, nbd.c carries out its requests. */
+#ifndef BM_DEV_NBD_H
+#define BM_DEV_NBD_H
+
+#include <libnbd.h>
+
+#include "blockmirror/dev/later.h"
+
+enum {
+	NBD_SLOTS = 256, /* requests in flight; more wait */
+	NBD_MAX_CONNS = 16,
+};
+
+struct nbd_conn {
+	struct nbd *nbd;
+	struct nbd_handle *handle; /* NULL once it is closed */
+	struct bm_watch watch;
+	uint64_t load; /* what it has in flight, in bytes or what weighs as much */
+	bool shut;     /* the server says that it shuts down */
+	bool sending;  /* inside a call of libnbd that submits a command */
+};
+
+struct nbd_io {
+	struct nbd *nbd;
+	struct bm_request *rq;
+	struct nbd_conn *conn;
+	uint64_t weight;     /* its share of conn->load */
+	struct bm_list link; /* free, flight, or ended */
+	int result;
+	bool flushing; /* the write is done, the flush that stands for its FUA is not */
+};
+
+struct nbd {
+	struct bm_dev dev;
+	char *name; /* the URI, for the log */
+	struct nbd_conn conn[NBD_MAX_CONNS];
+	unsigned conns;
+	bool can_flush, can_fua, can_zero, can_fast_zero, can_trim, can_extents;
+	int dead; /* 0, or how every request ends from now on */
+	struct bm_later later;
+	struct bm_task deliver;
+	struct bm_list free, flight, ended; /* struct nbd_io */
+	struct bm_list waiting;             /* struct bm_request */
+	struct nbd_io io[NBD_SLOTS];
+};
+
+extern const struct bm_dev_ops bm_nbd_ops;
+
+/* A device without connections, or NULL. */
+struct nbd *bm_nbd_new(const char *name);
+
+/* Closes what is connected. The device is not started, or has nothing in flight. */
+void bm_nbd_free(struct nbd *n);
+
+#endif
