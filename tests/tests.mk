@@ -2,7 +2,7 @@
 # What "make check" and its relatives run. Included by the Makefile.
 
 MODEL_TESTS := $(patsubst tests/model/%.c,$(BUILD)/tests/model/%,$(wildcard tests/model/*_test.c))
-SYSTEM_TESTS := $(wildcard tests/system/*.sh)
+SYSTEM_TESTS := $(filter-out %/lib.sh,$(wildcard tests/system/*.sh))
 
 tests: $(MODEL_TESTS)
 

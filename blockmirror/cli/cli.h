@@ -48,7 +48,7 @@ int cmd_events(struct cli *cli, int argc, char **argv);
  * up at argv[optind]. Returns 0, an exit code, or -1 when help was printed.
  */
 int cli_options(struct cli *cli, int argc, char **argv, const struct option *own,
-                int (*take)(int option, const char *value, void *arg), void *arg);
+		int (*take)(int option, const char *value, void *arg), void *arg);
 
 /* The number of arguments must be in [least, most]; prints usage and returns 2 when not. */
 int cli_arguments(const struct cli *cli, int argc, int least, int most);
@@ -66,12 +66,13 @@ void cli_print_json(json_t *value);
 char *cli_socket(const struct cli *cli, const char *name);
 
 int cli_connect(const struct cli *cli, const char *name, struct bm_client **client,
-                struct bm_error *error);
+		struct bm_error *error);
 
 /* Whether name is the name of a disk that is served now. */
 bool cli_is_served(const struct cli *cli, const char *name);
 
-/* Calls show for each disk in RUN; a disk that does not answer has {"name", "state": "not running"}. */
+/* Calls show for each disk in RUN; a disk that does not answer has {"name", "state": "not
+ * running"}. */
 json_t *cli_all_disks(const struct cli *cli);
 
 /* Starts blockmirror-disk. With output: its stdout, to be read. Returns its pid or -errno. */
@@ -96,7 +97,7 @@ const char *cli_text(const json_t *object, const char *key);
  * its last state.
  */
 int cli_follow(const struct cli *cli, struct bm_client *client, const char *id, bool stop_in_sync,
-               bool cancel_on_interrupt, json_t **job);
+	       bool cancel_on_interrupt, json_t **job);
 
 /* The last lines about a job; returns the exit code. */
 int cli_job_ended(const struct cli *cli, const json_t *job);

@@ -79,7 +79,8 @@ static int list(const struct cli *cli, const char *name)
 }
 
 /* "NAME.3" is job 3 of NAME; a name may end in ".3" itself: the disk that exists decides. */
-static int find(const struct request *q, const char *id, struct bm_client **client, struct bm_error *error)
+static int find(const struct request *q, const char *id, struct bm_client **client,
+		struct bm_error *error)
 {
 	bm_free char *name = strdup(id);
 	char *dot = name ? strrchr(name, '.') : NULL;
@@ -151,7 +152,8 @@ static int change(struct request *q, struct bm_client *client, const char *verb)
 
 static int run(struct request *q, const char *verb, const char *id)
 {
-	static const char *const verbs[] = {"show", "pause", "resume", "cancel", "set", "wait", NULL};
+	static const char *const verbs[] = {"show", "pause", "resume", "cancel",
+					    "set",  "wait",  NULL};
 	struct bm_client *client = NULL;
 	struct bm_error error;
 	int i = 0, r;
@@ -172,9 +174,9 @@ static int run(struct request *q, const char *verb, const char *id)
 int cmd_job(struct cli *cli, int argc, char **argv)
 {
 	static const struct option own[] = {{"for", required_argument, NULL, OPT_FOR},
-	                                    {"rate", required_argument, NULL, OPT_RATE},
-	                                    {"guest-latency", required_argument, NULL, OPT_LATENCY},
-	                                    {0}};
+					    {"rate", required_argument, NULL, OPT_RATE},
+					    {"guest-latency", required_argument, NULL, OPT_LATENCY},
+					    {0}};
 	struct request q = {.cli = cli, .params = json_object()};
 	int r = cli_options(cli, argc, argv, own, take, &q);
 

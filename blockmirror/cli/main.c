@@ -9,43 +9,48 @@
 
 const struct command commands[] = {
 	{"serve", "NAME [IMAGE] [--create SIZE]", "serve an image as a disk over NBD",
-         "IMAGE is a path or a URI (file: nbd: nbd+unix: iscsi:). Once the disk has a record it may be\n"
-         "left out: the record says where the disk is.\n",
-         cmd_serve},
+	 "IMAGE is a path or a URI (file: nbd: nbd+unix: iscsi:). Once the disk has a record it "
+	 "may be\n"
+	 "left out: the record says where the disk is.\n",
+	 cmd_serve},
 	{"list", "", "list the disks that are served", NULL, cmd_list},
 	{"show", "NAME", "show a disk: where it is, its job, its clients", NULL, cmd_show},
-	{"stop", "NAME", "stop serving a disk", "Refused while a client is connected or a job runs.\n",
-         cmd_stop},
+	{"stop", "NAME", "stop serving a disk",
+	 "Refused while a client is connected or a job runs.\n", cmd_stop},
 	{"relocate",
-         "NAME TARGET [--rate BYTES] [--guest-latency MS|off] [--switch auto|manual] [--overwrite] "
-         "[--delete-source] [--detach]",
-         "move a running disk to other storage",
-         "TARGET is a directory (the image is created in it, under its name), a path that does not\n"
-         "exist (it is created), or, with --overwrite, anything that does: a file, a block device,\n"
-         "an nbd: or iscsi: URI. The source is kept and marked as retired.\n"
-         "\n"
-         "  --rate BYTES        copy at most that many bytes a second (k M G; 0: no limit)\n"
-         "  --guest-latency T   keep the guest's p99 latency below T (ms, or with us, ms, s);\n"
-         "                      default: at most twice its own before; off: as quick as can be\n"
-         "  --switch manual     stay in sync until \"switch\"\n"
-         "  --overwrite         give up what TARGET holds\n"
-         "  --delete-source     remove the source, a file, after the switch\n"
-         "  --detach            print the job's id and do not wait\n"
-         "\n"
-         "Ctrl-C leaves the job running.\n",
-         cmd_relocate},
+	 "NAME TARGET [--rate BYTES] [--guest-latency MS|off] [--switch auto|manual] [--overwrite] "
+	 "[--delete-source] [--detach]",
+	 "move a running disk to other storage",
+	 "TARGET is a directory (the image is created in it, under its name), a path that does "
+	 "not\n"
+	 "exist (it is created), or, with --overwrite, anything that does: a file, a block "
+	 "device,\n"
+	 "an nbd: or iscsi: URI. The source is kept and marked as retired.\n"
+	 "\n"
+	 "  --rate BYTES        copy at most that many bytes a second (k M G; 0: no limit)\n"
+	 "  --guest-latency T   keep the guest's p99 latency below T (ms, or with us, ms, s);\n"
+	 "                      default: at most twice its own before; off: as quick as can be\n"
+	 "  --switch manual     stay in sync until \"switch\"\n"
+	 "  --overwrite         give up what TARGET holds\n"
+	 "  --delete-source     remove the source, a file, after the switch\n"
+	 "  --detach            print the job's id and do not wait\n"
+	 "\n"
+	 "Ctrl-C leaves the job running.\n",
+	 cmd_relocate},
 	{"switch", "NAME", "switch over a disk that waits in sync", NULL, cmd_switch},
 	{"copy", "SOURCE|NAME TARGET [--overwrite] [--rate BYTES]",
-         "copy an image, or a served disk as it is at the end",
-         "The copy of a disk that is served goes on beside its guest and ends when both are equal;\n"
-         "the disk stays where it is.\n",
-         cmd_copy},
+	 "copy an image, or a served disk as it is at the end",
+	 "The copy of a disk that is served goes on beside its guest and ends when both are "
+	 "equal;\n"
+	 "the disk stays where it is.\n",
+	 cmd_copy},
 	{"verify", "A B", "compare two images byte for byte",
-         "Exit status 0: equal; 1: they differ; 8: one of them cannot be read.\n", cmd_verify},
-	{"job", "list|show|wait|pause|resume|cancel|set [JOB] [--for in-sync|done] [--rate BYTES] "
-	        "[--guest-latency MS|off|auto]",
-         "jobs: list, look at, wait for, change",
-         "JOB is NAME.NUMBER, or NAME for the disk's last job.\n", cmd_job},
+	 "Exit status 0: equal; 1: they differ; 8: one of them cannot be read.\n", cmd_verify},
+	{"job",
+	 "list|show|wait|pause|resume|cancel|set [JOB] [--for in-sync|done] [--rate BYTES] "
+	 "[--guest-latency MS|off|auto]",
+	 "jobs: list, look at, wait for, change",
+	 "JOB is NAME.NUMBER, or NAME for the disk's last job.\n", cmd_job},
 	{"events", "[NAME]", "print events of all disks, or one, as they happen", NULL, cmd_events},
 	{0},
 };
@@ -59,12 +64,14 @@ static void print_help(void)
 		printf("  %-10s %s\n", c->name, c->summary);
 	puts("\n"
 	     "  --run-dir DIR    sockets (default $BLOCKMIRROR_RUN_DIR, then /run/blockmirror)\n"
-	     "  --state-dir DIR  records (default $BLOCKMIRROR_STATE_DIR, then /var/lib/blockmirror)\n"
+	     "  --state-dir DIR  records (default $BLOCKMIRROR_STATE_DIR, then "
+	     "/var/lib/blockmirror)\n"
 	     "  --json           answers as JSON, errors too\n"
 	     "  --progress STYLE auto, bar, plain, json or none\n"
 	     "  --help, --version\n"
 	     "\n"
-	     "blockmirror COMMAND --help tells more. Sizes take k M G T (1024), rates are bytes/s.");
+	     "blockmirror COMMAND --help tells more. Sizes take k M G T (1024), rates are "
+	     "bytes/s.");
 }
 
 static const struct command *find_command(const char *name)
@@ -105,6 +112,6 @@ int main(int argc, char **argv)
 	cli.command = find_command(argv[rest]);
 	if (!cli.command)
 		return cli_usage(&cli, "unknown command \"%s\"", argv[rest]);
-	optind = 1;
+	optind = 0; /* glibc: begin anew */
 	return cli.command->run(&cli, argc - rest, argv + rest);
 }

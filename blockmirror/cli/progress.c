@@ -43,7 +43,7 @@ static void put_bar(char *bar, double percent)
 }
 
 __attribute__((format(printf, 4, 5))) static size_t add(char *line, size_t width, size_t used,
-                                                        const char *format, ...)
+							const char *format, ...)
 {
 	va_list args;
 	int n;
@@ -64,22 +64,24 @@ void cli_progress_line(const json_t *job, bool bar, char *line, size_t width)
 
 	if (bar)
 		put_bar(drawn, percent);
-	used = add(line, width, used, "%s%s%s %5.1f %%", cli_text(job, "phase"), bar ? " " : "", drawn,
-	           percent);
+	used = add(line, width, used, "%s%s%s %5.1f %%", cli_text(job, "phase"), bar ? " " : "",
+		   drawn, percent);
 	used = add(line, width, used, ", %s dirty", bm_format_size(text, cli_number(p, "dirty")));
 	used = add(line, width, used, ", %s/s", bm_format_size(text, cli_number(p, "rate")));
 	if (cli_number(p, "guest_p99"))
 		used = add(line, width, used, ", guest p99 %s (before %s)",
-		           bm_format_duration(text, cli_number(p, "guest_p99")),
-		           cli_number(p, "guest_p99_before")
-		                   ? bm_format_duration(other, cli_number(p, "guest_p99_before"))
-		                   : "?");
-	if (!strcmp(target, "target-lost") || !strcmp(target, "target-full") || !strcmp(target, "paused"))
+			   bm_format_duration(text, cli_number(p, "guest_p99")),
+			   cli_number(p, "guest_p99_before")
+				   ? bm_format_duration(other, cli_number(p, "guest_p99_before"))
+				   : "?");
+	if (!strcmp(target, "target-lost") || !strcmp(target, "target-full") ||
+	    !strcmp(target, "paused"))
 		used = add(line, width, used, ", %s", target);
 	else if (*limiter)
 		used = add(line, width, used, ", limit: %s", limiter);
 	if (json_is_integer(json_object_get(p, "left_ns")) && cli_number(p, "dirty"))
-		add(line, width, used, ", %s left", bm_format_duration(text, cli_number(p, "left_ns")));
+		add(line, width, used, ", %s left",
+		    bm_format_duration(text, cli_number(p, "left_ns")));
 }
 
 static size_t columns(void)
@@ -112,7 +114,8 @@ static void show(const struct cli *cli, const json_t *job, int n, bool changed)
 		fputc('\n', stderr);
 		return;
 	}
-	cli_progress_line(job, style == PROGRESS_BAR, line, style == PROGRESS_BAR ? width : sizeof(line));
+	cli_progress_line(job, style == PROGRESS_BAR, line,
+			  style == PROGRESS_BAR ? width : sizeof(line));
 	if (style == PROGRESS_BAR)
 		fprintf(stderr, "\r%s\033[K", line);
 	else
@@ -133,7 +136,7 @@ static json_t *number_of(const char *id)
 }
 
 static int interrupt(const struct cli *cli, struct bm_client *client, const char *id, bool cancel,
-                     json_t **job)
+		     json_t **job)
 {
 	struct bm_error error;
 
@@ -144,9 +147,9 @@ static int interrupt(const struct cli *cli, struct bm_client *client, const char
 			cli_fail(cli, &error);
 	} else {
 		fprintf(stderr,
-		        "blockmirror: job %s goes on; 'blockmirror job wait %s' waits for it, "
-		        "'blockmirror job cancel %s' stops it\n",
-		        id, id, id);
+			"blockmirror: job %s goes on; 'blockmirror job wait %s' waits for it, "
+			"'blockmirror job cancel %s' stops it\n",
+			id, id, id);
 	}
 	return 130;
 }
@@ -159,7 +162,7 @@ static bool over(const json_t *job, bool stop_in_sync)
 }
 
 int cli_follow(const struct cli *cli, struct bm_client *client, const char *id, bool stop_in_sync,
-               bool cancel_on_interrupt, json_t **job)
+	       bool cancel_on_interrupt, json_t **job)
 {
 	struct sigaction action = {.sa_handler = on_interrupt};
 	struct bm_error error;
@@ -191,8 +194,8 @@ static void print_summary(const json_t *job)
 	const json_t *p = json_object_get(job, "progress");
 	char copied[BM_UNITS_TEXT], zero[BM_UNITS_TEXT], took[BM_UNITS_TEXT], stall[BM_UNITS_TEXT];
 
-	printf("%s: %s copied, %s skipped as zero, %" PRIu64 " writes mirrored, %s", cli_text(job, "id"),
-	       bm_format_size(copied, cli_number(p, "copied_bytes")),
+	printf("%s: %s copied, %s skipped as zero, %" PRIu64 " writes mirrored, %s",
+	       cli_text(job, "id"), bm_format_size(copied, cli_number(p, "copied_bytes")),
 	       bm_format_size(zero, cli_number(p, "zero_bytes")), cli_number(p, "mirrored_writes"),
 	       bm_format_duration(took, cli_number(job, "took_ns")));
 	if (!strcmp(cli_text(job, "kind"), "copy"))
@@ -211,7 +214,7 @@ int cli_job_ended(const struct cli *cli, const json_t *job)
 	if (failure) {
 		error.code = bm_code_by_name(cli_text(failure, "code"));
 		snprintf(error.text, sizeof(error.text), "job %s: %s", cli_text(job, "id"),
-		         cli_text(failure, "message"));
+			 cli_text(failure, "message"));
 	}
 	if (cli->json)
 		cli_print_json(json_incref((json_t *)job));

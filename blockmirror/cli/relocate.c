@@ -57,7 +57,8 @@ static int take(int option, const char *value, void *arg)
 }
 
 /* Calls method, then follows the job that it began; takes q->params over. */
-static int begin(struct request *q, struct bm_client *client, const char *method, bool cancel_on_interrupt)
+static int begin(struct request *q, struct bm_client *client, const char *method,
+		 bool cancel_on_interrupt)
 {
 	const struct cli *cli = q->cli;
 	bm_free char *id = NULL;
@@ -154,8 +155,8 @@ int cmd_switch(struct cli *cli, int argc, char **argv)
 int cmd_copy(struct cli *cli, int argc, char **argv)
 {
 	static const struct option own[] = {{"rate", required_argument, NULL, OPT_RATE},
-	                                    {"overwrite", no_argument, NULL, OPT_OVERWRITE},
-	                                    {0}};
+					    {"overwrite", no_argument, NULL, OPT_OVERWRITE},
+					    {0}};
 	struct request q = {.cli = cli, .params = json_object()};
 	struct bm_client *client = NULL;
 	struct bm_error error;
@@ -167,7 +168,7 @@ int cmd_copy(struct cli *cli, int argc, char **argv)
 	if (!r) {
 		served = cli_is_served(cli, argv[optind]);
 		if (served ? cli_connect(cli, argv[optind], &client, &error) < 0
-		           : cli_one_off(&client, &error) < 0)
+			   : cli_one_off(&client, &error) < 0)
 			r = cli_fail(cli, &error);
 	}
 	if (!r) {

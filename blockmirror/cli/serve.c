@@ -37,7 +37,8 @@ static int tell_failure(const struct cli *cli, const char *log, int status)
 	bm_free char *text = NULL;
 	char *line, *end, *colon;
 
-	snprintf(error.text, sizeof(error.text), "blockmirror-disk did not start (its log is %s)", log);
+	snprintf(error.text, sizeof(error.text), "blockmirror-disk did not start (its log is %s)",
+		 log);
 	if (!bm_read_text(log, LOG_LIMIT, &text)) {
 		end = text + strlen(text);
 		while (end > text && end[-1] == '\n')
@@ -61,7 +62,8 @@ static void print_use(const struct cli *cli, const char *name, const char *uri)
 
 	socket = socket ? socket + 7 : "";
 	printf("disk %s is served at %s\n"
-	       "QEMU:    -blockdev driver=nbd,node-name=%s,server.type=unix,server.path=%s,export=%s,"
+	       "QEMU:    -blockdev "
+	       "driver=nbd,node-name=%s,server.type=unix,server.path=%s,export=%s,"
 	       "reconnect-delay=30,discard=unmap\n"
 	       "libvirt: <disk type='network' device='disk'><driver name='qemu' type='raw' "
 	       "discard='unmap'/><source protocol='nbd' name='%s'><host transport='unix' "

@@ -41,23 +41,26 @@ static void print_disk(const json_t *disk)
 
 	printf("disk        %s (%s)\n", cli_text(disk, "name"), cli_text(disk, "disk"));
 	printf("image       %s\n", cli_text(disk, "uri"));
-	printf("generation  %" PRIu64 ", role %s\n", cli_number(disk, "generation"), cli_text(disk, "role"));
+	printf("generation  %" PRIu64 ", role %s\n", cli_number(disk, "generation"),
+	       cli_text(disk, "role"));
 	printf("size        %s\n", bm_format_size(size, cli_number(disk, "size")));
 	printf("served at   %s\n", cli_text(disk, "nbd"));
 	printf("state       %s\n", cli_text(disk, "state"));
 	if (json_is_object(job))
-		printf("job         %s: %s to %s, %s%s%s\n", cli_text(job, "id"), cli_text(job, "kind"),
-		       cli_text(job, "target"), cli_text(job, "state"),
-		       *cli_text(disk, "limiter") ? ", limited by " : "", cli_text(disk, "limiter"));
+		printf("job         %s: %s to %s, %s%s%s\n", cli_text(job, "id"),
+		       cli_text(job, "kind"), cli_text(job, "target"), cli_text(job, "state"),
+		       *cli_text(disk, "limiter") ? ", limited by " : "",
+		       cli_text(disk, "limiter"));
 	json_array_foreach (json_object_get(disk, "clients"), i, client)
 		printf("client      %s: %" PRIu64 " requests, %" PRIu64 " in flight\n",
 		       cli_text(client, "peer"), cli_number(client, "requests"),
 		       cli_number(client, "in_flight"));
 }
 
-/* Calls a method of the disk that is the only argument; until_end: and waits for the process's end. */
+/* Calls a method of the disk that is the only argument; until_end: and waits for the process's end.
+ */
 static int call_one(struct cli *cli, int argc, char **argv, const char *method, bool until_end,
-                    json_t **result)
+		    json_t **result)
 {
 	struct bm_client *client;
 	struct bm_error error;

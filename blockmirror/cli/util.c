@@ -14,8 +14,10 @@
 enum { OPT_RUN = 1, OPT_STATE, OPT_JSON, OPT_PROGRESS, OPT_HELP, MOST_OPTIONS = 24 };
 
 static const struct option common[] = {
-	{"run-dir", required_argument, NULL, OPT_RUN}, {"state-dir", required_argument, NULL, OPT_STATE},
-	{"json", no_argument, NULL, OPT_JSON},         {"progress", required_argument, NULL, OPT_PROGRESS},
+	{"run-dir", required_argument, NULL, OPT_RUN},
+	{"state-dir", required_argument, NULL, OPT_STATE},
+	{"json", no_argument, NULL, OPT_JSON},
+	{"progress", required_argument, NULL, OPT_PROGRESS},
 	{"help", no_argument, NULL, OPT_HELP},
 };
 enum { COMMON = sizeof(common) / sizeof(common[0]) };
@@ -63,7 +65,7 @@ static int take_common(struct cli *cli, int option)
 }
 
 int cli_options(struct cli *cli, int argc, char **argv, const struct option *own,
-                int (*take)(int option, const char *value, void *arg), void *arg)
+		int (*take)(int option, const char *value, void *arg), void *arg)
 {
 	struct option all[MOST_OPTIONS] = {0};
 	int n = COMMON, c, r = 0;
@@ -97,8 +99,8 @@ int cli_usage(const struct cli *cli, const char *format, ...)
 	if (cli->json)
 		return cli_fail(cli, &error);
 	if (cli->command)
-		fprintf(stderr, "blockmirror %s: %s\nusage: blockmirror %s %s\n", cli->command->name,
-		        error.text, cli->command->name, cli->command->synopsis);
+		fprintf(stderr, "blockmirror %s: %s\nusage: blockmirror %s %s\n",
+			cli->command->name, error.text, cli->command->name, cli->command->synopsis);
 	else
 		fprintf(stderr, "blockmirror: %s\nTry 'blockmirror --help'.\n", error.text);
 	return 2;
@@ -108,7 +110,7 @@ int cli_fail(const struct cli *cli, const struct bm_error *error)
 {
 	if (cli->json)
 		cli_print_json(json_pack("{s:i s:{s:s s:s}}", "v", 1, "error", "code",
-		                         bm_code_name(error->code), "message", error->text));
+					 bm_code_name(error->code), "message", error->text));
 	else
 		fprintf(stderr, "blockmirror: %s: %s\n", bm_code_name(error->code), error->text);
 	return bm_code_exit(error->code);
@@ -128,7 +130,8 @@ char *cli_socket(const struct cli *cli, const char *name)
 	return asprintf(&path, "%s/disks/%s.sock", cli->run_dir, name) < 0 ? NULL : path;
 }
 
-int cli_connect(const struct cli *cli, const char *name, struct bm_client **client, struct bm_error *error)
+int cli_connect(const struct cli *cli, const char *name, struct bm_client **client,
+		struct bm_error *error)
 {
 	bm_free char *path = cli_socket(cli, name);
 	int r;
@@ -139,8 +142,8 @@ int cli_connect(const struct cli *cli, const char *name, struct bm_client **clie
 		return bm_fail(error, BM_E_NOT_FOUND, "\"%s\" is not a disk's name", name);
 	r = bm_client_connect(path, client, error);
 	if (r == -ENOENT || r == -ECONNREFUSED || r == -ENOTDIR)
-		return bm_fail(error, BM_E_NOT_FOUND, "no disk \"%s\" is served (looked in %s/disks)", name,
-		               cli->run_dir);
+		return bm_fail(error, BM_E_NOT_FOUND,
+			       "no disk \"%s\" is served (looked in %s/disks)", name, cli->run_dir);
 	return r;
 }
 
@@ -204,7 +207,8 @@ int cli_latency(const struct cli *cli, const char *value, json_t **latency)
 	else if (!bm_parse_duration(value, &ns) && ns)
 		*latency = json_integer((json_int_t)ns);
 	else
-		return cli_usage(cli, "--guest-latency %s: milliseconds, auto or off is wanted", value);
+		return cli_usage(cli, "--guest-latency %s: milliseconds, auto or off is wanted",
+				 value);
 	return 0;
 }
 

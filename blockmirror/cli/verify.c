@@ -47,7 +47,8 @@ static int tell(const struct cli *cli, json_t *result, const char *a, const char
 		printf("%s and %s differ in size: %" PRIu64 " and %" PRIu64 " bytes\n", a, b,
 		       cli_number(result, "size_a"), cli_number(result, "size_b"));
 	else
-		printf("%s and %s differ, first at byte %" PRIu64 "\n", a, b, cli_number(result, "offset"));
+		printf("%s and %s differ, first at byte %" PRIu64 "\n", a, b,
+		       cli_number(result, "offset"));
 	json_decref(result);
 	return !equal;
 }
@@ -67,8 +68,9 @@ int cmd_verify(struct cli *cli, int argc, char **argv)
 	a = argv[optind];
 	b = argv[optind + 1];
 	if (cli_one_off(&client, &error) < 0 ||
-	    bm_client_call(client, "verify", json_pack("{s:o s:o}", "a", uri_of(cli, a), "b", uri_of(cli, b)),
-	                   &result, &error) < 0)
+	    bm_client_call(client, "verify",
+			   json_pack("{s:o s:o}", "a", uri_of(cli, a), "b", uri_of(cli, b)),
+			   &result, &error) < 0)
 		r = cli_fail(cli, &error);
 	else
 		r = tell(cli, result, a, b);

@@ -26,7 +26,8 @@ static void method_show(void *arg, struct bm_rpc_call *call, json_t *params)
 /* A limit: absent means unchanged. Latency is "off", "auto" or ns. */
 static bool read_limits(json_t *params, uint64_t *rate, uint64_t *latency)
 {
-	const json_t *r = json_object_get(params, "rate"), *l = json_object_get(params, "guest_latency");
+	const json_t *r = json_object_get(params, "rate"),
+		     *l = json_object_get(params, "guest_latency");
 
 	if (json_is_integer(r) && json_integer_value(r) >= 0)
 		*rate = (uint64_t)json_integer_value(r);
@@ -49,8 +50,8 @@ static void start_job(struct disk *d, enum job_kind kind, struct bm_rpc_call *ca
 	const char *target = NULL;
 	int overwrite = 0, manual = 0, delete_source = 0;
 
-	if (json_unpack(params, "{s:s s?b s?b s?b}", "target", &target, "overwrite", &overwrite, "manual",
-	                &manual, "delete_source", &delete_source) ||
+	if (json_unpack(params, "{s:s s?b s?b s?b}", "target", &target, "overwrite", &overwrite,
+			"manual", &manual, "delete_source", &delete_source) ||
 	    !read_limits(params, &options.rate, &options.latency)) {
 		fail(call, BM_E_USAGE, "target (a string) is wanted, and limits as documented");
 		return;
@@ -115,11 +116,12 @@ static void method_stop(void *arg, struct bm_rpc_call *call, json_t *params)
 
 	(void)params;
 	if (job_runs(d->job))
-		bm_fail(&error, BM_E_BUSY, "disk %s is being moved; cancel job %s.%u first, or wait for it",
-		        d->name, d->name, d->job->number);
+		bm_fail(&error, BM_E_BUSY,
+			"disk %s is being moved; cancel job %s.%u first, or wait for it", d->name,
+			d->name, d->job->number);
 	else if (clients)
-		bm_fail(&error, BM_E_BUSY, "disk %s has %u client%s connected; disconnect %s first", d->name,
-		        clients, clients > 1 ? "s" : "", clients > 1 ? "them" : "it");
+		bm_fail(&error, BM_E_BUSY, "disk %s has %u client%s connected; disconnect %s first",
+			d->name, clients, clients > 1 ? "s" : "", clients > 1 ? "them" : "it");
 	else {
 		bm_rpc_reply(call, NULL);
 		disk_stop(d);
@@ -178,7 +180,8 @@ static struct job *want_running(struct disk *d, struct bm_rpc_call *call, json_t
 	return NULL;
 }
 
-static void reply_any(struct disk *d, struct bm_rpc_call *call, json_t *params, bool wait, bool for_sync)
+static void reply_any(struct disk *d, struct bm_rpc_call *call, json_t *params, bool wait,
+		      bool for_sync)
 {
 	struct job *job = find_job(d, params);
 	json_t *past = past_job(d, json_integer_value(json_object_get(params, "number")));
@@ -252,7 +255,8 @@ static void method_job_set(void *arg, struct bm_rpc_call *call, json_t *params)
 	rate = job->options.rate;
 	latency = job->options.latency;
 	if (!read_limits(params, &rate, &latency)) {
-		fail(call, BM_E_USAGE, "rate (bytes/s) and guest_latency (ns, \"auto\", \"off\") can be set");
+		fail(call, BM_E_USAGE,
+		     "rate (bytes/s) and guest_latency (ns, \"auto\", \"off\") can be set");
 		return;
 	}
 	job->options.rate = rate;

@@ -27,20 +27,22 @@
 #include "blockmirror/disk/job.h"
 
 enum {
-	ALIGN = 4096,  /* ranges are compared rounded out to this: the largest block there is */
+	ALIGN = 4096, /* ranges are compared rounded out to this: the largest block there is */
 	OPENERS = 4,
 	NAME_MAX_LENGTH = 100,
 };
 
 static int check_name(const char *name, struct bm_error *error)
 {
-	size_t good = strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-");
+	size_t good =
+		strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-");
 
 	if (!*name || name[good] || name[0] == '.' || strlen(name) > NAME_MAX_LENGTH)
-		return bm_fail(error, BM_E_USAGE,
-		               "\"%s\": a disk's name is 1 to %d letters, digits, and . _ - and does not "
-		               "begin with a dot",
-		               name, NAME_MAX_LENGTH);
+		return bm_fail(
+			error, BM_E_USAGE,
+			"\"%s\": a disk's name is 1 to %d letters, digits, and . _ - and does not "
+			"begin with a dot",
+			name, NAME_MAX_LENGTH);
 	return 0;
 }
 
@@ -61,7 +63,8 @@ static int make_paths(struct disk *d, const struct disk_options *options, struct
 	d->folder = realpath(state, NULL);
 	run = realpath(disks, NULL);
 	d->name = strdup(options->name);
-	if (!d->folder || !run || !d->name || asprintf(&d->nbd_path, "%s/%s.nbd", run, d->name) < 0 ||
+	if (!d->folder || !run || !d->name ||
+	    asprintf(&d->nbd_path, "%s/%s.nbd", run, d->name) < 0 ||
 	    asprintf(&d->control_path, "%s/%s.sock", run, d->name) < 0 ||
 	    asprintf(&d->map_path, "%s/%s.map", run, d->name) < 0)
 		return bm_fail_errno(error, errno, "disk %s", options->name);
@@ -75,8 +78,9 @@ static int lock_folder(struct disk *d, struct bm_error *error)
 	if (d->folder_lock < 0)
 		return bm_fail_errno(error, errno, "cannot open %s", d->folder);
 	if (flock(d->folder_lock, LOCK_EX | LOCK_NB) < 0)
-		return bm_fail(error, BM_E_BUSY, "disk %s is served already (its record in %s is in use)",
-		               d->name, d->folder);
+		return bm_fail(error, BM_E_BUSY,
+			       "disk %s is served already (its record in %s is in use)", d->name,
+			       d->folder);
 	return 0;
 }
 
@@ -89,10 +93,11 @@ static int agree(const struct disk *d, const char *uri, struct bm_error *error)
 	if (!uri || (asked && !strcmp(asked, d->record.uri)))
 		return 0;
 	return bm_fail(error, BM_E_EXISTS,
-	               "disk %s is on %s, says its record (generation %" PRIu64 " in %s); leave the "
-	               "image out to serve that one",
-	               d->name, bm_uri_redact(d->record.uri, shown, sizeof(shown)), d->record.generation,
-	               d->folder);
+		       "disk %s is on %s, says its record (generation %" PRIu64
+		       " in %s); leave the "
+		       "image out to serve that one",
+		       d->name, bm_uri_redact(d->record.uri, shown, sizeof(shown)),
+		       d->record.generation, d->folder);
 }
 
 /* A disk that was never served before. */
@@ -102,8 +107,8 @@ static int new_disk(struct disk *d, const struct disk_options *options, struct b
 	int r = 0;
 
 	if (!options->uri)
-		return bm_fail(error, BM_E_NOT_FOUND, "disk %s has no record in %s: name its image", d->name,
-		               d->folder);
+		return bm_fail(error, BM_E_NOT_FOUND, "disk %s has no record in %s: name its image",
+			       d->name, d->folder);
 	if (options->create && bm_uri_path(options->uri))
 		r = bm_file_create(bm_uri_path(options->uri), options->create, error);
 	else if (options->create)
@@ -137,9 +142,9 @@ static int open_image(struct disk *d, bool known, struct bm_error *error)
 		d->record.size = d->side[0]->geometry.size;
 	if (d->side[0]->geometry.size < d->record.size)
 		return bm_fail(error, BM_E_SIZE,
-		               "%s has %" PRIu64 " bytes and the disk %" PRIu64 ": it was cut",
-		               bm_uri_redact(d->record.uri, shown, sizeof(shown)),
-		               d->side[0]->geometry.size, d->record.size);
+			       "%s has %" PRIu64 " bytes and the disk %" PRIu64 ": it was cut",
+			       bm_uri_redact(d->record.uri, shown, sizeof(shown)),
+			       d->side[0]->geometry.size, d->record.size);
 	r = bm_order_fit(&d->side[0], d->side[0]->geometry.block);
 	return r < 0 ? bm_fail_errno(error, r, "disk %s", d->name) : 0;
 }
@@ -211,7 +216,7 @@ static void leave_nothing(struct disk *d)
 }
 
 int disk_open(struct bm_loop *loop, const struct disk_options *options, struct disk **disk,
-              struct bm_error *error)
+	      struct bm_error *error)
 {
 	struct disk *d = calloc(1, sizeof(*d));
 	int r = check_name(options->name, error);

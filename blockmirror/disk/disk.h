@@ -30,35 +30,35 @@ struct job;
 
 struct disk_options {
 	const char *name, *run_dir, *state_dir;
-	const char *uri;  /* NULL: what the record says */
-	uint64_t create;  /* bytes; 0: the image exists */
+	const char *uri; /* NULL: what the record says */
+	uint64_t create; /* bytes; 0: the image exists */
 };
 
 struct disk {
 	struct bm_loop *loop;
-	char *name, *folder;          /* STATE/disks/NAME */
+	char *name, *folder; /* STATE/disks/NAME */
 	char *nbd_path, *control_path, *map_path;
 	int folder_lock;
-	struct bm_record record;      /* as it is on stable storage, as far as is known */
-	uint64_t generation;          /* the highest that a write was begun with */
-	struct bm_workers *workers;   /* opening, creating, removing: may hang with a device */
-	struct bm_workers *recorder;  /* one thread: records, in order */
-	struct bm_dev *side[2];       /* as the mirror has them */
+	struct bm_record record;     /* as it is on stable storage, as far as is known */
+	uint64_t generation;         /* the highest that a write was begun with */
+	struct bm_workers *workers;  /* opening, creating, removing: may hang with a device */
+	struct bm_workers *recorder; /* one thread: records, in order */
+	struct bm_dev *side[2];      /* as the mirror has them */
 	struct bm_mirror *mirror;
 	struct bm_dev *order;
 	struct bm_meter meter;
 	struct nbd_server *nbd;
 	struct bm_rpc *rpc;
-	struct job *job;              /* running, or the last one; NULL: there was none */
-	unsigned jobs;                /* number of the last one */
-	json_t *past;                 /* jobs that have ended, newest last */
+	struct job *job; /* running, or the last one; NULL: there was none */
+	unsigned jobs;   /* number of the last one */
+	json_t *past;    /* jobs that have ended, newest last */
 	bool stopping, created;
 	uint64_t started;
 };
 
 /* Serves a disk until bm_loop_stop(). Blocks while opening; an error leaves nothing behind. */
 int disk_open(struct bm_loop *loop, const struct disk_options *options, struct disk **disk,
-              struct bm_error *error);
+	      struct bm_error *error);
 
 /* Requests in flight are answered, clients dropped; then the loop is stopped. */
 void disk_stop(struct disk *disk);
@@ -83,7 +83,8 @@ static inline int disk_authority(const struct disk *disk)
  * it; and the mark that says so. For URIs that are not files both do nothing.
  */
 int owner_check(const char *uri, const char *folder, bool to_serve, struct bm_error *error);
-int owner_mark(const char *uri, const char *state, const struct bm_record *record, const char *folder);
+int owner_mark(const char *uri, const char *state, const struct bm_record *record,
+	       const char *folder);
 
 /* control.c */
 int control_listen(struct disk *disk, struct bm_error *error);

@@ -103,17 +103,17 @@ static enum job_phase prepared(struct job *job)
 static enum job_phase finish(struct job *job)
 {
 	const char *uri = job->switched ? job->target.uri : job->source;
-	const char *state = !job->error.code                      ? "done"
-	                    : job->error.code == BM_E_CANCELLED ? "cancelled"
-	                                                          : "failed";
+	const char *state = !job->error.code                    ? "done"
+			    : job->error.code == BM_E_CANCELLED ? "cancelled"
+								: "failed";
 
 	mapfile_remove(job->disk->map_path, job->map, job->disk->record.size, GRANULE);
 	job->map = NULL;
 	take_snapshot(job, state, uri);
 	if (job->error.code)
 		json_object_set_new(job->snapshot, "error",
-		                    json_pack("{s:s s:s}", "code", bm_code_name(job->error.code),
-		                              "message", job->error.text));
+				    json_pack("{s:s s:s}", "code", bm_code_name(job->error.code),
+					      "message", job->error.text));
 	run(job, job->disk->recorder, &job->finish);
 	return PHASE_FINISHING;
 }
@@ -234,7 +234,8 @@ static enum job_phase detached(struct job *job)
 static enum job_phase finished(struct job *job)
 {
 	if (job->step_error.code)
-		bm_log(BM_LOG_ERROR, "%s.%u: %s", job->disk->name, job->number, job->step_error.text);
+		bm_log(BM_LOG_ERROR, "%s.%u: %s", job->disk->name, job->number,
+		       job->step_error.text);
 	else if (job->disk->folder)
 		believe_record(job);
 	return end(job);
@@ -271,8 +272,9 @@ void job_event(struct job *job, enum job_event event)
 	job->phase = table[from][event](job);
 	if (job->phase == from)
 		return;
-	bm_log(BM_LOG_NOTICE, "job=%s.%u from=%d ev=%d to=%d (%s)", job->disk->name ? job->disk->name : "",
-	       job->number, (int)from, (int)event, (int)job->phase, report_phase(job));
+	bm_log(BM_LOG_NOTICE, "job=%s.%u from=%d ev=%d to=%d (%s)",
+	       job->disk->name ? job->disk->name : "", job->number, (int)from, (int)event,
+	       (int)job->phase, report_phase(job));
 	job_tell_waiters(job);
 	tell(job);
 }
@@ -287,7 +289,7 @@ void job_stop(struct job *job, enum bm_code code, const char *text)
 
 void job_tell_waiters(struct job *job)
 {
-	bm_list_each_safe(node, &job->waiters) {
+	bm_list_each_safe (node, &job->waiters) {
 		struct job_waiter *w = bm_container(node, struct job_waiter, link);
 
 		if (job->phase != PHASE_ENDED && !(w->for_sync && job->phase >= PHASE_IN_SYNC))
@@ -338,10 +340,11 @@ static void record_done(struct bm_work *work)
 {
 	struct job *job = bm_container(work, struct job, record);
 
-	job->records_ready = job->records_ready && !job->step_error.code &&
-	                     strcmp(job->final_uri, job->source);
+	job->records_ready =
+		job->records_ready && !job->step_error.code && strcmp(job->final_uri, job->source);
 	if (job->step_error.code)
-		bm_log(BM_LOG_ERROR, "%s.%u: %s", job->disk->name, job->number, job->step_error.text);
+		bm_log(BM_LOG_ERROR, "%s.%u: %s", job->disk->name, job->number,
+		       job->step_error.text);
 	else
 		believe_record(job);
 	bm_mirror_committed(job->disk->mirror, job->step_error.code ? -EIO : 0);
@@ -382,7 +385,8 @@ static void reopen_later(struct job *job)
 	uint64_t wait = REOPEN_FIRST << shift;
 
 	(void)bm_timer_set(job->disk->loop, &job->reopen_timer,
-	                   bm_loop_now(job->disk->loop) + (wait < REOPEN_MOST ? wait : REOPEN_MOST));
+			   bm_loop_now(job->disk->loop) +
+				   (wait < REOPEN_MOST ? wait : REOPEN_MOST));
 }
 
 static void reopen_done(struct bm_work *work)
@@ -399,7 +403,8 @@ static void reopen_done(struct bm_work *work)
 			job_event(job, EV_DETACHED);
 		return;
 	}
-	if (job->reopened && !bm_order_fit(&job->reopened, bm_mirror_dev(d->mirror)->geometry.block)) {
+	if (job->reopened &&
+	    !bm_order_fit(&job->reopened, bm_mirror_dev(d->mirror)->geometry.block)) {
 		bm_dev_start(job->reopened, d->loop);
 		if (!bm_mirror_reattach(d->mirror, job->reopened)) {
 			bm_log(BM_LOG_NOTICE, "%s.%u: the target is back", d->name, job->number);
@@ -419,7 +424,8 @@ static void lost(struct disk *d)
 	struct bm_mirror_stats stats;
 
 	bm_mirror_get_stats(d->mirror, &stats);
-	bm_log(BM_LOG_WARN, "%s.%u: the target is lost (%s); the guest goes on, the target is tried again",
+	bm_log(BM_LOG_WARN,
+	       "%s.%u: the target is lost (%s); the guest goes on, the target is tried again",
 	       d->name, d->job->number, strerror(-stats.error));
 }
 
@@ -429,8 +435,8 @@ static void source_error(struct disk *d)
 	char text[200];
 
 	bm_mirror_get_stats(d->mirror, &stats);
-	snprintf(text, sizeof(text), "the source cannot be read at %" PRIu64 ": %s", stats.error_offset,
-	         strerror(-stats.error));
+	snprintf(text, sizeof(text), "the source cannot be read at %" PRIu64 ": %s",
+		 stats.error_offset, strerror(-stats.error));
 	job_stop(d->job, BM_E_IO, text);
 }
 
@@ -458,7 +464,8 @@ static void host_event(void *arg, enum bm_mirror_event event)
 		reopen_later(d->job);
 		break;
 	case BM_MIRROR_FULL:
-		bm_log(BM_LOG_WARN, "%s.%u: the target is full; the guest goes on, the copy waits for space",
+		bm_log(BM_LOG_WARN,
+		       "%s.%u: the target is full; the guest goes on, the copy waits for space",
 		       d->name, d->job->number);
 		break;
 	case BM_MIRROR_SOURCE_ERROR:
@@ -468,8 +475,9 @@ static void host_event(void *arg, enum bm_mirror_event event)
 		break;
 	}
 	if (d->rpc)
-		bm_rpc_notify(d->rpc, "mirror", json_pack("{s:i s:o}", "event", (int)event, "job",
-		                                          report_job(d->job)));
+		bm_rpc_notify(
+			d->rpc, "mirror",
+			json_pack("{s:i s:o}", "event", (int)event, "job", report_job(d->job)));
 }
 
 const struct bm_mirror_host job_host = {.commit = host_commit, .event = host_event};
@@ -498,7 +506,7 @@ void job_forget(struct disk *d)
 	bm_fail(&error, BM_E_INTERRUPTED, "the disk's process ends");
 	if (d->job->start_call)
 		bm_rpc_fail(d->job->start_call, &error);
-	bm_list_each_safe(node, &d->job->waiters) {
+	bm_list_each_safe (node, &d->job->waiters) {
 		struct job_waiter *w = bm_container(node, struct job_waiter, link);
 
 		bm_rpc_fail(w->call, &error);
@@ -516,8 +524,8 @@ void job_begin(struct disk *d, struct job_options *options, struct bm_rpc_call *
 	struct bm_error error;
 
 	if (job_runs(d->job))
-		bm_fail(&error, BM_E_BUSY, "disk %s is being moved already (job %s.%u)", d->name, d->name,
-		        d->job->number);
+		bm_fail(&error, BM_E_BUSY, "disk %s is being moved already (job %s.%u)", d->name,
+			d->name, d->job->number);
 	else if (!job)
 		bm_fail_errno(&error, ENOMEM, "job");
 	if (!job || job_runs(d->job)) {

@@ -59,10 +59,10 @@ struct job {
 	unsigned number;
 	enum job_phase phase;
 	bool switched, paused, switch_wanted;
-	struct bm_error error; /* why it stopped; BM_OK: it did not */
+	struct bm_error error;          /* why it stopped; BM_OK: it did not */
 	struct bm_rpc_call *start_call; /* waits until the target is known to be good */
 	struct bm_list waiters;
-	char *source;           /* URI at the start */
+	char *source; /* URI at the start */
 	struct target target;
 	uint8_t *map;
 	struct bm_mirror_stats last; /* when the mirror was let go */
@@ -78,14 +78,14 @@ struct job {
 	struct bm_work reopen;
 	bool reopening;
 	struct bm_dev *reopened;
-	bool let_go;                           /* detached, but one of these two still runs */
+	bool let_go; /* detached, but one of these two still runs */
 	struct bm_timer reopen_timer;
 	unsigned reopen_failures;
-	struct bm_error step_error;            /* of the step that ran last */
-	json_t *snapshot;                      /* what a step writes into the record */
-	char *final_uri;                       /* of the record that a step writes */
+	struct bm_error step_error; /* of the step that ran last */
+	json_t *snapshot;           /* what a step writes into the record */
+	char *final_uri;            /* of the record that a step writes */
 	uint64_t step_generation;
-	_Atomic bool give_up;                  /* asked by steps that wait */
+	_Atomic bool give_up; /* asked by steps that wait */
 };
 
 /* What disk.c gives the mirror. */

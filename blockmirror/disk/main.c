@@ -28,7 +28,8 @@ static const char help[] =
 	"  --one-off FD     no disk: copy or compare, as asked over that socket, and end\n"
 	"  --help, --version\n"
 	"\n"
-	"IMAGE is a path or a URI (file: nbd: nbd+unix: iscsi:); once the disk has a record it may be\n"
+	"IMAGE is a path or a URI (file: nbd: nbd+unix: iscsi:); once the disk has a record it may "
+	"be\n"
 	"left out. Prints \"ready URI\" when clients may connect. Ends on SIGTERM.\n";
 
 struct signals {
@@ -101,10 +102,14 @@ static int usage(void)
 int main(int argc, char **argv)
 {
 	static const struct option options[] = {
-		{"name", required_argument, NULL, 'n'},      {"run-dir", required_argument, NULL, 'r'},
-		{"state-dir", required_argument, NULL, 's'}, {"create", required_argument, NULL, 'c'},
-		{"one-off", required_argument, NULL, 'o'},   {"help", no_argument, NULL, 'h'},
-		{"version", no_argument, NULL, 'V'},         {0},
+		{"name", required_argument, NULL, 'n'},
+		{"run-dir", required_argument, NULL, 'r'},
+		{"state-dir", required_argument, NULL, 's'},
+		{"create", required_argument, NULL, 'c'},
+		{"one-off", required_argument, NULL, 'o'},
+		{"help", no_argument, NULL, 'h'},
+		{"version", no_argument, NULL, 'V'},
+		{0},
 	};
 	struct disk_options disk = {.run_dir = bm_run_dir(), .state_dir = bm_state_dir()};
 	struct signals signals = {0};
@@ -125,7 +130,10 @@ int main(int argc, char **argv)
 			break;
 		case 'c':
 			if (bm_parse_size(optarg, &disk.create) < 0 || !disk.create) {
-				fprintf(stderr, "blockmirror-disk: --create %s: a size like 10G is wanted\n", optarg);
+				fprintf(stderr,
+					"blockmirror-disk: --create %s: a size like 10G is "
+					"wanted\n",
+					optarg);
 				return 2;
 			}
 			break;
@@ -145,7 +153,7 @@ int main(int argc, char **argv)
 	disk.uri = argv[optind];
 	if (argc - optind > 1 || (!disk.name && control < 0)) {
 		fputs(disk.name ? "blockmirror-disk: one image is served\n"
-		                : "blockmirror-disk: --name is wanted\n",
+				: "blockmirror-disk: --name is wanted\n",
 		      stderr);
 		return usage();
 	}

@@ -35,8 +35,11 @@ static size_t length(uint64_t size, unsigned granule)
 
 uint8_t *mapfile_create(const char *path, const struct bm_record *record, unsigned granule)
 {
-	struct header header = {.magic = "BMIRMAP", .version = VERSION, .granule = granule,
-	                        .size = record->size, .generation = record->generation};
+	struct header header = {.magic = "BMIRMAP",
+				.version = VERSION,
+				.granule = granule,
+				.size = record->size,
+				.generation = record->generation};
 	bm_close int fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
 	uint8_t *map;
 

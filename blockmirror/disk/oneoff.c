@@ -52,7 +52,8 @@ static void close_devices(struct oneoff *o)
 static void open_devices(struct bm_work *work)
 {
 	struct oneoff *o = bm_container(work, struct oneoff, open);
-	const struct bm_open_options options = {.read_only = true, .interrupted = gave_up, .arg = o};
+	const struct bm_open_options options = {
+		.read_only = true, .interrupted = gave_up, .arg = o};
 
 	for (int i = 0; i < (o->verifies ? 2 : 1); i++)
 		if (bm_dev_open(o->uri[i], &options, &o->dev[i], &o->error) < 0)
@@ -79,14 +80,14 @@ static void compared(void *arg, const struct bm_verify_result *result)
 	o->call = NULL;
 	if (result->error) {
 		bm_fail(&o->error, BM_E_COMPARE, "%s cannot be read at %" PRIu64 ": %s",
-		        bm_uri_redact(o->uri[result->where], shown, sizeof(shown)), result->offset,
-		        strerror(-result->error));
+			bm_uri_redact(o->uri[result->where], shown, sizeof(shown)), result->offset,
+			strerror(-result->error));
 		bm_rpc_fail(call, &o->error);
 	} else {
-		bm_rpc_reply(call, json_pack("{s:b s:I s:I s:I}", "equal", !result->differ, "offset",
-		                             (json_int_t)result->offset, "compared",
-		                             (json_int_t)result->compared, "skipped",
-		                             (json_int_t)result->skipped));
+		bm_rpc_reply(call, json_pack("{s:b s:I s:I s:I}", "equal", !result->differ,
+					     "offset", (json_int_t)result->offset, "compared",
+					     (json_int_t)result->compared, "skipped",
+					     (json_int_t)result->skipped));
 	}
 	bm_verify_free(o->verify);
 	o->verify = NULL;
@@ -105,9 +106,9 @@ static void start_verify(struct oneoff *o)
 		o->call = NULL;
 		close_devices(o);
 		bm_rpc_reply(call, json_pack("{s:b s:I s:I s:I s:I s:I}", "equal", 0, "offset",
-		                             (json_int_t)(a < b ? a : b), "compared", (json_int_t)0,
-		                             "skipped", (json_int_t)0, "size_a", (json_int_t)a, "size_b",
-		                             (json_int_t)b));
+					     (json_int_t)(a < b ? a : b), "compared", (json_int_t)0,
+					     "skipped", (json_int_t)0, "size_a", (json_int_t)a,
+					     "size_b", (json_int_t)b));
 		return;
 	}
 	for (int i = 0; i < 2; i++) {
@@ -168,7 +169,8 @@ static void devices_open(struct bm_work *work)
 
 /* The calls */
 
-static void begin(struct oneoff *o, struct bm_rpc_call *call, const char *a, const char *b, bool verifies)
+static void begin(struct oneoff *o, struct bm_rpc_call *call, const char *a, const char *b,
+		  bool verifies)
 {
 	if (o->call || o->uri[0]) {
 		bm_fail(&o->error, BM_E_BUSY, "one thing at a time");
@@ -209,8 +211,8 @@ static void method_copy(void *arg, struct bm_rpc_call *call, json_t *params)
 	int overwrite = 0;
 	const char *source, *target;
 
-	if (json_unpack(params, "{s:s s:s s?b s?I}", "source", &source, "target", &target, "overwrite",
-	                &overwrite, "rate", &rate)) {
+	if (json_unpack(params, "{s:s s:s s?b s?I}", "source", &source, "target", &target,
+			"overwrite", &overwrite, "rate", &rate)) {
 		usage(call, "source and target are wanted");
 		return;
 	}
@@ -224,9 +226,10 @@ static void method_progress(void *arg, struct bm_rpc_call *call, json_t *params)
 	struct oneoff *o = bm_container(arg, struct oneoff, disk);
 
 	(void)params;
-	bm_rpc_reply(call, json_pack("{s:I s:I}", "done",
-	                             (json_int_t)(o->verify ? bm_verify_progress(o->verify) : 0), "total",
-	                             (json_int_t)(o->verify ? o->dev[0]->geometry.size : 0)));
+	bm_rpc_reply(call,
+		     json_pack("{s:I s:I}", "done",
+			       (json_int_t)(o->verify ? bm_verify_progress(o->verify) : 0), "total",
+			       (json_int_t)(o->verify ? o->dev[0]->geometry.size : 0)));
 }
 
 static const struct bm_rpc_table methods[] = {

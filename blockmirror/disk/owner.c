@@ -31,25 +31,30 @@ int owner_check(const char *uri, const char *folder, bool to_serve, struct bm_er
 
 	if (!path || bm_mark_read(path, &mark) < 0 || !mark.state[0])
 		return 0;
-	if (!strcmp(mark.state, "active") && strcmp(mark.folder, folder) && claims(mark.folder, path))
-		return bm_fail(error, BM_E_OWNED,
-		               "%s belongs to the disk whose record is in %s; serve it with that state "
-		               "directory, or remove that record first",
-		               path, mark.folder);
+	if (!strcmp(mark.state, "active") && strcmp(mark.folder, folder) &&
+	    claims(mark.folder, path))
+		return bm_fail(
+			error, BM_E_OWNED,
+			"%s belongs to the disk whose record is in %s; serve it with that state "
+			"directory, or remove that record first",
+			path, mark.folder);
 	if (to_serve && !strcmp(mark.state, "retired"))
-		return bm_fail(error, BM_E_RETIRED,
-		               "%s is an old copy: its disk moved to %s; to use it all the same, remove "
-		               "the mark (setfattr -x user.blockmirror, or %s.blockmirror)",
-		               path, mark.where, path);
+		return bm_fail(
+			error, BM_E_RETIRED,
+			"%s is an old copy: its disk moved to %s; to use it all the same, remove "
+			"the mark (setfattr -x user.blockmirror, or %s.blockmirror)",
+			path, mark.where, path);
 	if (to_serve && !strcmp(mark.state, "incomplete"))
-		return bm_fail(error, BM_E_UNUSABLE,
-		               "%s is an incomplete copy, left by a move that was interrupted; remove it, "
-		               "or give it as target again with --overwrite",
-		               path);
+		return bm_fail(
+			error, BM_E_UNUSABLE,
+			"%s is an incomplete copy, left by a move that was interrupted; remove it, "
+			"or give it as target again with --overwrite",
+			path);
 	return 0;
 }
 
-int owner_mark(const char *uri, const char *state, const struct bm_record *record, const char *folder)
+int owner_mark(const char *uri, const char *state, const struct bm_record *record,
+	       const char *folder)
 {
 	const char *path = bm_uri_path(uri);
 	struct bm_mark mark = {0};

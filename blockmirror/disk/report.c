@@ -73,8 +73,9 @@ static json_t *progress(const struct job *job, const struct bm_mirror_stats *s)
 	json_object_set_new(p, "mirrored_writes", number(s->mirrored_writes));
 	json_object_set_new(p, "mirrored_bytes", number(s->mirrored_bytes));
 	json_object_set_new(p, "rate", number(s->rate));
-	json_object_set_new(p, "left_ns", s->rate ? number((uint64_t)((double)dirty / (double)s->rate * 1e9))
-	                                          : json_null());
+	json_object_set_new(p, "left_ns",
+			    s->rate ? number((uint64_t)((double)dirty / (double)s->rate * 1e9))
+				    : json_null());
 	json_object_set_new(p, "guest_p99", number(s->guest_p99));
 	json_object_set_new(p, "guest_p99_before", number(s->guest_p99_before));
 	json_object_set_new(p, "guest_p50", number(s->guest_p50));
@@ -87,10 +88,10 @@ static json_t *progress(const struct job *job, const struct bm_mirror_stats *s)
 	json_object_set_new(p, "collisions", number(s->collisions));
 	json_object_set_new(p, "held_writes", number(s->held_writes));
 	json_object_set_new(p, "target_losses", number(s->losses));
-	json_object_set_new(p, "target", json_string(job->phase >= PHASE_COPYING &&
-	                                                             job->phase <= PHASE_DETACHING
-	                                                     ? bm_mirror_state_name(s->state)
-	                                                     : ""));
+	json_object_set_new(p, "target",
+			    json_string(job->phase >= PHASE_COPYING && job->phase <= PHASE_DETACHING
+						? bm_mirror_state_name(s->state)
+						: ""));
 	json_object_set_new(p, "tracking", json_boolean(s->tracking));
 	return p;
 }
@@ -105,19 +106,23 @@ json_t *report_job(const struct job *job)
 	snprintf(id, sizeof(id), "%s.%u", job->disk->name ? job->disk->name : "", job->number);
 	json_object_set_new(j, "id", json_string(id));
 	json_object_set_new(j, "number", json_integer(job->number));
-	json_object_set_new(j, "kind", json_string(job->options.kind == JOB_COPY ? "copy" : "relocate"));
+	json_object_set_new(j, "kind",
+			    json_string(job->options.kind == JOB_COPY ? "copy" : "relocate"));
 	json_object_set_new(j, "state", json_string(state_name(job)));
 	json_object_set_new(j, "phase", json_string(report_phase(job)));
 	json_object_set_new(j, "source", shown_uri(job->source));
-	json_object_set_new(j, "target", shown_uri(job->target.uri ? job->target.uri : job->options.target));
+	json_object_set_new(j, "target",
+			    shown_uri(job->target.uri ? job->target.uri : job->options.target));
 	json_object_set_new(j, "switch", json_string(job->options.manual ? "manual" : "auto"));
 	json_object_set_new(j, "rate_limit", number(job->options.rate));
 	json_object_set_new(j, "guest_latency",
-	                    job->options.latency == BM_LATENCY_OFF    ? json_string("off")
-	                    : job->options.latency == BM_LATENCY_AUTO ? json_string("auto")
-	                                                              : number(job->options.latency));
+			    job->options.latency == BM_LATENCY_OFF ? json_string("off")
+			    : job->options.latency == BM_LATENCY_AUTO
+				    ? json_string("auto")
+				    : number(job->options.latency));
 	json_object_set_new(j, "started", number(job->started));
-	json_object_set_new(j, "took_ns", number((job->ended ? job->ended : now_realtime()) - job->started));
+	json_object_set_new(j, "took_ns",
+			    number((job->ended ? job->ended : now_realtime()) - job->started));
 	json_object_set_new(j, "progress", progress(job, &stats));
 	if (job->switched) {
 		json_object_set_new(j, "longest_stall", number(job->longest_stall));
@@ -125,18 +130,18 @@ json_t *report_job(const struct job *job)
 	}
 	if (job->error.code)
 		json_object_set_new(j, "error",
-		                    json_pack("{s:s s:s}", "code", bm_code_name(job->error.code),
-		                              "message", job->error.text));
+				    json_pack("{s:s s:s}", "code", bm_code_name(job->error.code),
+					      "message", job->error.text));
 	return j;
 }
 
 json_t *report_record(const struct job *job, const char *state)
 {
 	return json_pack("{s:i s:s s:s s:s s:s s:b s:b s:I}", "number", (int)job->number, "kind",
-	                 job->options.kind == JOB_COPY ? "copy" : "relocate", "state", state, "source",
-	                 job->source, "target", job->target.uri, "created", (int)job->target.created,
-	                 "delete_source", (int)job->options.delete_source, "started",
-	                 (json_int_t)job->started);
+			 job->options.kind == JOB_COPY ? "copy" : "relocate", "state", state,
+			 "source", job->source, "target", job->target.uri, "created",
+			 (int)job->target.created, "delete_source", (int)job->options.delete_source,
+			 "started", (json_int_t)job->started);
 }
 
 static json_t *clients(struct disk *d)
@@ -146,12 +151,12 @@ static json_t *clients(struct disk *d)
 	json_t *list = json_array();
 
 	for (unsigned i = 0; i < n && i < CLIENTS; i++)
-		json_array_append_new(
-			list, json_pack("{s:s s:I s:I s:I s:i}", "peer", info[i].peer, "requests",
-		                        (json_int_t)info[i].requests, "bytes_read",
-		                        (json_int_t)info[i].bytes_read, "bytes_written",
-		                        (json_int_t)info[i].bytes_written, "in_flight",
-		                        (int)info[i].in_flight));
+		json_array_append_new(list,
+				      json_pack("{s:s s:I s:I s:I s:i}", "peer", info[i].peer,
+						"requests", (json_int_t)info[i].requests,
+						"bytes_read", (json_int_t)info[i].bytes_read,
+						"bytes_written", (json_int_t)info[i].bytes_written,
+						"in_flight", (int)info[i].in_flight));
 	return list;
 }
 
@@ -162,24 +167,26 @@ json_t *report_disk(struct disk *d)
 	json_t *j;
 
 	bm_mirror_get_stats(d->mirror, &stats);
-	j = json_pack("{s:s s:s s:o s:I s:s s:I s:s* s:s}", "name", d->name, "disk", d->record.disk, "uri",
-	              shown_uri(d->record.uri), "generation", (json_int_t)d->record.generation, "role",
-	              "active", "size", (json_int_t)d->record.size, "nbd", uri, "state",
-	              bm_mirror_state_name(stats.state));
+	j = json_pack("{s:s s:s s:o s:I s:s s:I s:s* s:s}", "name", d->name, "disk", d->record.disk,
+		      "uri", shown_uri(d->record.uri), "generation",
+		      (json_int_t)d->record.generation, "role", "active", "size",
+		      (json_int_t)d->record.size, "nbd", uri, "state",
+		      bm_mirror_state_name(stats.state));
 	free(uri);
-	json_object_set_new(j, "limiter", json_string(job_runs(d->job) && stats.limiter ? stats.limiter : ""));
+	json_object_set_new(j, "limiter",
+			    json_string(job_runs(d->job) && stats.limiter ? stats.limiter : ""));
 	json_object_set_new(j, "clients", clients(d));
 	json_object_set_new(j, "job", d->job ? report_job(d->job) : json_null());
 	json_object_set_new(j, "pid", json_integer(getpid()));
 	json_object_set_new(j, "state_directory", json_string(d->folder));
-	json_object_set_new(
-		j, "requests",
-		json_pack("{s:I s:I s:I s:I s:I s:I s:I}", "read", (json_int_t)d->meter.requests[BM_READ],
-	                  "write", (json_int_t)d->meter.requests[BM_WRITE], "zero",
-	                  (json_int_t)d->meter.requests[BM_ZERO], "trim",
-	                  (json_int_t)d->meter.requests[BM_TRIM], "flush",
-	                  (json_int_t)d->meter.requests[BM_FLUSH], "bytes_read",
-	                  (json_int_t)d->meter.bytes_read, "bytes_written",
-	                  (json_int_t)d->meter.bytes_written));
+	json_object_set_new(j, "requests",
+			    json_pack("{s:I s:I s:I s:I s:I s:I s:I}", "read",
+				      (json_int_t)d->meter.requests[BM_READ], "write",
+				      (json_int_t)d->meter.requests[BM_WRITE], "zero",
+				      (json_int_t)d->meter.requests[BM_ZERO], "trim",
+				      (json_int_t)d->meter.requests[BM_TRIM], "flush",
+				      (json_int_t)d->meter.requests[BM_FLUSH], "bytes_read",
+				      (json_int_t)d->meter.bytes_read, "bytes_written",
+				      (json_int_t)d->meter.bytes_written));
 	return j;
 }

@@ -70,7 +70,7 @@ void step_commit(struct bm_work *work)
 
 	if (job->records_ready)
 		bm_record_commit(folder, strcmp(job->final_uri, job->source) ? "forward" : "back",
-		                 &job->step_error);
+				 &job->step_error);
 	else
 		bm_record_write(folder, &record, &job->step_error);
 }
@@ -149,8 +149,8 @@ static void finish_interrupted(struct disk *d, const char *target)
 	/* The mark "incomplete" was made with the target, and stays. */
 	json_object_set_new(d->record.job, "state", json_string("interrupted"));
 	json_object_set_new(d->record.job, "error",
-	                    json_pack("{s:s s:s}", "code", "E_INTERRUPTED", "message",
-	                              "the process that ran it ended; the target is incomplete"));
+			    json_pack("{s:s s:s}", "code", "E_INTERRUPTED", "message",
+				      "the process that ran it ended; the target is incomplete"));
 	bm_log(BM_LOG_WARN, "the move of %s was interrupted; its target %s is not usable", d->name,
 	       target);
 }
@@ -164,8 +164,8 @@ int job_recover(struct disk *d, struct bm_error *error)
 	unlink(d->map_path);
 	if (!d->record.job)
 		return 0;
-	json_unpack(d->record.job, "{s?s s?s s?s s?i s?b}", "state", &state, "source", &source, "target",
-	            &target, "number", &number, "delete_source", &delete_source);
+	json_unpack(d->record.job, "{s?s s?s s?s s?i s?b}", "state", &state, "source", &source,
+		    "target", &target, "number", &number, "delete_source", &delete_source);
 	d->jobs = (unsigned)number;
 	json_object_set_new(d->record.job, "id", json_sprintf("%s.%d", d->name, number));
 	json_array_append(d->past, d->record.job);

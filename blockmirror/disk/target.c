@@ -28,7 +28,8 @@ static int path_in_folder(struct target *target, const char *folder, char **path
 	const char *source = bm_uri_path(target->source);
 	const char *name = source ? strrchr(source, '/') : NULL;
 
-	if (asprintf(path, name ? "%s/%s" : "%s/%s.img", folder, name ? name + 1 : target->name) < 0)
+	if (asprintf(path, name ? "%s/%s" : "%s/%s.img", folder, name ? name + 1 : target->name) <
+	    0)
 		return bm_fail_errno(ERROR, ENOMEM, "%s", folder);
 	return 0;
 }
@@ -42,7 +43,8 @@ static int same_image(struct target *target, const char *path, const struct stat
 		return 0;
 	if ((S_ISBLK(st->st_mode) && S_ISBLK(other.st_mode) && st->st_rdev == other.st_rdev) ||
 	    (st->st_dev == other.st_dev && st->st_ino == other.st_ino))
-		return bm_fail(ERROR, BM_E_SAME, "%s is the image that the disk is on (%s)", path, source);
+		return bm_fail(ERROR, BM_E_SAME, "%s is the image that the disk is on (%s)", path,
+			       source);
 	return 0;
 }
 
@@ -74,8 +76,8 @@ static int check_space(struct target *target, const char *path)
 	free_bytes = (uint64_t)fs.f_bavail * fs.f_frsize;
 	if (free_bytes >= wanted)
 		return 0;
-	return bm_fail(ERROR, BM_E_ENOSPC, "%s: no space: the image takes %s, %s are free there", path,
-	               bm_format_size(need, wanted), bm_format_size(have, free_bytes));
+	return bm_fail(ERROR, BM_E_ENOSPC, "%s: no space: the image takes %s, %s are free there",
+		       path, bm_format_size(need, wanted), bm_format_size(have, free_bytes));
 }
 
 static int create(struct target *target, const char *path)
@@ -109,14 +111,15 @@ static int find_path(struct target *target, const char *path)
 	}
 	if (stat(path, &st) < 0)
 		return errno == ENOENT ? create(target, path)
-		                       : bm_fail_errno(ERROR, errno, "cannot use %s", path);
+				       : bm_fail_errno(ERROR, errno, "cannot use %s", path);
 	if (S_ISDIR(st.st_mode))
 		return bm_fail(ERROR, BM_E_NOT_IMAGE, "%s is a directory, not an image", path);
 	r = same_image(target, path, &st);
 	if (r < 0)
 		return r;
 	if (!target->overwrite)
-		return bm_fail(ERROR, BM_E_EXISTS, "%s exists; --overwrite gives up what it holds", path);
+		return bm_fail(ERROR, BM_E_EXISTS, "%s exists; --overwrite gives up what it holds",
+			       path);
 	r = owner_check(path, target->folder ? target->folder : "", false, ERROR);
 	if (r < 0)
 		return r;
@@ -131,14 +134,15 @@ static int find_export(struct target *target)
 	if (!strcmp(target->text, target->source) ||
 	    (target->own_socket && strstr(target->text, target->own_socket)))
 		return bm_fail(ERROR, BM_E_SAME, "%s is the disk itself",
-		               bm_uri_redact(target->text, shown, sizeof(shown)));
+			       bm_uri_redact(target->text, shown, sizeof(shown)));
 	target->uri = strdup(target->text);
 	return target->uri ? 0 : bm_fail_errno(ERROR, ENOMEM, "target");
 }
 
 static int open_target(struct target *target)
 {
-	const struct bm_open_options options = {.interrupted = target->interrupted, .arg = target->arg};
+	const struct bm_open_options options = {.interrupted = target->interrupted,
+						.arg = target->arg};
 	char shown[400], need[BM_UNITS_TEXT], have[BM_UNITS_TEXT];
 	int r = bm_dev_open(target->uri, &options, &target->dev, ERROR);
 
@@ -146,22 +150,25 @@ static int open_target(struct target *target)
 		return r;
 	bm_uri_redact(target->uri, shown, sizeof(shown));
 	if (target->dev->geometry.size < target->size)
-		return bm_fail(ERROR, BM_E_TOO_SMALL, "%s is smaller (%s) than the disk (%s)", shown,
-		               bm_format_size(have, target->dev->geometry.size),
-		               bm_format_size(need, target->size));
+		return bm_fail(ERROR, BM_E_TOO_SMALL, "%s is smaller (%s) than the disk (%s)",
+			       shown, bm_format_size(have, target->dev->geometry.size),
+			       bm_format_size(need, target->size));
 	if (target->dev->geometry.flags & BM_DEV_READ_ONLY)
 		return bm_fail(ERROR, BM_E_ACCESS, "%s is read-only", shown);
 	/* A foreign export exists whenever it can be opened. */
 	if (!bm_uri_path(target->uri) && !target->overwrite)
 		return bm_fail(ERROR, BM_E_EXISTS,
-		               "%s exists (every export does); --overwrite gives up what it holds", shown);
+			       "%s exists (every export does); --overwrite gives up what it holds",
+			       shown);
 	return 0;
 }
 
 /* Until the job has ended well, nobody shall take this for an image. */
 static int mark_incomplete(struct target *target)
 {
-	int r = target->record ? owner_mark(target->uri, "incomplete", target->record, target->folder) : 0;
+	int r = target->record
+			? owner_mark(target->uri, "incomplete", target->record, target->folder)
+			: 0;
 
 	return r < 0 ? bm_fail_errno(ERROR, r, "cannot mark %s as incomplete", target->uri) : 0;
 }
@@ -172,7 +179,8 @@ int target_prepare(struct target *target)
 	int r = bm_uri_parse(target->text, &uri, ERROR);
 
 	if (!r)
-		r = uri->scheme == BM_SCHEME_FILE ? find_path(target, uri->rest) : find_export(target);
+		r = uri->scheme == BM_SCHEME_FILE ? find_path(target, uri->rest)
+						  : find_export(target);
 	if (!r)
 		r = open_target(target);
 	if (!r)

@@ -11,9 +11,9 @@
 #include <stdint.h>
 
 struct bm_bitmap {
-	uint64_t bits;    /* how many there are */
-	uint64_t count;   /* how many are set */
-	uint64_t *word;   /* the bits */
+	uint64_t bits;     /* how many there are */
+	uint64_t count;    /* how many are set */
+	uint64_t *word;    /* the bits */
 	uint64_t *summary; /* bit n: word n is not 0 */
 };
 
@@ -42,8 +42,8 @@ uint64_t bm_bitmap_next(const struct bm_bitmap *map, uint64_t from);
 void bm_bitmap_swap(struct bm_bitmap *a, struct bm_bitmap *b);
 
 /* bit runs over the set bits; it may be cleared in the body. */
-#define bm_bitmap_each(bit, map)                                                                   \
-	for (uint64_t bit = bm_bitmap_next(map, 0); bit != BM_BITMAP_NONE;                         \
+#define bm_bitmap_each(bit, map)                                           \
+	for (uint64_t bit = bm_bitmap_next(map, 0); bit != BM_BITMAP_NONE; \
 	     bit = bm_bitmap_next(map, bit + 1))
 
 #endif

@@ -205,7 +205,7 @@ void copy_end_hold(struct bm_mirror *m)
 static void end(struct copy *c, bool ok)
 {
 	struct bm_mirror *m = c->mirror;
-	bool good = ok && c->session == m->session && m->link == LINK_UP;
+	bool good = ok && m->link == LINK_UP;
 
 	for (unsigned i = 0; i < c->granules; i++) {
 		uint64_t g = c->first + i;
@@ -238,7 +238,7 @@ void copy_collide(struct bm_mirror *m, uint64_t g)
 	touch(&m->window, g);
 	if (!bm_bitmap_test(&m->map.copying, g))
 		return;
-	bm_list_each(node, &m->copies) {
+	bm_list_each (node, &m->copies) {
 		struct copy *c = bm_container(node, struct copy, link);
 
 		if (g >= c->first && g - c->first < c->granules)
@@ -368,7 +368,7 @@ static void read_done(struct copy *c, int error)
 		return;
 	}
 	m->source_errors = 0;
-	if (c->session != m->session || m->link != LINK_UP || all_collided(c)) {
+	if (m->link != LINK_UP || all_collided(c)) {
 		end(c, false);
 		return;
 	}
@@ -385,7 +385,7 @@ static void written(struct copy *c, int error)
 	bm_hist_add(&m->write_latency, bm_loop_now(m->loop) - c->started);
 	for (uint64_t g = c->pos >> m->granule_shift; g <= last; g++)
 		bm_map_unstable(&m->map, g);
-	if (c->session != m->session || m->link != LINK_UP) {
+	if (m->link != LINK_UP) {
 		end(c, false);
 	} else if (error) {
 		mirror_other_failed(m, error);
@@ -421,7 +421,6 @@ static void start(struct copy *c, uint64_t first, unsigned granules)
 {
 	struct bm_mirror *m = c->mirror;
 
-	c->session = m->session;
 	c->first = first;
 	c->granules = granules;
 	c->collided = c->zero = 0;
@@ -458,8 +457,8 @@ static bool start_hole(struct bm_mirror *m, uint64_t g)
 	if (!n) {
 		struct copy *c = take(m);
 
-		while (n < MASK && g + n < m->map.granules &&
-		       may_copy(m, g + n) && known_hole(&m->window, g + n))
+		while (n < MASK && g + n < m->map.granules && may_copy(m, g + n) &&
+		       known_hole(&m->window, g + n))
 			n++;
 		start(c, g, n);
 		m->stats.zero_bytes += c->end - c->offset;

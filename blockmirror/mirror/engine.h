@@ -19,17 +19,17 @@
 #include "blockmirror/mirror/map.h"
 
 enum {
-	OPS = 512,       /* guest requests; twice what the order device lets through, because as
-	                    many again may have been given up and not ended */
-	COPIES = 32,     /* copies in flight at most; one more is kept for the held granule */
-	MASK = 64,       /* granules of one request at most: they fit a word */
-	WINDOW = 4096,   /* granules asked for extents at once, at most */
+	OPS = 512,     /* guest requests; twice what the order device lets through, because as
+			  many again may have been given up and not ended */
+	COPIES = 32,   /* copies in flight at most; one more is kept for the held granule */
+	MASK = 64,     /* granules of one request at most: they fit a word */
+	WINDOW = 4096, /* granules asked for extents at once, at most */
 	EVENTS = 32,
 };
 
 /* Where the other side is. */
 enum link {
-	LINK_NONE,   /* there is none */
+	LINK_NONE, /* there is none */
 	LINK_UP,
 	LINK_LOST,   /* failed; its requests are ending */
 	LINK_GONE,   /* failed; they have ended, the host was told */
@@ -63,24 +63,24 @@ struct op {
 		int error;
 	} leg[2];
 	struct bm_mirror *mirror;
-	struct bm_request *rq;  /* the guest's; not ours any more when abandoned */
-	struct bm_buf *buf;     /* our reference while the other leg may read from it */
-	struct bm_list link;    /* in mirror->running, or in mirror->free */
+	struct bm_request *rq; /* the guest's; not ours any more when abandoned */
+	struct bm_buf *buf;    /* our reference while the other leg may read from it */
+	struct bm_list link;   /* in mirror->running, or in mirror->free */
 	enum op_state state;
-	bool writes;            /* WRITE ZERO TRIM */
-	bool flushes;           /* FLUSH */
-	bool counted;           /* in the map's busy counts */
-	bool late;              /* the other leg ran into the deadline */
-	bool early;             /* dispatched before FUA and FLUSH went to both */
-	bool plain_fua;         /* FUA here, but not on the other leg */
-	int authority;          /* at dispatch */
-	uint64_t session;       /* of the other side, at dispatch */
+	bool writes;      /* WRITE ZERO TRIM */
+	bool flushes;     /* FLUSH */
+	bool counted;     /* in the map's busy counts */
+	bool late;        /* the other leg ran into the deadline */
+	bool early;       /* dispatched before FUA and FLUSH went to both */
+	bool plain_fua;   /* FUA here, but not on the other leg */
+	int authority;    /* at dispatch */
+	uint64_t session; /* of the other side, at dispatch */
 	uint64_t started;
-	uint64_t written;       /* FLUSH: mirror->authority_written at dispatch */
-	uint64_t first;         /* granule */
+	uint64_t written; /* FLUSH: mirror->authority_written at dispatch */
+	uint64_t first;   /* granule */
 	unsigned granules;
-	uint64_t both, heal;    /* bit n: granule first + n goes to both; would become clean by it */
-	unsigned next;          /* the granule the other leg goes on with */
+	uint64_t both, heal; /* bit n: granule first + n goes to both; would become clean by it */
+	unsigned next;       /* the granule the other leg goes on with */
 };
 
 /* A copy of up to MASK granules in flight. */
@@ -89,7 +89,6 @@ struct copy {
 	struct bm_mirror *mirror;
 	struct bm_list link; /* in mirror->copies, or in mirror->copies_free */
 	struct bm_buf *buf;
-	uint64_t session;
 	uint64_t first;
 	unsigned granules;
 	uint64_t collided;    /* bit n: a guest write was sent to granule first + n meanwhile */
@@ -106,8 +105,8 @@ struct window {
 	struct bm_request rq;
 	struct bm_extents extents;
 	struct bm_extent v[128];
-	bool asked;              /* the question is in flight, … */
-	int side;                /* … to this one */
+	bool asked;               /* the question is in flight, … */
+	int side;                 /* … to this one */
 	uint64_t first, granules; /* asked for; then: answered */
 	uint64_t zero[WINDOW / 64];
 	uint64_t touched[WINDOW / 64];
@@ -126,23 +125,23 @@ struct flusher {
 
 struct governor {
 	struct bm_timer timer;
-	uint64_t budget;            /* as set: BM_LATENCY_… or ns */
+	uint64_t budget; /* as set: BM_LATENCY_… or ns */
 	uint64_t p99_before, p50_before, p99, p50;
-	struct bm_hist before;      /* of the guest alone */
+	struct bm_hist before; /* of the guest alone */
 	struct bm_hist recent;
 	uint64_t recent_since;
-	unsigned depth;             /* copies in flight */
-	uint64_t gap;               /* ns between the starts of two copies */
-	bool limits;                /* it is what limits the copy */
+	unsigned depth;                   /* copies in flight */
+	uint64_t gap;                     /* ns between the starts of two copies */
+	bool limits;                      /* it is what limits the copy */
 	uint64_t rate, tokens, filled_at; /* the cap: bytes/s, bytes, ns */
 	bool rate_limits;
 	uint64_t next_start;
 	struct bm_timer start_timer;
 	uint64_t meter_at, meter_bytes, speed;
 	/* Falling back to tracking */
-	uint64_t track_dirty;       /* granules dirty when this round of tracking began */
+	uint64_t track_dirty; /* granules dirty when this round of tracking began */
 	bool may_track;
-	struct bm_hist leg[2];      /* latency of guest writes' legs, by side */
+	struct bm_hist leg[2]; /* latency of guest writes' legs, by side */
 };
 
 struct bm_mirror {
@@ -157,21 +156,21 @@ struct bm_mirror {
 
 	struct bm_dev *side[2];
 	int authority;
-	unsigned in_flight[2];    /* requests of ours on each side */
+	unsigned in_flight[2]; /* requests of ours on each side */
 	enum link link;
-	bool tracking;            /* writes go to the authority alone */
+	bool tracking; /* writes go to the authority alone */
 	bool paused, full;
-	bool trim_zeroes;         /* TRIM: zeroes on both; else dropped on both */
+	bool trim_zeroes; /* TRIM: zeroes on both; else dropped on both */
 	bool detach_wanted;
-	uint64_t session;         /* of the other side: counts losses and returns */
+	uint64_t session; /* of the other side: counts losses and returns */
 
 	struct bm_map map;
-	uint64_t dirtied;         /* counts whatever became dirty */
+	uint64_t dirtied; /* counts whatever became dirty */
 
 	struct op op[OPS];
 	struct bm_list free, running;
-	struct bm_list waiting;   /* guest requests without an op (there is always one, but …) */
-	struct bm_list held;      /* guest requests that wait for the copy of the held granule */
+	struct bm_list waiting; /* guest requests without an op (there is always one, but …) */
+	struct bm_list held;    /* guest requests that wait for the copy of the held granule */
 	struct bm_later later;
 	struct bm_timer deadline;
 	uint64_t authority_written; /* counts guest writes that ended on the authority */
@@ -180,24 +179,24 @@ struct bm_mirror {
 
 	struct copy copy[COPIES + 1];
 	struct bm_list copies, copies_free;
-	unsigned copying;         /* in flight */
+	unsigned copying; /* in flight */
 	uint64_t cursor;
-	bool hold;                /* writes to hold_granule wait */
+	bool hold; /* writes to hold_granule wait */
 	uint64_t hold_granule, hold_since;
-	struct copy *hold_copy;   /* kept for it */
-	struct bm_pool *pool;     /* the copies' buffers */
+	struct copy *hold_copy; /* kept for it */
+	struct bm_pool *pool;   /* the copies' buffers */
 	struct window window;
-	struct bm_task kick;      /* something changed: copy on, switch on */
+	struct bm_task kick; /* something changed: copy on, switch on */
 	unsigned source_errors;
 	struct bm_timer source_retry;
 	struct bm_timer full_timer;
 
 	struct flusher flusher;
 	enum phase phase;
-	bool both_durable;        /* FUA and FLUSH go to both */
-	bool abort_needed;        /* in D: the switch cannot succeed any more */
+	bool both_durable; /* FUA and FLUSH go to both */
+	bool abort_needed; /* in D: the switch cannot succeed any more */
 	unsigned pre_rounds;
-	unsigned plain_fuas;      /* ops in flight with plain_fua */
+	unsigned plain_fuas; /* ops in flight with plain_fua */
 	bool in_sync_told;
 	struct bm_timer commit_retry;
 	unsigned commit_failures;

@@ -53,7 +53,7 @@ void bm_map_move(struct bm_bitmap *to, struct bm_bitmap *from)
 		bm_bitmap_swap(to, from);
 		return;
 	}
-	bm_bitmap_each(g, from) {
+	bm_bitmap_each (g, from) {
 		bm_bitmap_clear(from, g);
 		bm_bitmap_set(to, g);
 	}
@@ -61,7 +61,7 @@ void bm_map_move(struct bm_bitmap *to, struct bm_bitmap *from)
 
 void bm_map_settle(struct bm_map *map, struct bm_bitmap *set)
 {
-	bm_bitmap_each(g, set) {
+	bm_bitmap_each (g, set) {
 		bm_bitmap_clear(set, g);
 		if (map->settled && !bm_bitmap_test(&map->dirty, g) && !map->granule[g].busy &&
 		    !bm_bitmap_test(&map->open, g) && !bm_bitmap_test(&map->closed, g) &&

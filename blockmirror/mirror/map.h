@@ -58,7 +58,7 @@ static inline bool bm_map_is_settled(const struct bm_map *map, uint64_t g)
 static inline void bm_map_unsettle(struct bm_map *map, uint64_t g)
 {
 	if (map->settled)
-		map->settled[g / 8] &= (uint8_t)~(1u << g % 8);
+		map->settled[g / 8] &= (uint8_t) ~(1u << g % 8);
 }
 
 void bm_map_unsettle_all(struct bm_map *map);

@@ -144,8 +144,8 @@ int bm_mirror_attach(struct bm_mirror *m, struct bm_dev *target, bool zeroed, ui
 	}
 	if (zeroed)
 		bm_bitmap_set_all(&m->map.zero);
-	m->trim_zeroes = m->side[m->authority]->geometry.flags & target->geometry.flags &
-	                 BM_DEV_FAST_ZERO;
+	m->trim_zeroes =
+		m->side[m->authority]->geometry.flags & target->geometry.flags & BM_DEV_FAST_ZERO;
 	m->link = LINK_UP;
 	m->session++;
 	m->tracking = m->full = m->in_sync_told = m->detach_wanted = false;
@@ -164,9 +164,9 @@ int bm_mirror_attach(struct bm_mirror *m, struct bm_dev *target, bool zeroed, ui
 /* What the other side has not flushed it may have lost with its session. */
 static void distrust_unstable(struct bm_mirror *m)
 {
-	bm_bitmap_each(g, &m->map.open)
+	bm_bitmap_each (g, &m->map.open)
 		mirror_mark_dirty(m, g);
-	bm_bitmap_each(h, &m->map.closed)
+	bm_bitmap_each (h, &m->map.closed)
 		mirror_mark_dirty(m, h);
 	bm_bitmap_clear_all(&m->map.open);
 	bm_bitmap_clear_all(&m->map.closed);
@@ -263,7 +263,7 @@ int bm_mirror_detach(struct bm_mirror *m)
 /* The last request that knew of the other side has ended. */
 static void forget_other(struct bm_mirror *m)
 {
-	bm_list_each(node, &m->running)
+	bm_list_each (node, &m->running)
 		bm_container(node, struct op, link)->counted = false;
 	governor_stop(m);
 	bm_timer_clear(m->loop, &m->deadline);
@@ -294,7 +294,7 @@ static void check_leaving(struct bm_mirror *m)
 		m->side[other(m)] = NULL; /* the host closes it */
 		mirror_tell(m, BM_MIRROR_LOST_IDLE);
 	} else if (m->link == LINK_LEAVING && !m->map.copying.count && !m->window.asked &&
-	           !m->flusher.active) {
+		   !m->flusher.active) {
 		forget_other(m);
 	}
 }
@@ -372,10 +372,10 @@ static const struct bm_dev_ops mirror_ops = {
 	.close = mirror_close,
 };
 
-#define OR_DEFAULT(field)                                                                          \
-	do {                                                                                       \
-		if (!m->config.field)                                                              \
-			m->config.field = defaults.field;                                          \
+#define OR_DEFAULT(field)                                 \
+	do {                                              \
+		if (!m->config.field)                     \
+			m->config.field = defaults.field; \
 	} while (0)
 
 static int take_config(struct bm_mirror *m, const struct bm_mirror_config *config)
@@ -401,8 +401,9 @@ static int take_config(struct bm_mirror *m, const struct bm_mirror_config *confi
 	return m->size && m->block <= granule && fits(m, m->side[0]) ? 0 : -EINVAL;
 }
 
-int bm_mirror_new(struct bm_loop *loop, struct bm_dev *source, const struct bm_mirror_config *config,
-                  const struct bm_mirror_host *host, void *arg, struct bm_mirror **mirror)
+int bm_mirror_new(struct bm_loop *loop, struct bm_dev *source,
+		  const struct bm_mirror_config *config, const struct bm_mirror_host *host,
+		  void *arg, struct bm_mirror **mirror)
 {
 	struct bm_mirror *m = calloc(1, sizeof(*m));
 	int r;
@@ -492,7 +493,7 @@ void bm_mirror_get_stats(const struct bm_mirror *m, struct bm_mirror_stats *stat
 	stats->size = m->size;
 	stats->dirty = m->map.dirty.count;
 	stats->unstable = m->map.open.count + m->map.closed.count + m->map.flushed.count +
-	                  m->map.covered.count;
+			  m->map.covered.count;
 	stats->rate = m->governor.speed;
 	stats->guest_p99 = m->governor.p99;
 	stats->guest_p50 = m->governor.p50;
@@ -508,10 +509,10 @@ void bm_mirror_get_stats(const struct bm_mirror *m, struct bm_mirror_stats *stat
 const char *bm_mirror_state_name(enum bm_mirror_state state)
 {
 	static const char *const names[] = {
-		[BM_STATE_ALONE] = "alone",         [BM_STATE_COPYING] = "copying",
-		[BM_STATE_IN_SYNC] = "in-sync",     [BM_STATE_SWITCHING] = "switching",
-		[BM_STATE_LOST] = "target-lost",    [BM_STATE_FULL] = "target-full",
-		[BM_STATE_PAUSED] = "paused",       [BM_STATE_DETACHING] = "detaching",
+		[BM_STATE_ALONE] = "alone",      [BM_STATE_COPYING] = "copying",
+		[BM_STATE_IN_SYNC] = "in-sync",  [BM_STATE_SWITCHING] = "switching",
+		[BM_STATE_LOST] = "target-lost", [BM_STATE_FULL] = "target-full",
+		[BM_STATE_PAUSED] = "paused",    [BM_STATE_DETACHING] = "detaching",
 	};
 
 	return names[state];

@@ -3,8 +3,8 @@
  * The switchover: authority passes to the other side while the guest goes on.
  *
  *   WAIT   until both are in sync, and again whenever something interferes before REC
- *   PRE    flushes of the other side, at most two, so that the next one is short; from the first one on
- *          FUA and FLUSH of the guest go to both. Ends when no FUA that went out plain before is in
+ *   PRE    flushes of the other side, at most two, so that the next one is short; from the first
+ * one on FUA and FLUSH of the guest go to both. Ends when no FUA that went out plain before is in
  *          flight: its data would not be covered by the flush that counts.
  *   FLUSH  the flush that counts: it does only if nothing became dirty since its submission
  *   REC    the record "generation n+1: the other side" is being written. From here until
@@ -130,7 +130,8 @@ void bm_mirror_committed(struct bm_mirror *m, int error)
 		uint64_t wait = COMMIT_RETRY << (m->commit_failures < 6 ? m->commit_failures++ : 6);
 
 		(void)bm_timer_set(m->loop, &m->commit_retry,
-		                   bm_loop_now(m->loop) + (wait < COMMIT_WAIT ? wait : COMMIT_WAIT));
+				   bm_loop_now(m->loop) +
+					   (wait < COMMIT_WAIT ? wait : COMMIT_WAIT));
 	}
 }
 

@@ -214,8 +214,8 @@ static void step(struct bm_task *task)
 }
 
 int bm_verify_start(struct bm_loop *loop, struct bm_dev *a, struct bm_dev *b, uint64_t size,
-                    void (*done)(void *arg, const struct bm_verify_result *result), void *arg,
-                    struct bm_verify **verify)
+		    void (*done)(void *arg, const struct bm_verify_result *result), void *arg,
+		    struct bm_verify **verify)
 {
 	struct bm_verify *v = calloc(1, sizeof(*v));
 

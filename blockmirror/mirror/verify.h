@@ -6,12 +6,12 @@
 #include "blockmirror/blockdev.h"
 
 struct bm_verify_result {
-	int error;           /* a device failed: -errno, at offset of device `where` (0 or 1) */
+	int error; /* a device failed: -errno, at offset of device `where` (0 or 1) */
 	int where;
 	bool differ;
-	uint64_t offset;     /* of the first difference, or of the failure */
-	uint64_t compared;   /* bytes read from each */
-	uint64_t skipped;    /* bytes that are zero on both, by their extents */
+	uint64_t offset;   /* of the first difference, or of the failure */
+	uint64_t compared; /* bytes read from each */
+	uint64_t skipped;  /* bytes that are zero on both, by their extents */
 };
 
 struct bm_verify;
@@ -21,8 +21,8 @@ struct bm_verify;
  * from the loop, and may free verify. Returns 0 or -ENOMEM.
  */
 int bm_verify_start(struct bm_loop *loop, struct bm_dev *a, struct bm_dev *b, uint64_t size,
-                    void (*done)(void *arg, const struct bm_verify_result *result), void *arg,
-                    struct bm_verify **verify);
+		    void (*done)(void *arg, const struct bm_verify_result *result), void *arg,
+		    struct bm_verify **verify);
 
 /* Bytes dealt with so far. */
 uint64_t bm_verify_progress(const struct bm_verify *verify);

@@ -118,7 +118,8 @@ static void classify(struct op *op)
 {
 	struct bm_mirror *m = op->mirror;
 	uint64_t end = op->rq->offset + op->rq->length;
-	/* A long zero that was cut before the target came has too many granules: it is the copy's. */
+	/* A long zero that was cut before the target came has too many granules: it is the copy's.
+	 */
 	bool mirrors = m->link == LINK_UP && !m->tracking && op->granules <= MASK;
 
 	for (unsigned i = 0; i < op->granules; i++) {
@@ -162,8 +163,9 @@ static void dispatch_write(struct op *op)
 	if (rq->buf)
 		op->buf = bm_buf_ref(rq->buf);
 	/*
-	 * FUA goes to both from the first flush of a switchover on. One that went out plain before is
-	 * not covered by the flush that counts if it is still in flight then: the switch waits for it.
+	 * FUA goes to both from the first flush of a switchover on. One that went out plain before
+	 * is not covered by the flush that counts if it is still in flight then: the switch waits
+	 * for it.
 	 */
 	op->plain_fua = rq->flags & BM_FUA && op->early;
 	m->plain_fuas += op->plain_fua;
@@ -236,7 +238,7 @@ static void settle_granules(struct op *op)
 	struct bm_mirror *m = op->mirror;
 	bool failed = op->leg[0].error || op->leg[1].error;
 	bool heals = op->heal && !failed && op->state == OP_RUNNING && op->session == m->session &&
-	             m->link == LINK_UP && !m->tracking;
+		     m->link == LINK_UP && !m->tracking;
 
 	for (unsigned i = 0; i < op->granules; i++) {
 		uint64_t g = op->first + i;
@@ -283,7 +285,8 @@ static void finish(struct op *op)
 	}
 	/*
 	 * While a record is being written either side may turn out to be the authority: an answer
-	 * that only one of them can honour waits (docs/mirror.md, "Answers while authority is open").
+	 * that only one of them can honour waits (docs/mirror.md, "Answers while authority is
+	 * open").
 	 */
 	if (unsettled(m) && durable && (result_of(op) || !other_has_it(op))) {
 		m->abort_needed = true;
@@ -370,7 +373,7 @@ void write_check_deadline(struct bm_timer *timer)
 	bool lose = false;
 
 	(void)bm_timer_set(m->loop, timer, now + m->config.deadline / 8);
-	bm_list_each(node, &m->running) {
+	bm_list_each (node, &m->running) {
 		struct op *op = bm_container(node, struct op, link);
 		const struct mirror_leg *leg = &op->leg[other(m)];
 
@@ -384,7 +387,7 @@ void write_check_deadline(struct bm_timer *timer)
 	}
 	if (lose)
 		mirror_lose(m, -ETIMEDOUT);
-	bm_list_each_safe(late, &m->running)
+	bm_list_each_safe (late, &m->running)
 		answer_late(bm_container(late, struct op, link));
 	if (m->hold && now - m->hold_since > m->config.deadline)
 		copy_end_hold(m);
@@ -395,14 +398,14 @@ void write_release_answers(struct bm_mirror *m)
 	struct bm_list held;
 
 	bm_list_init(&held);
-	bm_list_each_safe(node, &m->running)
+	bm_list_each_safe (node, &m->running)
 		if (bm_container(node, struct op, link)->state == OP_HELD) {
 			bm_list_remove(node);
 			bm_list_append(&held, node);
 		}
 	while (!bm_list_empty(&held))
 		answer(bm_container(held.next, struct op, link));
-	bm_list_each_safe(late, &m->running)
+	bm_list_each_safe (late, &m->running)
 		answer_late(bm_container(late, struct op, link));
 }
 
@@ -471,7 +474,7 @@ void write_release_held(struct bm_mirror *m)
 
 void write_count_in_flight(struct bm_mirror *m)
 {
-	bm_list_each(node, &m->running) {
+	bm_list_each (node, &m->running) {
 		struct op *op = bm_container(node, struct op, link);
 
 		if (!op->writes)

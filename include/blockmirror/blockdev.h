@@ -118,16 +118,16 @@ struct bm_dev {
 struct bm_open_options {
 	bool read_only;
 	/*
-	 * Sessions of our own may have ended with requests in flight: return only when these are known
-	 * to be over. File: waits for the image lock, which the kernel keeps until the dead process's
-	 * I/O has ended. iSCSI: resets the LUN. NBD: waits for fence_ns.
+	 * Sessions of our own may have ended with requests in flight: return only when these are
+	 * known to be over. File: waits for the image lock, which the kernel keeps until the dead
+	 * process's I/O has ended. iSCSI: resets the LUN. NBD: waits for fence_ns.
 	 */
 	bool fence;
-	uint64_t fence_ns;      /* 0: the default, 2 s (NBD), 30 s at most (file) */
-	unsigned connections;   /* NBD, iSCSI: 0 means the default, 4 */
-	const char *aio;        /* file: "libaio", "threads", or NULL: the best that works */
-	bool buffered;          /* file: through the page cache, not O_DIRECT */
-	bool unlocked;          /* file: take no image locks */
+	uint64_t fence_ns;    /* 0: the default, 2 s (NBD), 30 s at most (file) */
+	unsigned connections; /* NBD, iSCSI: 0 means the default, 4 */
+	const char *aio;      /* file: "libaio", "threads", or NULL: the best that works */
+	bool buffered;        /* file: through the page cache, not O_DIRECT */
+	bool unlocked;        /* file: take no image locks */
 	bool (*interrupted)(void *arg); /* asked now and then while waiting: give up? */
 	void *arg;
 };
@@ -138,7 +138,7 @@ struct bm_open_options {
  * *dev is to be started on a loop, or closed. Errors: what bm_fail() gives, with a text for users.
  */
 int bm_dev_open(const char *uri, const struct bm_open_options *options, struct bm_dev **dev,
-                struct bm_error *error);
+		struct bm_error *error);
 
 /* Gives dev to loop's thread. Before this nothing may be submitted. */
 static inline void bm_dev_start(struct bm_dev *dev, struct bm_loop *loop)

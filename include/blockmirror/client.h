@@ -33,16 +33,16 @@ void bm_client_close(struct bm_client *client);
  * error of the other side is passed on with its code and text; BM_E_UNREACHABLE when it ends.
  */
 int bm_client_call(struct bm_client *client, const char *method, json_t *params, json_t **result,
-                   struct bm_error *error);
+		   struct bm_error *error);
 
 /*
  * The same in two steps, so that events can be seen while the call lasts: send gives the id, wait
  * returns 1 with the answer in result, or 0 with a notification in event, or -errno.
  */
 int bm_client_send(struct bm_client *client, const char *method, json_t *params, int *id,
-                   struct bm_error *error);
+		   struct bm_error *error);
 int bm_client_wait(struct bm_client *client, int id, json_t **result, json_t **event,
-                   struct bm_error *error);
+		   struct bm_error *error);
 
 /* The descriptor, for poll(2). */
 int bm_client_fd(const struct bm_client *client);

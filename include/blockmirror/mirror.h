@@ -53,15 +53,15 @@ struct bm_mirror_host {
 };
 
 struct bm_mirror_config {
-	uint64_t size;             /* of the disk in bytes; 0: all of the source */
-	unsigned granule;          /* bytes, a power of two ≥ 4096 (tests: ≥ 512); 0: 64 KiB */
-	unsigned chunk;            /* most bytes of one copy; 0: 1 MiB */
-	unsigned window;           /* granules asked for extents at once, ≤ 4096; 0: 4096 */
-	unsigned misses;           /* spoiled copies of a granule before a write waits; 0: 3 */
-	uint64_t deadline;         /* ns a write waits for the other side; 0: 2 s */
-	uint64_t flush_every;      /* ns between flushes of the target while mirroring; 0: 5 s */
-	uint64_t full_retry;       /* ns before a full target is tried again; 0: 10 s */
-	struct bm_meter *meter;    /* what the guest feels; NULL: the governor does nothing */
+	uint64_t size;          /* of the disk in bytes; 0: all of the source */
+	unsigned granule;       /* bytes, a power of two ≥ 4096 (tests: ≥ 512); 0: 64 KiB */
+	unsigned chunk;         /* most bytes of one copy; 0: 1 MiB */
+	unsigned window;        /* granules asked for extents at once, ≤ 4096; 0: 4096 */
+	unsigned misses;        /* spoiled copies of a granule before a write waits; 0: 3 */
+	uint64_t deadline;      /* ns a write waits for the other side; 0: 2 s */
+	uint64_t flush_every;   /* ns between flushes of the target while mirroring; 0: 5 s */
+	uint64_t full_retry;    /* ns before a full target is tried again; 0: 10 s */
+	struct bm_meter *meter; /* what the guest feels; NULL: the governor does nothing */
 };
 
 /*
@@ -69,8 +69,9 @@ struct bm_mirror_config {
  * for as long as the mirror lives, and every device is made to fit it (bm_order_fit()). config is
  * copied. Returns 0, -EINVAL (size, granule, limits) or -ENOMEM.
  */
-int bm_mirror_new(struct bm_loop *loop, struct bm_dev *source, const struct bm_mirror_config *config,
-                  const struct bm_mirror_host *host, void *arg, struct bm_mirror **mirror);
+int bm_mirror_new(struct bm_loop *loop, struct bm_dev *source,
+		  const struct bm_mirror_config *config, const struct bm_mirror_host *host,
+		  void *arg, struct bm_mirror **mirror);
 
 /*
  * Frees the mirror as a killed process would: requests in flight are forgotten, not ended. A host
@@ -78,7 +79,8 @@ int bm_mirror_new(struct bm_loop *loop, struct bm_dev *source, const struct bm_m
  */
 void bm_mirror_free(struct bm_mirror *mirror);
 
-/* The mirror as a device, for bm_order_new(). It lives as long as the mirror; closing it is void. */
+/* The mirror as a device, for bm_order_new(). It lives as long as the mirror; closing it is void.
+ */
 struct bm_dev *bm_mirror_dev(struct bm_mirror *mirror);
 
 /*
@@ -93,7 +95,8 @@ uint64_t bm_mirror_map_bytes(uint64_t size, unsigned granule);
  * for none. Returns 0; -EBUSY when there is another side; -EINVAL when it is too small, read-only,
  * or not made to fit; -ENOMEM.
  */
-int bm_mirror_attach(struct bm_mirror *mirror, struct bm_dev *target, bool zeroed, uint8_t *settled);
+int bm_mirror_attach(struct bm_mirror *mirror, struct bm_dev *target, bool zeroed,
+		     uint8_t *settled);
 
 /*
  * After BM_MIRROR_LOST_IDLE: the other side again, freshly opened, with the certainty that no
@@ -142,7 +145,7 @@ void bm_mirror_set_rate(struct bm_mirror *mirror, uint64_t rate);
 void bm_mirror_set_latency(struct bm_mirror *mirror, uint64_t p99);
 
 enum bm_mirror_state {
-	BM_STATE_ALONE,     /* one side */
+	BM_STATE_ALONE, /* one side */
 	BM_STATE_COPYING,
 	BM_STATE_IN_SYNC,
 	BM_STATE_SWITCHING, /* a record is being written, or its fate is not known */
@@ -154,25 +157,26 @@ enum bm_mirror_state {
 
 struct bm_mirror_stats {
 	enum bm_mirror_state state;
-	int authority;             /* side */
+	int authority; /* side */
 	bool tracking;
-	uint64_t granule, size;    /* bytes */
-	uint64_t dirty;            /* granules */
-	uint64_t unstable;         /* granules not flushed on both sides */
-	uint64_t copied_bytes;     /* sent to the target by the copy, as data */
-	uint64_t zero_bytes;       /* not sent: holes and zeros */
-	uint64_t passed_bytes;     /* of the disk that the copy has dealt with, repeats included */
+	uint64_t granule, size; /* bytes */
+	uint64_t dirty;         /* granules */
+	uint64_t unstable;      /* granules not flushed on both sides */
+	uint64_t copied_bytes;  /* sent to the target by the copy, as data */
+	uint64_t zero_bytes;    /* not sent: holes and zeros */
+	uint64_t passed_bytes;  /* of the disk that the copy has dealt with, repeats included */
 	uint64_t mirrored_writes, mirrored_bytes; /* guest writes sent to both */
-	uint64_t source_only_writes; /* guest writes ahead of the copy */
+	uint64_t source_only_writes;              /* guest writes ahead of the copy */
 	uint64_t collisions, holds, held_writes;
 	uint64_t losses, abandoned, flushes;
-	uint64_t rate;             /* bytes/s over the last second */
+	uint64_t rate; /* bytes/s over the last second */
 	uint64_t guest_p99, guest_p99_before, guest_p50, guest_p50_before; /* ns, 0: not known */
-	uint64_t read_p50, write_p50, flush_last; /* ns, of copies, and the other side's last flush */
-	unsigned depth;            /* copies in flight at most, as the governor has it */
-	const char *limiter;       /* what keeps the copy from being quicker */
-	uint64_t error_offset;     /* BM_MIRROR_SOURCE_ERROR: where */
-	int error;                 /* the last error of the other side, or of the source's reading */
+	uint64_t read_p50, write_p50,
+		flush_last;    /* ns, of copies, and the other side's last flush */
+	unsigned depth;        /* copies in flight at most, as the governor has it */
+	const char *limiter;   /* what keeps the copy from being quicker */
+	uint64_t error_offset; /* BM_MIRROR_SOURCE_ERROR: where */
+	int error;             /* the last error of the other side, or of the source's reading */
 };
 
 void bm_mirror_get_stats(const struct bm_mirror *mirror, struct bm_mirror_stats *stats);

@@ -54,7 +54,7 @@ static void raise_floor(struct fake_disk *d, int s, unsigned io)
 		if (d->history[s][i].io == io) {
 			d->histories[s] -= i;
 			memmove(d->history[s], d->history[s] + i,
-			        (size_t)d->histories[s] * sizeof(d->history[s][0]));
+				(size_t)d->histories[s] * sizeof(d->history[s][0]));
 			return;
 		}
 }
@@ -65,7 +65,7 @@ static void add_history(struct fake_disk *d, int s, int value, unsigned io)
 
 	if (n == HISTORY) { /* forget one in the middle: one chance less, none wrong */
 		memmove(d->history[s] + 1, d->history[s] + 2,
-		        (size_t)(n - 2) * sizeof(d->history[s][0]));
+			(size_t)(n - 2) * sizeof(d->history[s][0]));
 		n--;
 	}
 	d->history[s][n].value = value;

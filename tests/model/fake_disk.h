@@ -22,8 +22,8 @@ struct fake_io {
 	enum bm_op op;
 	int first, n, left;
 	unsigned id;
-	uint32_t applied;       /* bit per sector */
-	int value[SECTORS];     /* READ, EXTENTS: seen; stale WRITE: sent */
+	uint32_t applied;        /* bit per sector */
+	int value[SECTORS];      /* READ, EXTENTS: seen; stale WRITE: sent */
 	unsigned floor[SECTORS]; /* FLUSH: the io whose effect is durable when it is done */
 };
 
@@ -37,11 +37,11 @@ struct fake_disk {
 	} history[SECTORS][HISTORY];
 	int histories[SECTORS];
 	struct fake_io io[PENDING];
-	int pending;             /* that are used */
+	int pending; /* that are used */
 	unsigned ids;
-	bool remote;             /* cancel ends requests at once and leaves them stale */
+	bool remote; /* cancel ends requests at once and leaves them stale */
 	bool cancelled;
-	struct bm_list ended;    /* cancelled requests that wait for their done() */
+	struct bm_list ended; /* cancelled requests that wait for their done() */
 	struct bm_task end_task;
 	uint64_t (*chance)(void);
 };
@@ -49,7 +49,8 @@ struct fake_disk {
 extern const struct bm_dev_ops fake_disk_ops;
 
 /* Content value[] of all sectors, durable; no requests. The memory must have been zeroed. */
-void fake_disk_init(struct fake_disk *d, const int *value, uint32_t block, uint64_t (*chance)(void));
+void fake_disk_init(struct fake_disk *d, const int *value, uint32_t block,
+		    uint64_t (*chance)(void));
 
 /* A new session: open for requests again. */
 void fake_disk_open(struct fake_disk *d, struct bm_loop *loop);

@@ -55,7 +55,7 @@ static struct world {
 	struct guest guest[GUESTS];
 	struct fake_disk disk[2];
 	struct bm_dev *fitted[2]; /* the disks, made to fit the mirror's block */
-	int base; /* disk of side 0 */
+	int base;                 /* disk of side 0 */
 	bool alive, attached, reopen, local, faults, draining;
 	bool flush_failed[2]; /* and this process has not told the guest, or written it all again */
 	bool power; /* the authority of the next start lost power: only what was durable is owed */
@@ -72,8 +72,8 @@ static struct world {
 } w;
 
 static struct {
-	long guest_ops, switches, switch_failures, losses, crashes, power_cuts, fulls, detaches, holds,
-		abandoned, heals, mirrored, held_answers, settled, reads, aborted_records;
+	long guest_ops, switches, switch_failures, losses, crashes, power_cuts, fulls, detaches,
+		holds, abandoned, heals, mirrored, held_answers, settled, reads, aborted_records;
 } total;
 
 static struct oracle oracle;
@@ -173,7 +173,7 @@ static void check_authority(int disk, bool power, const char *when)
 	for (int s = 0; s < SECTORS; s++)
 		if (!oracle_allows(&oracle, s, w.disk[disk].current[s], power))
 			violation("%s %s: sector %d of the authority (disk %d) holds %d",
-			          power ? "I3" : "I1", when, s, disk, w.disk[disk].current[s]);
+				  power ? "I3" : "I1", when, s, disk, w.disk[disk].current[s]);
 }
 
 /* The host */
@@ -330,7 +330,8 @@ static void restart(void)
 	check_settled("before the restart");
 	check_authority(w.record, w.power, "after the restart");
 	oracle_rebase(&oracle, w.disk[w.record].current, SECTORS, w.cut);
-	memset(w.settled, 0, sizeof(w.settled)); /* the job is over, nobody keeps its map up to date */
+	memset(w.settled, 0,
+	       sizeof(w.settled)); /* the job is over, nobody keeps its map up to date */
 	start();
 }
 
@@ -351,8 +352,7 @@ static void reopen(void)
 	if (!w.reopen || fake_disk_has_stale(d))
 		return;
 	w.reopen = false;
-	trace("reattach: %d",
-	      bm_mirror_reattach(w.m, open_disk(other(w.m) ^ w.base, w.m->block)));
+	trace("reattach: %d", bm_mirror_reattach(w.m, open_disk(other(w.m) ^ w.base, w.m->block)));
 }
 
 /* The connection to the target breaks, or its host loses power. */
@@ -381,7 +381,8 @@ static void guest_done(struct bm_request *rq, int error)
 	struct guest *g = bm_container(rq, struct guest, rq);
 	int first = (int)(rq->offset / SECTOR);
 
-	trace("guest op %d [%d,+%d) done %d", (int)rq->op, first, (int)(rq->length / SECTOR), error);
+	trace("guest op %d [%d,+%d) done %d", (int)rq->op, first, (int)(rq->length / SECTOR),
+	      error);
 	if (rq->op == BM_FLUSH) {
 		oracle_flushed(&oracle, g->id, !error);
 		if (error)
@@ -431,8 +432,12 @@ static enum bm_op choose_op(void)
 {
 	int x = below(100);
 
-	return x < 12 ? BM_FLUSH : x < 30 ? BM_READ : x < 32 ? BM_EXTENTS :
-	       x < 40 ? BM_ZERO : x < 44 ? BM_TRIM : BM_WRITE;
+	return x < 12   ? BM_FLUSH
+	       : x < 30 ? BM_READ
+	       : x < 32 ? BM_EXTENTS
+	       : x < 40 ? BM_ZERO
+	       : x < 44 ? BM_TRIM
+			: BM_WRITE;
 }
 
 static void guest_op(void)
@@ -469,7 +474,7 @@ static void guest_op(void)
 		for (int i = 0; g->rq.op == BM_WRITE && i < n; i++)
 			sector_fill(g->rq.data + (size_t)i * SECTOR, value);
 		g->id = oracle_write(&oracle, value, (int)(g->rq.offset / SECTOR), n,
-		                     g->rq.flags & BM_FUA, g->rq.op == BM_TRIM);
+				     g->rq.flags & BM_FUA, g->rq.op == BM_TRIM);
 	}
 	trace("guest op %d [%d,+%d) value %d%s", (int)g->rq.op, (int)(g->rq.offset / SECTOR),
 	      (int)(g->rq.length / SECTOR), value, g->rq.flags & BM_FUA ? " FUA" : "");
@@ -489,11 +494,13 @@ static void disk_step(void)
 	while (rounds-- && io->left)
 		fake_io_apply(io);
 	if (io->rq && w.faults && percent(w.error_percent)) {
-		trace("disk %d: op %d [%d,+%d) fails", (int)(d - w.disk), (int)io->op, io->first, io->n);
+		trace("disk %d: op %d [%d,+%d) fails", (int)(d - w.disk), (int)io->op, io->first,
+		      io->n);
 		w.flush_failed[d - w.disk] |= io->op == BM_FLUSH;
 		fake_io_end(io, percent(20) && io->op != BM_FLUSH ? -ENOSPC : -EIO);
 	} else if (!io->left && percent(60)) {
-		trace("disk %d: op %d [%d,+%d) ends", (int)(d - w.disk), (int)io->op, io->first, io->n);
+		trace("disk %d: op %d [%d,+%d) ends", (int)(d - w.disk), (int)io->op, io->first,
+		      io->n);
 		fake_io_end(io, 0);
 	}
 }
@@ -570,8 +577,9 @@ static void fault_step(void)
 
 static bool quiet(void)
 {
-	return w.alive && !live() && !w.disk[0].pending && !w.disk[1].pending && !w.record_pending &&
-	       bm_loop_turn(w.loop, 0) == 0 && (!w.attached || mirror_in_sync(w.m));
+	return w.alive && !live() && !w.disk[0].pending && !w.disk[1].pending &&
+	       !w.record_pending && bm_loop_turn(w.loop, 0) == 0 &&
+	       (!w.attached || mirror_in_sync(w.m));
 }
 
 static void dead_step(void)
@@ -652,8 +660,8 @@ static void run_seed(uint64_t seed)
 			break;
 		if (w.step > STEPS + DRAIN_STEPS)
 			violation("no end: %d requests, state %d, phase %d, dirty %d", live(),
-			          w.alive ? (int)w.m->link : -1, w.alive ? (int)w.m->phase : -1,
-			          w.alive ? (int)w.m->map.dirty.count : -1);
+				  w.alive ? (int)w.m->link : -1, w.alive ? (int)w.m->phase : -1,
+				  w.alive ? (int)w.m->map.dirty.count : -1);
 	}
 	check_clean("at the end");
 	if (w.alive) {
@@ -665,8 +673,10 @@ static void run_seed(uint64_t seed)
 /* A test that never came to the dangerous places proves nothing. */
 static bool covered(void)
 {
-	printf("# guest operations %ld, reads checked %ld, mirrored writes %ld, switches %ld, failed "
-	       "%ld, records in doubt %ld\n# losses %ld, full %ld, detached %ld, abandoned legs %ld, "
+	printf("# guest operations %ld, reads checked %ld, mirrored writes %ld, switches %ld, "
+	       "failed "
+	       "%ld, records in doubt %ld\n# losses %ld, full %ld, detached %ld, abandoned legs "
+	       "%ld, "
 	       "holds %ld, crashes %ld, power cuts %ld, settled granules checked %ld\n",
 	       total.guest_ops, total.reads, total.mirrored, total.switches, total.switch_failures,
 	       total.aborted_records, total.losses, total.fulls, total.detaches, total.abandoned,
@@ -705,8 +715,8 @@ int main(int argc, char **argv)
 		if (quick || bad >= 20)
 			break;
 	}
-	printf("%sok 1 - %" PRIu64 " seeds from %" PRIu64 " keep the invariants\n", bad ? "not " : "",
-	       seeds, first);
+	printf("%sok 1 - %" PRIu64 " seeds from %" PRIu64 " keep the invariants\n",
+	       bad ? "not " : "", seeds, first);
 	if (!quick && seeds >= 1000)
 		printf("%sok 2 - every kind of event took place\n", covered() ? "" : "not ");
 	printf("1..%d\n", !quick && seeds >= 1000 ? 2 : 1);

@@ -22,13 +22,13 @@ int oracle_write(struct oracle *o, int value, int first, int n, bool fua, bool h
 
 	assert(o->ops < ORACLE_OPS);
 	*op = (struct oracle_op){.value = value,
-	                         .first = first,
-	                         .n = n,
-	                         .issue = ++o->clock,
-	                         .end = INT_MAX,
-	                         .ack = INT_MAX,
-	                         .fua = fua,
-	                         .hint = hint};
+				 .first = first,
+				 .n = n,
+				 .issue = ++o->clock,
+				 .end = INT_MAX,
+				 .ack = INT_MAX,
+				 .fua = fua,
+				 .hint = hint};
 	for (int s = 0; s < ORACLE_SECTORS; s++)
 		op->seen[s] = INT_MAX;
 	o->clock++;

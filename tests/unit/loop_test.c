@@ -4,6 +4,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+
 #include <cmocka.h>
 
 #include <string.h>
@@ -185,8 +186,10 @@ static void workers_post_every_result_back(void **state)
 
 	(void)state;
 	for (int i = 0; i < JOBS; i++) {
-		jobs[i] = (struct job){
-			.work = {.run = double_it, .done = job_done}, .input = i, .loop = loop, .left = &left};
+		jobs[i] = (struct job){.work = {.run = double_it, .done = job_done},
+				       .input = i,
+				       .loop = loop,
+				       .left = &left};
 		bm_workers_submit(workers, loop, &jobs[i].work);
 	}
 	assert_int_equal(bm_loop_run(loop), 0);
