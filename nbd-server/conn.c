@@ -164,7 +164,7 @@ static int gather(const struct nbd_conn *conn, struct iovec *v)
 	size_t skip = conn->sent;
 	int count = 0;
 
-	bm_list_each (node, &conn->out) {
+	bm_list_each(node, &conn->out) {
 		struct nbd_piece *piece = bm_container(node, struct nbd_piece, link);
 		size_t header = skip < piece->header_length ? skip : piece->header_length;
 		size_t data = skip - header;

@@ -188,7 +188,7 @@ static void read_structured(struct nbd_piece *piece, int error)
 static void give_up(struct nbd_request *request, struct nbd_piece *piece)
 {
 	bm_list_remove(&piece->link);
-	bm_list_each_safe (node, &request->pieces) {
+	bm_list_each_safe(node, &request->pieces) {
 		struct nbd_piece *other = bm_container(node, struct nbd_piece, link);
 
 		if (other->ready) {

@@ -25,7 +25,7 @@ static void stop_timeout(struct bm_timer *timer)
 {
 	struct nbd_server *server = bm_container(timer, struct nbd_server, stop_timer);
 
-	bm_list_each (node, &server->conns) {
+	bm_list_each(node, &server->conns) {
 		struct nbd_conn *conn = bm_container(node, struct nbd_conn, link);
 
 		nbd_conn_violated(conn, "the server stops, and it did not come to an end in time");
@@ -156,7 +156,7 @@ unsigned nbd_server_clients(const struct nbd_server *server, struct nbd_client_i
 {
 	unsigned count = 0;
 
-	bm_list_each (node, &server->conns) {
+	bm_list_each(node, &server->conns) {
 		const struct nbd_conn *conn = bm_container(node, struct nbd_conn, link);
 
 		if (count == room)
@@ -182,7 +182,7 @@ void nbd_server_stop(struct nbd_server *server, void (*done)(void *arg), void *a
 	server->done = done;
 	server->done_arg = arg;
 	nbd_listen_close(server);
-	bm_list_each (node, &server->conns) {
+	bm_list_each(node, &server->conns) {
 		nbd_conn_stop(bm_container(node, struct nbd_conn, link));
 	}
 	if (!server->connected)

@@ -172,7 +172,7 @@ void bm_rpc_subscribe(struct bm_rpc_call *call)
 void bm_rpc_notify(struct bm_rpc *rpc, const char *event, json_t *params)
 {
 	json_object_set_new(params, "v", json_integer(VERSION));
-	bm_list_each_safe (node, &rpc->clients) {
+	bm_list_each_safe(node, &rpc->clients) {
 		struct client *c = bm_container(node, struct client, link);
 
 		if (c->subscribed)
@@ -323,7 +323,7 @@ void bm_rpc_free(struct bm_rpc *rpc)
 {
 	if (!rpc)
 		return;
-	bm_list_each_safe (node, &rpc->clients) {
+	bm_list_each_safe(node, &rpc->clients) {
 		struct client *c = bm_container(node, struct client, link);
 
 		c->gone = NULL;

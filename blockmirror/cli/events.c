@@ -77,7 +77,7 @@ int cmd_events(struct cli *cli, int argc, char **argv)
 			return cli_fail(cli, &error);
 	} else {
 		disks = cli_all_disks(cli);
-		json_array_foreach (disks, i, disk)
+		json_array_foreach(disks, i, disk)
 			if (f.n < MOST)
 				add(&f, cli, cli_text(disk, "name"), NULL);
 		json_decref(disks);

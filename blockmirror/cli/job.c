@@ -63,7 +63,7 @@ static int list(const struct cli *cli, const char *name)
 	json_t *disks = cli_all_disks(cli), *jobs = json_array(), *entry;
 	size_t i;
 
-	json_array_foreach (disks, i, entry)
+	json_array_foreach(disks, i, entry)
 		if (!name || !strcmp(name, cli_text(entry, "name")))
 			add_jobs_of(cli, cli_text(entry, "name"), jobs);
 	json_decref(disks);
@@ -72,7 +72,7 @@ static int list(const struct cli *cli, const char *name)
 		return 0;
 	}
 	printf("%-20s %-9s %-11s %-10s %s\n", "JOB", "KIND", "STATE", "PHASE", "FROM -> TO");
-	json_array_foreach (jobs, i, entry)
+	json_array_foreach(jobs, i, entry)
 		print_job(entry);
 	json_decref(jobs);
 	return 0;

@@ -22,7 +22,7 @@ int cmd_list(struct cli *cli, int argc, char **argv)
 		return 0;
 	}
 	printf("%-16s %-10s %-12s %s\n", "NAME", "SIZE", "STATE", "IMAGE");
-	json_array_foreach (disks, i, disk) {
+	json_array_foreach(disks, i, disk) {
 		char size[BM_UNITS_TEXT];
 
 		printf("%-16s %-10s %-12s %s\n", cli_text(disk, "name"),
@@ -51,7 +51,7 @@ static void print_disk(const json_t *disk)
 		       cli_text(job, "kind"), cli_text(job, "target"), cli_text(job, "state"),
 		       *cli_text(disk, "limiter") ? ", limited by " : "",
 		       cli_text(disk, "limiter"));
-	json_array_foreach (json_object_get(disk, "clients"), i, client)
+	json_array_foreach(json_object_get(disk, "clients"), i, client)
 		printf("client      %s: %" PRIu64 " requests, %" PRIu64 " in flight\n",
 		       cli_text(client, "peer"), cli_number(client, "requests"),
 		       cli_number(client, "in_flight"));

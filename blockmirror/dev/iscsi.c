@@ -134,7 +134,7 @@ static void leave_limbo(struct iscsi_session *s)
 
 	if (bm_list_empty(&d->limbo) || !drained(s))
 		return;
-	bm_list_each_safe (node, &d->limbo) {
+	bm_list_each_safe(node, &d->limbo) {
 		struct iscsi_io *io = bm_container(node, struct iscsi_io, link);
 
 		if (io->session == s)

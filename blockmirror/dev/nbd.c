@@ -61,7 +61,7 @@ static void lose(struct nbd *n, int error)
 	n->dead = error;
 	close_conns(n);
 	/* What libnbd failed because of this death shall say so, whatever errno it chose. */
-	bm_list_each (at, &n->ended) {
+	bm_list_each(at, &n->ended) {
 		struct nbd_io *io = bm_container(at, struct nbd_io, link);
 
 		if (io->result)

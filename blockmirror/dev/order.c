@@ -93,7 +93,7 @@ static void piece_enter(struct piece *p)
 	p->lock_start = down(p->pos, o->align);
 	p->lock_end = up(p->end, o->align);
 	p->blockers = 0;
-	bm_list_each (node, &o->pieces) {
+	bm_list_each(node, &o->pieces) {
 		if (conflicts(bm_container(node, struct piece, link), p))
 			p->blockers++;
 	}

@@ -137,7 +137,7 @@ static json_t *past_job(const struct disk *d, json_int_t number)
 	size_t i;
 	json_t *job;
 
-	json_array_foreach (d->past, i, job)
+	json_array_foreach(d->past, i, job)
 		if (json_integer_value(json_object_get(job, "number")) == number)
 			return job;
 	return NULL;

@@ -268,7 +268,6 @@ void disk_fini(struct disk *d)
 	bm_workers_free(d->workers);
 	bm_workers_free(d->recorder);
 	job_forget(d);
-	bm_rpc_free(d->rpc);
 	nbd_server_free(d->nbd);
 	bm_dev_close(d->order);
 	bm_mirror_free(d->mirror);
@@ -276,6 +275,8 @@ void disk_fini(struct disk *d)
 		bm_dev_close(d->side[i]);
 	if (d->folder_lock >= 0)
 		close(d->folder_lock);
+	/* Who has called "stop" takes the end of his connection for leave to use the image. */
+	bm_rpc_free(d->rpc);
 	bm_record_clear(&d->record);
 	json_decref(d->past);
 	free(d->name);

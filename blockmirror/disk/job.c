@@ -289,7 +289,7 @@ void job_stop(struct job *job, enum bm_code code, const char *text)
 
 void job_tell_waiters(struct job *job)
 {
-	bm_list_each_safe (node, &job->waiters) {
+	bm_list_each_safe(node, &job->waiters) {
 		struct job_waiter *w = bm_container(node, struct job_waiter, link);
 
 		if (job->phase != PHASE_ENDED && !(w->for_sync && job->phase >= PHASE_IN_SYNC))
@@ -506,7 +506,7 @@ void job_forget(struct disk *d)
 	bm_fail(&error, BM_E_INTERRUPTED, "the disk's process ends");
 	if (d->job->start_call)
 		bm_rpc_fail(d->job->start_call, &error);
-	bm_list_each_safe (node, &d->job->waiters) {
+	bm_list_each_safe(node, &d->job->waiters) {
 		struct job_waiter *w = bm_container(node, struct job_waiter, link);
 
 		bm_rpc_fail(w->call, &error);

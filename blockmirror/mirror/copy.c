@@ -238,7 +238,7 @@ void copy_collide(struct bm_mirror *m, uint64_t g)
 	touch(&m->window, g);
 	if (!bm_bitmap_test(&m->map.copying, g))
 		return;
-	bm_list_each (node, &m->copies) {
+	bm_list_each(node, &m->copies) {
 		struct copy *c = bm_container(node, struct copy, link);
 
 		if (g >= c->first && g - c->first < c->granules)
@@ -471,22 +471,23 @@ static bool start_hole(struct bm_mirror *m, uint64_t g)
 static bool start_data(struct bm_mirror *m, uint64_t g)
 {
 	unsigned most = m->config.chunk >> m->granule_shift, n = 1;
+	struct bm_buf *buf;
 	struct copy *c;
+	uint64_t length;
 
 	if (most > MASK)
 		most = MASK;
 	while (n < most && g + n < m->map.granules && may_copy(m, g + n) &&
 	       !known_hole(&m->window, g + n))
 		n++;
-	if (!governor_admit(m, end_of(m, g + n - 1) - start_of(m, g)))
-		return false;
-	c = take(m);
-	c->buf = bm_buf_get(m->pool, end_of(m, g + n - 1) - start_of(m, g));
-	if (!c->buf) { /* memory is out; the next kick tries again */
-		m->copying--;
-		bm_list_append(&m->copies_free, &c->link);
+	length = end_of(m, g + n - 1) - start_of(m, g);
+	buf = bm_buf_get(m->pool, length);
+	if (!buf || !governor_admit(m, length)) { /* without memory the next kick tries again */
+		bm_buf_unref(buf);
 		return false;
 	}
+	c = take(m);
+	c->buf = buf;
 	start(c, g, n);
 	m->cursor = g + n;
 	send(c, m->authority, BM_READ, c->end - c->offset);
@@ -523,6 +524,10 @@ static bool start_one(struct bm_mirror *m)
 
 	if (g == BM_BITMAP_NONE)
 		return false;
+	if (g < m->cursor) {
+		m->cursor = g;
+		governor_pass_ended(m);
+	}
 	if (m->side[m->authority]->geometry.flags & BM_DEV_EXTENTS && !in_window(&m->window, g)) {
 		if (!m->window.asked)
 			ask_window(m, g);

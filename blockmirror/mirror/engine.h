@@ -124,23 +124,25 @@ struct flusher {
 };
 
 struct governor {
-	struct bm_timer timer;
-	uint64_t budget; /* as set: BM_LATENCY_… or ns */
-	uint64_t p99_before, p50_before, p99, p50;
-	struct bm_hist before; /* of the guest alone */
-	struct bm_hist recent;
-	uint64_t recent_since;
-	unsigned depth;                   /* copies in flight */
-	uint64_t gap;                     /* ns between the starts of two copies */
-	bool limits;                      /* it is what limits the copy */
+	struct bm_timer timer;           /* looks at what the guest feels */
+	struct bm_timer start_timer;     /* the next copy may start then */
+	uint64_t budget;                 /* as set: BM_LATENCY_… or ns */
+	struct bm_hist before;           /* of the guest alone, until a target is attached */
+	uint64_t p99_before, p50_before; /* ns, 0: not known */
+	uint64_t p99, p50;               /* of the last window */
+	uint64_t window_since, probe_until;
+	bool probing;                     /* no copy starts: what would the guest feel without? */
+	bool found;                       /* pace has met the guest's limit once */
+	unsigned stuck;                   /* windows over the limit at the least pace */
+	unsigned depth;                   /* copies in flight at most */
+	uint64_t pace;                    /* bytes/s that the guest's latency allows */
+	bool limits, rate_limits;         /* what kept the last copy from starting */
 	uint64_t rate, tokens, filled_at; /* the cap: bytes/s, bytes, ns */
-	bool rate_limits;
-	uint64_t next_start;
-	struct bm_timer start_timer;
-	uint64_t meter_at, meter_bytes, speed;
-	/* Falling back to tracking */
-	uint64_t track_dirty; /* granules dirty when this round of tracking began */
-	bool may_track;
+	uint64_t next_start;              /* ns, after pace */
+	uint64_t speed, best, metered,
+		metered_since; /* bytes/s over the last second, ever; bytes; ns */
+	uint64_t track_dirty;  /* granules dirty when this round of tracking began */
+	bool tracked_out;      /* tracking does not get nearer the end any more */
 	struct bm_hist leg[2]; /* latency of guest writes' legs, by side */
 };
 
@@ -271,7 +273,10 @@ void switch_init(struct bm_mirror *m);
 void governor_init(struct bm_mirror *m);
 void governor_start(struct bm_mirror *m);
 void governor_stop(struct bm_mirror *m);
-/* Whether a copy of bytes may start now; else the mirror is kicked when it may. */
+void governor_fini(struct bm_mirror *m);
+void governor_pass_ended(struct bm_mirror *m); /* the copy has been all round the disk */
+/* Whether a copy of bytes may start now, and if so it must; else the mirror is kicked when it may.
+ */
 bool governor_admit(struct bm_mirror *m, uint64_t bytes);
 void governor_meter(struct bm_mirror *m, uint64_t bytes); /* the copy moved that much */
 const char *governor_limiter(const struct bm_mirror *m);

@@ -95,6 +95,10 @@ void flush_guest_done(struct bm_mirror *m, struct op *op, bool good)
 
 	if (covers)
 		m->covering = NULL;
+	/* What it was to make durable no later flush will (the kernel counts it as written back).
+	 */
+	if (!good)
+		m->map.doubtful = true;
 	if (good && op->authority == m->authority && op->written > m->authority_flushed)
 		m->authority_flushed = op->written;
 	if (!covers || m->link == LINK_NONE)

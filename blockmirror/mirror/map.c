@@ -53,19 +53,31 @@ void bm_map_move(struct bm_bitmap *to, struct bm_bitmap *from)
 		bm_bitmap_swap(to, from);
 		return;
 	}
-	bm_bitmap_each (g, from) {
+	bm_bitmap_each(g, from) {
 		bm_bitmap_clear(from, g);
 		bm_bitmap_set(to, g);
 	}
 }
 
+/* Whether nothing is known, or under way, that makes granule g different or less than durable. */
+static bool at_rest(const struct bm_map *map, uint64_t g)
+{
+	if (bm_bitmap_test(&map->dirty, g))
+		return false;
+	if (map->granule[g].busy)
+		return false;
+	if (bm_bitmap_test(&map->open, g) || bm_bitmap_test(&map->closed, g))
+		return false;
+	return !bm_bitmap_test(&map->flushed, g);
+}
+
 void bm_map_settle(struct bm_map *map, struct bm_bitmap *set)
 {
-	bm_bitmap_each (g, set) {
+	bool settles = map->settled && !map->doubtful;
+
+	bm_bitmap_each(g, set) {
 		bm_bitmap_clear(set, g);
-		if (map->settled && !bm_bitmap_test(&map->dirty, g) && !map->granule[g].busy &&
-		    !bm_bitmap_test(&map->open, g) && !bm_bitmap_test(&map->closed, g) &&
-		    !bm_bitmap_test(&map->flushed, g))
+		if (settles && at_rest(map, g))
 			map->settled[g / 8] |= (uint8_t)(1u << g % 8);
 	}
 }

@@ -164,9 +164,9 @@ int bm_mirror_attach(struct bm_mirror *m, struct bm_dev *target, bool zeroed, ui
 /* What the other side has not flushed it may have lost with its session. */
 static void distrust_unstable(struct bm_mirror *m)
 {
-	bm_bitmap_each (g, &m->map.open)
+	bm_bitmap_each(g, &m->map.open)
 		mirror_mark_dirty(m, g);
-	bm_bitmap_each (h, &m->map.closed)
+	bm_bitmap_each(h, &m->map.closed)
 		mirror_mark_dirty(m, h);
 	bm_bitmap_clear_all(&m->map.open);
 	bm_bitmap_clear_all(&m->map.closed);
@@ -263,7 +263,7 @@ int bm_mirror_detach(struct bm_mirror *m)
 /* The last request that knew of the other side has ended. */
 static void forget_other(struct bm_mirror *m)
 {
-	bm_list_each (node, &m->running)
+	bm_list_each(node, &m->running)
 		bm_container(node, struct op, link)->counted = false;
 	governor_stop(m);
 	bm_timer_clear(m->loop, &m->deadline);
@@ -447,7 +447,7 @@ void bm_mirror_free(struct bm_mirror *m)
 	bm_timer_clear(m->loop, &m->commit_retry);
 	bm_timer_clear(m->loop, &m->full_timer);
 	bm_timer_clear(m->loop, &m->source_retry);
-	governor_stop(m);
+	governor_fini(m);
 	for (int i = 0; i < OPS; i++)
 		bm_buf_unref(m->op[i].buf);
 	copy_fini(m);

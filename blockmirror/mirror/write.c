@@ -373,7 +373,7 @@ void write_check_deadline(struct bm_timer *timer)
 	bool lose = false;
 
 	(void)bm_timer_set(m->loop, timer, now + m->config.deadline / 8);
-	bm_list_each (node, &m->running) {
+	bm_list_each(node, &m->running) {
 		struct op *op = bm_container(node, struct op, link);
 		const struct mirror_leg *leg = &op->leg[other(m)];
 
@@ -387,7 +387,7 @@ void write_check_deadline(struct bm_timer *timer)
 	}
 	if (lose)
 		mirror_lose(m, -ETIMEDOUT);
-	bm_list_each_safe (late, &m->running)
+	bm_list_each_safe(late, &m->running)
 		answer_late(bm_container(late, struct op, link));
 	if (m->hold && now - m->hold_since > m->config.deadline)
 		copy_end_hold(m);
@@ -398,14 +398,14 @@ void write_release_answers(struct bm_mirror *m)
 	struct bm_list held;
 
 	bm_list_init(&held);
-	bm_list_each_safe (node, &m->running)
+	bm_list_each_safe(node, &m->running)
 		if (bm_container(node, struct op, link)->state == OP_HELD) {
 			bm_list_remove(node);
 			bm_list_append(&held, node);
 		}
 	while (!bm_list_empty(&held))
 		answer(bm_container(held.next, struct op, link));
-	bm_list_each_safe (late, &m->running)
+	bm_list_each_safe(late, &m->running)
 		answer_late(bm_container(late, struct op, link));
 }
 
@@ -474,7 +474,7 @@ void write_release_held(struct bm_mirror *m)
 
 void write_count_in_flight(struct bm_mirror *m)
 {
-	bm_list_each (node, &m->running) {
+	bm_list_each(node, &m->running) {
 		struct op *op = bm_container(node, struct op, link);
 
 		if (!op->writes)

@@ -638,7 +638,7 @@ static void run_seed(uint64_t seed)
 	w.local = percent(50);
 	w.block1 = percent(50) ? SECTOR : 2 * SECTOR;
 	w.fault_permille = percent(30) ? 0 : 10;
-	w.error_percent = percent(50) ? 0 : 2;
+	w.error_percent = percent(50) ? 0 : percent(50) ? 2 : 8;
 	w.depth = 1 + below(GUESTS);
 	fake_disk_init(&w.disk[0], value[0], SECTOR, chance);
 	fake_disk_init(&w.disk[1], value[1], w.block1, chance);
