@@ -37,6 +37,7 @@ say = $(if $(V),,@printf '  %-6s %s\n' '$(1)' '$(2)')
 sources = $(wildcard $(addsuffix /*.c,$(1)))
 objects = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
 
+ALL_C := $(shell find blockmirror nbd-server include tests fixtures -name '*.[ch]')
 LIB_SRC := $(call sources,blockmirror/base blockmirror/dev blockmirror/mirror)
 NBD_SRC := $(filter-out nbd-server/main.c,$(call sources,nbd-server))
 DISK_SRC := $(call sources,blockmirror/disk)
@@ -69,8 +70,6 @@ $(BUILD)/libnbdserver.a: $(call objects,$(NBD_SRC))
 	$(call say,AR,$@)
 	$(Q)rm -f $@ && $(AR) rcs $@ $^
 
-link = $(call say,LD,$@)$(Q)mkdir -p $(@D) && $(CC) $(BM_LDFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
-
 $(BUILD)/blockmirror-disk: $(call objects,$(DISK_SRC)) $(BUILD)/libnbdserver.a $(BUILD)/libblockmirror.a
 	$(call say,LD,$@)
 	$(Q)$(CC) $(BM_LDFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
@@ -100,6 +99,36 @@ $(BUILD)/fixtures/hammer: $(call objects,$(HAMMER_SRC)) $(BUILD)/libblockmirror.
 
 tests: $(UNIT_TESTS) $(FIXTURES)
 
+# Every Debian package that building, the demo and the tests need.
+PACKAGES := build-essential pkg-config clang-format-14 clang-tidy-14 shellcheck valgrind mandoc \
+	libaio-dev libnbd-dev libiscsi-dev libjansson-dev libxxhash-dev libcmocka-dev \
+	qemu-system-x86 qemu-utils qemu-block-extra nbdkit libnbd-bin tgt libiscsi-bin fio \
+	busybox-static jq bc socat attr xfsprogs procps util-linux iproute2 python3 python3-libnbd
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+
+deps:
+	$(SUDO) apt-get update -qq
+	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+		$(PACKAGES)
+
+demo: all tests
+	$(Q)BUILD=$(BUILD) fixtures/demo.sh $(BUILD)/guest
+
+format:
+	clang-format-14 -i $(ALL_C)
+
+install: all
+	install -d $(DESTDIR)$(bindir) $(DESTDIR)$(sbindir) $(DESTDIR)$(libdir) \
+		$(DESTDIR)$(includedir)/blockmirror $(DESTDIR)$(mandir)/man1 $(DESTDIR)$(mandir)/man8
+	install $(BUILD)/blockmirror $(BUILD)/blockmirror-disk $(DESTDIR)$(bindir)
+	install $(BUILD)/blockmirror-nbd $(DESTDIR)$(sbindir)
+	install -m 644 $(BUILD)/libblockmirror.a $(DESTDIR)$(libdir)
+	install -m 755 $(BUILD)/libblockmirror.so $(DESTDIR)$(libdir)/libblockmirror.so.$(SOVERSION)
+	ln -sf libblockmirror.so.$(SOVERSION) $(DESTDIR)$(libdir)/libblockmirror.so
+	install -m 644 include/blockmirror/*.h $(DESTDIR)$(includedir)/blockmirror
+	install -m 644 man/*.1 $(DESTDIR)$(mandir)/man1
+	install -m 644 man/*.8 $(DESTDIR)$(mandir)/man8
+
 include tests/tests.mk
 
 clean:
@@ -108,4 +137,4 @@ clean:
 -include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)
 
 .SECONDARY:
-.PHONY: all tests clean
+.PHONY: all tests deps demo format install clean

@@ -17,7 +17,7 @@ enum {
 	PREFERRED_BLOCK = 4096,
 	MAX_PAYLOAD = 32 << 20, /* what we ask clients to keep to; request.c takes more */
 };
-static_assert(NBD_MAX_EXPORTS * (sizeof(struct nbd_wire_option_reply) + 4 + 2 * NBD_MAX_NAME) +
+static_assert(NBD_MAX_EXPORTS * (sizeof(struct nbd_wire_option_reply) + 4 + 2ul * NBD_MAX_NAME) +
 			      sizeof(struct nbd_wire_option_reply) <=
 		      REPLY_ROOM,
 	      "the answer to LIST is the longest one, and fits");

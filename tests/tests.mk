@@ -3,13 +3,45 @@
 
 MODEL_TESTS := $(patsubst tests/model/%.c,$(BUILD)/tests/model/%,$(wildcard tests/model/*_test.c))
 SYSTEM_TESTS := $(filter-out %/lib.sh,$(wildcard tests/system/*.sh))
+ASAN := $(BUILD)/asan
+TSAN := $(BUILD)/tsan
+MODEL_SEEDS ?= 10000
 
 tests: $(MODEL_TESTS)
 
 MODEL_OBJ := $(call objects,tests/model/fake_disk.c tests/model/oracle.c)
 $(MODEL_TESTS): $(MODEL_OBJ)
 
+# Everything that a commit must pass, within ten minutes on two cores.
+check: all tests asan-tests tsan-tests
+	$(Q)BUILD=$(BUILD) tests/run $(BUILD)/test-logs tests/lint.sh $(UNIT_TESTS) \
+		$(BUILD)/tests/model/mirror_test:-n:$(MODEL_SEEDS) \
+		$(UNIT_TESTS:$(BUILD)/%=$(ASAN)/%) $(ASAN)/tests/model/mirror_test:-n:1500 \
+		$(TSAN)/tests/unit/loop_test \
+		tests/valgrind.sh $(SYSTEM_TESTS)
+
+asan-tests:
+	$(Q)$(MAKE) --no-print-directory BUILD=$(ASAN) SAN=address,undefined tests
+
+tsan-tests:
+	$(Q)$(MAKE) --no-print-directory BUILD=$(TSAN) SAN=thread $(TSAN)/tests/unit/loop_test \
+		$(TSAN)/fixtures/devcheck
+
 check-unit: all tests
 	$(Q)tests/run $(BUILD)/test-logs $(UNIT_TESTS)
 
-.PHONY: check-unit
+check-mutants: tests
+	$(Q)BUILD=$(BUILD) TEST_TIMEOUT=36000 tests/run $(BUILD)/test-logs tests/model/mutants.sh
+
+# Hours: a million seeds, the mutants, the system tests with sanitizers.
+check-long: all tests asan-tests
+	$(Q)BUILD=$(BUILD) TEST_TIMEOUT=36000 tests/run $(BUILD)/test-logs \
+		$(BUILD)/tests/model/mirror_test:-n:1000000:-s:100000 \
+		$(ASAN)/tests/model/mirror_test:-n:100000:-s:2000000 tests/model/mutants.sh
+	$(Q)$(MAKE) --no-print-directory BUILD=$(ASAN) SAN=address,undefined all
+	$(Q)BUILD=$(ASAN) tests/run $(ASAN)/test-logs $(SYSTEM_TESTS)
+
+bench: all
+	$(Q)BUILD=$(BUILD) tests/bench/bench.sh
+
+.PHONY: check check-unit check-mutants check-long asan-tests tsan-tests bench

@@ -45,7 +45,7 @@ int bm_unix_listen(struct bm_unix_listener *listener, const char *path, struct b
 			       path, sizeof(address.sun_path) - 1);
 	if (fd < 0 || !copy)
 		return bm_fail_errno(error, fd < 0 ? errno : ENOMEM, "cannot listen on %s", path);
-	strcpy(address.sun_path, path);
+	memcpy(address.sun_path, path, strlen(path) + 1);
 	r = remove_stale(&address, error);
 	if (r < 0)
 		return r;

@@ -465,8 +465,11 @@ int bm_file_open(const struct bm_uri *uri, const struct bm_open_options *options
 	if (direct)
 		block = direct_block(f->fd);
 	if (block > LARGEST_BLOCK || f->dev.geometry.size % block) {
-		/* O_DIRECT cannot reach the end of the image. */
-		r = fcntl(f->fd, F_SETFL, fcntl(f->fd, F_GETFL) & ~O_DIRECT);
+		/* O_DIRECT cannot reach the end of the image: through the page cache, then. */
+		if (fcntl(f->fd, F_SETFL, fcntl(f->fd, F_GETFL) & ~O_DIRECT) < 0) {
+			r = bm_fail_errno(error, errno, "%s", path);
+			goto fail;
+		}
 		direct = false;
 		block = SMALLEST_BLOCK;
 	}

@@ -22,7 +22,7 @@ enum { SCAN_LIMIT = 4096 }; /* granules looked at in one go */
 
 #define SOURCE_RETRY      1000000000ull /* ns */
 #define SOURCE_ERRORS_MAX 3             /* in a row, then the host is told */
-#define ZERO_UNIT         4096u         /* bytes looked at together for zeros */
+#define ZERO_UNIT         4096ull       /* bytes looked at together for zeros */
 #define ZERO_RUN          (32u << 10)   /* the shortest run of zeros worth a request less */
 
 static void copy_done(struct bm_request *rq, int error);

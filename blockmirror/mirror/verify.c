@@ -228,7 +228,7 @@ int bm_verify_start(struct bm_loop *loop, struct bm_dev *a, struct bm_dev *b, ui
 	v->done = done;
 	v->arg = arg;
 	v->step.run = step;
-	v->pool = bm_pool_new(loop, 2 * DEPTH * (size_t)CHUNK);
+	v->pool = bm_pool_new(loop, (size_t)2 * DEPTH * CHUNK);
 	for (int i = 0; i < DEPTH && v->pool; i++)
 		for (int side = 0; side < 2; side++) {
 			struct leg *leg = &v->piece[i].leg[side];

@@ -197,6 +197,26 @@ static void dispatch(struct op *op)
 	}
 }
 
+/* Judges the request by what is true now, and sends it. */
+static void start(struct op *op)
+{
+	struct bm_mirror *m = op->mirror;
+
+	op->state = OP_RUNNING;
+	op->writes = op->flushes = op->counted = op->late = op->plain_fua = false;
+	op->early = !m->both_durable;
+	op->authority = m->authority;
+	op->session = m->session;
+	op->started = bm_loop_now(m->loop);
+	op->both = op->heal = 0;
+	op->next = 0;
+	for (int side = 0; side < 2; side++) {
+		op->leg[side].used = op->leg[side].ended = false;
+		op->leg[side].error = 0;
+	}
+	dispatch(op);
+}
+
 /* Receiving */
 
 static void free_op(struct op *op)
@@ -328,6 +348,20 @@ static void mark_all_dirty(struct op *op)
 		mirror_mark_dirty(op->mirror, op->first + i);
 }
 
+/*
+ * A read is in flight on the source; authority passes; the source is let go of, which ends the
+ * read with an error that is none of the guest's. So it is asked of who has the authority now: the
+ * order device let no write come before it that it does not have. The same goes for a flush that
+ * only the source was asked for: what it was to make durable, both have.
+ */
+static bool asked_again(struct op *op, int side)
+{
+	if (op->writes || side == op->mirror->authority || op->leg[!side].used)
+		return false;
+	start(op);
+	return true;
+}
+
 static void leg_done(struct bm_request *rq, int error)
 {
 	struct mirror_leg *leg = bm_container(rq, struct mirror_leg, rq);
@@ -336,6 +370,8 @@ static void leg_done(struct bm_request *rq, int error)
 	int side = leg->side;
 
 	mirror_received(m, side);
+	if (error && asked_again(op, side))
+		return;
 	if (op->counted)
 		note_unstable(op, side);
 	if (!error && side != op->authority && op->writes) {
@@ -417,19 +453,7 @@ static void begin(struct bm_mirror *m, struct bm_request *rq)
 
 	bm_list_append(&m->running, &op->link);
 	op->rq = rq;
-	op->state = OP_RUNNING;
-	op->writes = op->flushes = op->counted = op->late = op->plain_fua = false;
-	op->early = !m->both_durable;
-	op->authority = m->authority;
-	op->session = m->session;
-	op->started = bm_loop_now(m->loop);
-	op->both = op->heal = 0;
-	op->next = 0;
-	for (int side = 0; side < 2; side++) {
-		op->leg[side].used = op->leg[side].ended = false;
-		op->leg[side].error = 0;
-	}
-	dispatch(op);
+	start(op);
 }
 
 static bool waits_for_copy(const struct bm_mirror *m, const struct bm_request *rq)

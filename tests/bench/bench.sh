@@ -8,7 +8,7 @@
 #
 # Phases of a run: before (3 s alone), copy (until in sync), sync (2 s), switch (the switchover and
 # 200 ms), after. Latencies are fio's own, one line per request, in us.
-# shellcheck disable=SC2016
+# shellcheck disable=SC2016 source-path=SCRIPTDIR
 . "$(dirname "$0")/../system/lib.sh"
 for program in fio socat jq qemu-storage-daemon qemu-img; do
 	have $program || { skip "bench" "$program is missing"; exit; }

@@ -62,8 +62,7 @@ one() {
 	done
 	${CC:-cc} -pthread -o "$work/test" "${objects[@]}" "$work/lib.a" -laio -lm 2>"$work/why" || {
 		echo "not ok $count - $head (does not link)"; sed 's/^/# /' "$work/why"; failed=1; return; }
-	result=$(timeout 600 "$work/test" -q -n "$SEEDS" 2>&1)
-	if [ $? -eq 0 ]; then
+	if result=$(timeout 600 "$work/test" -q -n "$SEEDS" 2>&1); then
 		echo "not ok $count - $head: NOT noticed in $SEEDS seeds"; failed=1
 	else
 		seed=$(grep -m1 -oE 'seed [0-9]+ .*|Assertion .*' <<<"$result")

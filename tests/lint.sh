@@ -1,0 +1,46 @@
+#!/bin/bash
+# SPDX-License-Identifier: BSD-3-Clause
+# What can be seen without running anything: layout, static analysis, manual pages, licences, sizes.
+. "$(dirname "$0")/system/lib.sh"
+mapfile -t sources < <(git ls-files '*.c' '*.h')
+mapfile -t scripts < <(git ls-files '*.sh' .ci/run tests/run)
+
+check "clang-format has nothing to change" clang-format-14 --dry-run -Werror "${sources[@]}"
+check "shellcheck is content" shellcheck -x -P SCRIPTDIR "${scripts[@]}"
+check "mandoc is content" mandoc -Tlint -Wwarning man/*.[18]
+licences() {
+	local file missing=0
+	for file in "${sources[@]}" "${scripts[@]}"; do
+		head -n 3 "$file" | grep -q 'SPDX-License-Identifier: BSD-3-Clause' || { echo "$file"; missing=1; }
+	done
+	return $missing
+}
+check "every file names its licence" licences
+headers() { # each public header stands alone, in C and C++
+	local header
+	for header in include/blockmirror/*.h; do
+		cc -std=gnu17 -Wall -Wextra -Werror -fsyntax-only -Iinclude -x c "$header" &&
+			c++ -fsyntax-only -Iinclude -x c++ "$header" || return 1
+	done
+}
+check "public headers stand alone, in C and C++" headers
+sizes() { # of what ships; a file that has outgrown its room is a file to split
+	wc -l blockmirror/*/*.c nbd-server/*.c | awk '$2 != "total" && $1 > 600 { print; bad = 1 } END { exit bad }'
+}
+check "no source file has outgrown its room" sizes
+layers() { # arrows go down only (CONTRIBUTING.md)
+	! grep -nE '#include "(blockmirror/(dev|mirror|disk|cli)|nbd-server)/' blockmirror/base/*.[ch] &&
+		! grep -nE '#include "(blockmirror/(mirror|disk|cli)|nbd-server)/' blockmirror/dev/*.[ch] &&
+		! grep -nE '#include "(blockmirror/(disk|cli)|nbd-server)/' blockmirror/mirror/*.[ch] &&
+		! grep -nE '#include "(blockmirror/(dev|mirror|disk)|nbd-server)/' blockmirror/cli/*.[ch] &&
+		! grep -nE '#include "blockmirror/(mirror|disk|cli)/' nbd-server/*.[ch]
+}
+check "includes go down only" layers
+tidy() {
+	local flags
+	flags="-std=gnu17 -D_GNU_SOURCE -I. -Iinclude $(pkg-config --cflags libnbd libiscsi jansson libxxhash)"
+	# shellcheck disable=SC2016 # for the shell that xargs starts
+	git ls-files 'blockmirror/*.c' 'nbd-server/*.c' |
+		FLAGS=$flags xargs -P 2 -n 8 sh -c 'clang-tidy-14 --quiet "$@" -- $FLAGS "-DBM_VERSION=\"\"" 2>&1' sh
+}
+LIMIT=300 check "clang-tidy is content" tidy
