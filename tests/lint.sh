@@ -8,6 +8,31 @@ mapfile -t scripts < <(git ls-files '*.sh' .ci/run tests/run)
 check "clang-format has nothing to change" clang-format-14 --dry-run -Werror "${sources[@]}"
 check "shellcheck is content" shellcheck -x -P SCRIPTDIR "${scripts[@]}"
 check "mandoc is content" mandoc -Tlint -Wwarning man/*.[18]
+# The options that a program's help names and those that its manual page names are the same.
+options_of() { grep -oE -- '--[a-z][a-z-]+' | sort -u; }
+man_options() { grep -oE 'Fl -[a-z][a-z-]+' "$1" | sed 's/Fl /-/' | sort -u; }
+helps() {
+	local command
+	"$BUILD/blockmirror" --help
+	for command in $("$BUILD/blockmirror" --help | sed -n 's/^  \([a-z]\{3,\}\) .*/\1/p'); do
+		"$BUILD/blockmirror" "$command" --help
+	done
+}
+agree() { # PAGE COMMAND…
+	local page=$1
+	shift
+	diff <(man_options "$page") <("$@" | options_of)
+}
+check "blockmirror: help and manual agree" agree man/blockmirror.1 helps
+check "blockmirror-disk: help and manual agree" agree man/blockmirror-disk.8 "$BUILD/blockmirror-disk" --help
+check "blockmirror-nbd: help and manual agree" agree man/blockmirror-nbd.8 "$BUILD/blockmirror-nbd" --help
+commands() { # each command stands in the manual's synopsis and has a section
+	local command
+	for command in $("$BUILD/blockmirror" --help | sed -n 's/^  \([a-z]\{3,\}\) .*/\1/p'); do
+		grep -q "^.Cm $command" man/blockmirror.1 || { echo "$command"; return 1; }
+	done
+}
+check "every command is in the manual" commands
 licences() {
 	local file missing=0
 	for file in "${sources[@]}" "${scripts[@]}"; do
