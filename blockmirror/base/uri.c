@@ -94,6 +94,42 @@ const char *bm_uri_path(const char *text)
 	return file_rest(text + length + 1);
 }
 
+/* Takes the %XX out (RFC 3986 2.1). */
+static void decode(char *text)
+{
+	char *to = text, digits[3] = "";
+
+	for (const char *from = text; *from; from++) {
+		if (*from == '%' && isxdigit((unsigned char)from[1]) &&
+		    isxdigit((unsigned char)from[2])) {
+			memcpy(digits, from + 1, 2);
+			*to++ = (char)strtoul(digits, NULL, 16);
+			from += 2;
+		} else {
+			*to++ = *from;
+		}
+	}
+	*to = '\0';
+}
+
+char *bm_uri_socket(const char *text)
+{
+	size_t length = scheme_length(text);
+	const char *query = strchr(text, '?'), *socket;
+	char *path;
+
+	if (length < 5 || strncmp(text + length - 5, "+unix", 5) || !query)
+		return NULL;
+	socket = strstr(query, "socket=");
+	if (!socket || (socket[-1] != '?' && socket[-1] != '&'))
+		return NULL;
+	socket += strlen("socket=");
+	path = strndup(socket, strcspn(socket, "&#"));
+	if (path)
+		decode(path);
+	return path;
+}
+
 char *bm_uri_redact(const char *text, char *out, size_t size)
 {
 	/* As libiscsi reads it: [USER%PASSWORD@] or [USER:PASSWORD@], ?target_password=PASSWORD. */

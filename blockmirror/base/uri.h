@@ -41,4 +41,10 @@ char *bm_uri_canonical(const char *text);
 /* The path of a file URI in text, or NULL when text names something else. Points into text. */
 const char *bm_uri_path(const char *text);
 
+/*
+ * The path of the socket that an nbd+unix: or nbds+unix: URI connects to. malloc()ed, or NULL when
+ * text names something else.
+ */
+char *bm_uri_socket(const char *text);
+
 #endif

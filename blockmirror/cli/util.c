@@ -55,12 +55,10 @@ static int take_common(struct cli *cli, int option)
 		return 0;
 	case OPT_PROGRESS:
 		return set_progress(cli, optarg);
-	case OPT_HELP:
+	default:
 		if (cli->command)
 			print_command_help(cli->command);
 		return -1;
-	default:
-		return cli_usage(cli, "see above");
 	}
 }
 
@@ -73,9 +71,17 @@ int cli_options(struct cli *cli, int argc, char **argv, const struct option *own
 	memcpy(all, common, sizeof(common));
 	for (; own && own->name && n < MOST_OPTIONS - 1; own++)
 		all[n++] = *own;
+	opterr = 0; /* one line, and ours */
 	/* Before the command getopt stops at it ("+"); after it options may stand anywhere. */
-	while (!r && (c = getopt_long(argc, argv, cli->command ? "" : "+", all, NULL)) != -1)
-		r = c <= OPT_HELP || c == '?' ? take_common(cli, c) : take(c, optarg, arg);
+	while (!r && (c = getopt_long(argc, argv, cli->command ? ":" : "+:", all, NULL)) != -1) {
+		if (c == '?')
+			r = cli_usage(cli, "%s: unknown option, or one that takes no value",
+				      argv[optind - 1]);
+		else if (c == ':')
+			r = cli_usage(cli, "%s: a value is wanted", argv[optind - 1]);
+		else
+			r = c <= OPT_HELP ? take_common(cli, c) : take(c, optarg, arg);
+	}
 	return r;
 }
 
@@ -92,18 +98,15 @@ int cli_usage(const struct cli *cli, const char *format, ...)
 {
 	struct bm_error error = {.code = BM_E_USAGE};
 	va_list args;
+	size_t used;
 
 	va_start(args, format);
 	vsnprintf(error.text, sizeof(error.text), format, args);
 	va_end(args);
-	if (cli->json)
-		return cli_fail(cli, &error);
-	if (cli->command)
-		fprintf(stderr, "blockmirror %s: %s\nusage: blockmirror %s %s\n",
-			cli->command->name, error.text, cli->command->name, cli->command->synopsis);
-	else
-		fprintf(stderr, "blockmirror: %s\nTry 'blockmirror --help'.\n", error.text);
-	return 2;
+	used = strlen(error.text);
+	snprintf(error.text + used, sizeof(error.text) - used, " (see blockmirror %s%s--help)",
+		 cli->command ? cli->command->name : "", cli->command ? " " : "");
+	return cli_fail(cli, &error);
 }
 
 int cli_fail(const struct cli *cli, const struct bm_error *error)

@@ -132,13 +132,17 @@ static void method_stop(void *arg, struct bm_rpc_call *call, json_t *params)
 
 /* Jobs */
 
-static json_t *past_job(const struct disk *d, json_int_t number)
+/* One that has ended; the last one when no number is given. */
+static json_t *past_job(const struct disk *d, json_t *params)
 {
+	const json_t *number = json_object_get(params, "number");
 	size_t i;
 	json_t *job;
 
+	if (!number)
+		return json_array_get(d->past, json_array_size(d->past) - 1);
 	json_array_foreach(d->past, i, job)
-		if (json_integer_value(json_object_get(job, "number")) == number)
+		if (json_equal(json_object_get(job, "number"), number))
 			return job;
 	return NULL;
 }
@@ -147,10 +151,9 @@ static json_t *past_job(const struct disk *d, json_int_t number)
 static struct job *find_job(const struct disk *d, json_t *params)
 {
 	const json_t *number = json_object_get(params, "number");
+	struct job *job = job_of(d);
 
-	if (!d->job || (number && json_integer_value(number) != d->job->number))
-		return NULL;
-	return d->job;
+	return job && number && json_integer_value(number) != job->number ? NULL : job;
 }
 
 static void method_job_list(void *arg, struct bm_rpc_call *call, json_t *params)
@@ -172,7 +175,7 @@ static struct job *want_running(struct disk *d, struct bm_rpc_call *call, json_t
 
 	if (job_runs(job))
 		return job;
-	if (job || past_job(d, json_integer_value(json_object_get(params, "number"))))
+	if (job || past_job(d, params))
 		bm_fail(&error, BM_E_FINISHED, "the job has ended already");
 	else
 		bm_fail(&error, BM_E_NOT_FOUND, "disk %s has no such job", d->name);
@@ -184,7 +187,7 @@ static void reply_any(struct disk *d, struct bm_rpc_call *call, json_t *params, 
 		      bool for_sync)
 {
 	struct job *job = find_job(d, params);
-	json_t *past = past_job(d, json_integer_value(json_object_get(params, "number")));
+	json_t *past = past_job(d, params);
 
 	if (job && wait)
 		wait_for(job, call, for_sync);

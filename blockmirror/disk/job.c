@@ -71,7 +71,8 @@ static enum job_phase end(struct job *job)
 		bm_rpc_fail(job->start_call, &job->error);
 		job->start_call = NULL;
 	}
-	json_array_append_new(d->past, report_job(job));
+	if (!job->refused)
+		json_array_append_new(d->past, report_job(job));
 	if (json_array_size(d->past) > PAST_JOBS)
 		json_array_remove(d->past, 0);
 	bm_timer_clear(d->loop, &job->reopen_timer);
@@ -84,6 +85,8 @@ static enum job_phase drop(struct job *job)
 	if (!job->error.code)
 		job->error = job->target.error;
 	target_drop(&job->target);
+	job->refused = true;
+	job->disk->jobs--;
 	return end(job);
 }
 
@@ -257,6 +260,19 @@ static enum job_phase (*const table[PHASES][EVENTS])(struct job *job) = {
 	[PHASE_FINISHING] = {[EV_FINISHED] = finished},
 };
 
+/* For the log; report_phase() has what users see. */
+static const char *const phase_names[PHASES] = {
+	[PHASE_PREPARING] = "preparing", [PHASE_STARTING] = "starting",
+	[PHASE_COPYING] = "copying",     [PHASE_IN_SYNC] = "in-sync",
+	[PHASE_SWITCHING] = "switching", [PHASE_DETACHING] = "detaching",
+	[PHASE_FINISHING] = "finishing", [PHASE_ENDED] = "ended",
+};
+static const char *const event_names[EVENTS] = {
+	[EV_PREPARED] = "prepared", [EV_STARTED] = "started",   [EV_IN_SYNC] = "in-sync",
+	[EV_SWITCH] = "switch",     [EV_SWITCHED] = "switched", [EV_FLUSHED] = "flushed",
+	[EV_DETACHED] = "detached", [EV_FINISHED] = "finished", [EV_STOP] = "stop",
+};
+
 static void tell(struct job *job)
 {
 	if (job->disk->rpc)
@@ -272,9 +288,9 @@ void job_event(struct job *job, enum job_event event)
 	job->phase = table[from][event](job);
 	if (job->phase == from)
 		return;
-	bm_log(BM_LOG_NOTICE, "job=%s.%u from=%d ev=%d to=%d (%s)",
-	       job->disk->name ? job->disk->name : "", job->number, (int)from, (int)event,
-	       (int)job->phase, report_phase(job));
+	bm_log(BM_LOG_NOTICE, "job=%s.%u from=%s ev=%s to=%s",
+	       job->disk->name ? job->disk->name : "", job->number, phase_names[from],
+	       event_names[event], phase_names[job->phase]);
 	job_tell_waiters(job);
 	tell(job);
 }

@@ -59,6 +59,7 @@ struct job {
 	unsigned number;
 	enum job_phase phase;
 	bool switched, paused, switch_wanted;
+	bool refused; /* the target was no good: as if nobody had asked */
 	struct bm_error error;          /* why it stopped; BM_OK: it did not */
 	struct bm_rpc_call *start_call; /* waits until the target is known to be good */
 	struct bm_list waiters;
@@ -111,6 +112,12 @@ void job_forget(struct disk *disk);
 static inline bool job_runs(const struct job *job)
 {
 	return job && job->phase != PHASE_ENDED;
+}
+
+/* The one that runs, or that was the last one since this process began; NULL: there was none. */
+static inline struct job *job_of(const struct disk *disk)
+{
+	return disk->job && !disk->job->refused ? disk->job : NULL;
 }
 
 /* Answers who waits for what the job has reached. */

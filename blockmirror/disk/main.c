@@ -157,7 +157,8 @@ int main(int argc, char **argv)
 		      stderr);
 		return usage();
 	}
-	bm_log_setup("blockmirror-disk", BM_LOG_NOTICE);
+	/* A one-off writes to its caller's terminal. */
+	bm_log_setup("blockmirror-disk", control >= 0 ? BM_LOG_WARN : BM_LOG_NOTICE);
 	loop = bm_loop_new();
 	if (!loop || watch_signals(&signals, loop) < 0) {
 		perror("blockmirror-disk");

@@ -35,8 +35,8 @@ int owner_check(const char *uri, const char *folder, bool to_serve, struct bm_er
 	    claims(mark.folder, path))
 		return bm_fail(
 			error, BM_E_OWNED,
-			"%s belongs to the disk whose record is in %s; serve it with that state "
-			"directory, or remove that record first",
+			"%s belongs to the disk whose record is in %s; serve that disk, or remove "
+			"that record first",
 			path, mark.folder);
 	if (to_serve && !strcmp(mark.state, "retired"))
 		return bm_fail(

@@ -176,7 +176,12 @@ json_t *report_disk(struct disk *d)
 	json_object_set_new(j, "limiter",
 			    json_string(job_runs(d->job) && stats.limiter ? stats.limiter : ""));
 	json_object_set_new(j, "clients", clients(d));
-	json_object_set_new(j, "job", d->job ? report_job(d->job) : json_null());
+	if (job_of(d))
+		json_object_set_new(j, "job", report_job(d->job));
+	else if (json_array_size(d->past))
+		json_object_set(j, "job", json_array_get(d->past, json_array_size(d->past) - 1));
+	else
+		json_object_set_new(j, "job", json_null());
 	json_object_set_new(j, "pid", json_integer(getpid()));
 	json_object_set_new(j, "state_directory", json_string(d->folder));
 	json_object_set_new(j, "requests",

@@ -127,12 +127,22 @@ static int find_path(struct target *target, const char *path)
 	return target->uri ? 0 : bm_fail_errno(ERROR, errno, "%s", path);
 }
 
+/* Whether the export is our own, by whatever path its socket is named. */
+static bool own_export(const struct target *target)
+{
+	bm_free char *socket = bm_uri_socket(target->text);
+	struct stat own, asked;
+
+	return socket && target->own_socket && !stat(socket, &asked) &&
+	       !stat(target->own_socket, &own) && asked.st_dev == own.st_dev &&
+	       asked.st_ino == own.st_ino;
+}
+
 static int find_export(struct target *target)
 {
 	char shown[400];
 
-	if (!strcmp(target->text, target->source) ||
-	    (target->own_socket && strstr(target->text, target->own_socket)))
+	if (!strcmp(target->text, target->source) || own_export(target))
 		return bm_fail(ERROR, BM_E_SAME, "%s is the disk itself",
 			       bm_uri_redact(target->text, shown, sizeof(shown)));
 	target->uri = strdup(target->text);

@@ -106,7 +106,7 @@ static inline void slow_submit(struct bm_dev *dev, struct bm_request *rq)
 	struct slow *s = bm_container(dev, struct slow, dev);
 
 	assert_int_equal(rq->data ? (uintptr_t)rq->data % BM_BUF_ALIGN : 0, 0);
-	bm_list_each (node, &s->held) {
+	bm_list_each(node, &s->held) {
 		struct bm_request *other = bm_container(node, struct bm_request, link);
 
 		assert_true(!rq->data || rq->data != other->data); /* its own until done() */
