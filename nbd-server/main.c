@@ -17,6 +17,7 @@
 #include "blockmirror/base/cleanup.h"
 #include "blockmirror/base/list.h"
 #include "blockmirror/base/log.h"
+#include "blockmirror/base/record.h"
 #include "blockmirror/base/units.h"
 #include "blockmirror/base/uri.h"
 #include "blockmirror/dev/open.h"
@@ -58,7 +59,7 @@ struct program {
 	struct bm_dev *lower, *order;
 	struct nbd_server *server;
 	struct bm_watch signals;
-	bool stopping, pid_written;
+	bool stopping, pid_written, created;
 };
 
 /* Arguments */
@@ -103,7 +104,10 @@ static int check_arguments(struct arguments *args, int rest, char **words, struc
 	if (rest > 1)
 		return bm_fail(error, BM_E_USAGE, "one image is served, not several (%s)",
 			       words[1]);
-	args->uri = words[0];
+	args->uri = strdup(words[0]);
+	if (!args->uri)
+		return bm_fail_errno(error, ENOMEM, "cannot start");
+	bm_uri_hide(words[0]);
 	if (!ways)
 		return bm_fail(
 			error, BM_E_USAGE,
@@ -255,6 +259,18 @@ static int watch_signals(struct program *p, struct bm_error *error)
 	return 0;
 }
 
+/* An image of a disk's (docs/record.md): who writes to it here should know. */
+static void warn_of_mark(const char *uri)
+{
+	const char *path = bm_uri_path(uri);
+	struct bm_mark mark;
+	char shown[400];
+
+	if (path && !bm_mark_read(path, &mark) && *mark.state)
+		bm_log(BM_LOG_WARN, "%s is marked \"%s\" by the record in %s",
+		       bm_uri_redact(uri, shown, sizeof(shown)), mark.state, mark.folder);
+}
+
 static int open_image(struct program *p, struct bm_error *error)
 {
 	const struct arguments *args = &p->args;
@@ -264,6 +280,9 @@ static int open_image(struct program *p, struct bm_error *error)
 
 	if (r < 0 && error->code != BM_E_EXISTS)
 		return r;
+	p->created = args->create && !r;
+	if (!args->read_only)
+		warn_of_mark(args->uri);
 	r = bm_dev_open(args->uri, &options, &p->lower, error);
 	if (r < 0)
 		return r;
@@ -340,11 +359,13 @@ static int start(struct program *p, struct bm_error *error)
 	return r ? r : announce(p, error);
 }
 
-static void tear_down(struct program *p)
+static void tear_down(struct program *p, bool failed)
 {
 	nbd_server_free(p->server);
 	bm_dev_close(p->order);
 	bm_dev_close(p->lower);
+	if (failed && p->created)
+		unlink(bm_uri_path(p->args.uri));
 	if (p->pid_written)
 		unlink(p->args.pid_file);
 	if (p->signals.events)
@@ -365,13 +386,13 @@ int main(int argc, char **argv)
 	if (!r)
 		r = start(&p, &error);
 	if (r < 0 && *error.text)
-		fprintf(stderr, "blockmirror-nbd: %s\n", error.text);
+		fprintf(stderr, "blockmirror-nbd: %s: %s\n", bm_code_name(error.code), error.text);
 	if (r < 0 && p.server)
 		stop(&p);
 	if (p.server && bm_loop_run(p.loop) < 0) {
 		bm_log(BM_LOG_ERROR, "the event loop failed");
 		return bm_code_exit(BM_E_INTERNAL); /* clients and requests are beyond our reach */
 	}
-	tear_down(&p);
+	tear_down(&p, r < 0);
 	return r < 0 ? bm_code_exit(error.code) : 0;
 }

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/time.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -68,6 +69,15 @@ void bm_client_close(struct bm_client *client)
 	free(client);
 }
 
+void bm_client_set_timeout(struct bm_client *client, uint64_t ns)
+{
+	const struct timeval t = {.tv_sec = (time_t)(ns / 1000000000u),
+				  .tv_usec = (suseconds_t)(ns % 1000000000u / 1000)};
+
+	setsockopt(client->fd, SOL_SOCKET, SO_RCVTIMEO, &t, sizeof(t));
+	setsockopt(client->fd, SOL_SOCKET, SO_SNDTIMEO, &t, sizeof(t));
+}
+
 int bm_client_fd(const struct bm_client *client)
 {
 	return client->fd;
@@ -124,9 +134,7 @@ static int read_more(struct bm_client *client)
 		client->data = data;
 		client->room = room;
 	}
-	do {
-		n = recv(client->fd, client->data + client->used, client->room - client->used, 0);
-	} while (n < 0 && errno == EINTR);
+	n = recv(client->fd, client->data + client->used, client->room - client->used, 0);
 	if (n <= 0)
 		return n ? -errno : -ECONNRESET;
 	client->used += (size_t)n;
@@ -141,6 +149,11 @@ static int read_object(struct bm_client *client, json_t **object, struct bm_erro
 
 	while (!client->used || !(newline = memchr(client->data, '\n', client->used))) {
 		r = read_more(client);
+		if (r == -EINTR)
+			return bm_fail_errno(error, r, "interrupted");
+		if (r == -EAGAIN)
+			return bm_fail(error, BM_E_UNREACHABLE,
+				       "the process at the control socket does not answer");
 		if (r < 0)
 			return bm_fail(error, BM_E_UNREACHABLE,
 				       "the process at the control socket ended");

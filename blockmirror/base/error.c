@@ -2,6 +2,7 @@
 /* Error codes: one table for names, exit codes and errno values. */
 #include "blockmirror/error.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -58,6 +59,14 @@ int bm_code_exit(enum bm_code code)
 	return (unsigned)code < BM_CODES ? codes[code].exit : 1;
 }
 
+/* One line, whatever names had in them. */
+static void flatten(char *text)
+{
+	for (; *text; text++)
+		if (iscntrl((unsigned char)*text))
+			*text = '?';
+}
+
 int bm_fail(struct bm_error *error, enum bm_code code, const char *format, ...)
 {
 	va_list args;
@@ -67,6 +76,7 @@ int bm_fail(struct bm_error *error, enum bm_code code, const char *format, ...)
 		va_start(args, format);
 		vsnprintf(error->text, sizeof(error->text), format, args);
 		va_end(args);
+		flatten(error->text);
 	}
 	return -codes[code].err;
 }
@@ -128,6 +138,7 @@ int bm_fail_errno(struct bm_error *error, int err, const char *format, ...)
 		va_end(args);
 		used = strlen(error->text);
 		snprintf(error->text + used, sizeof(error->text) - used, ": %s", strerror(err));
+		flatten(error->text);
 	}
 	return -err;
 }

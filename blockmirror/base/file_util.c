@@ -95,6 +95,7 @@ int bm_rename_durably(const char *from, const char *to)
 int bm_make_folders(const char *path)
 {
 	bm_free char *copy = strdup(path);
+	int r;
 
 	if (!copy)
 		return -ENOMEM;
@@ -104,8 +105,12 @@ int bm_make_folders(const char *path)
 		if (c && c != '/')
 			continue;
 		*at = '\0';
-		if (mkdir(copy, 0700) < 0 && errno != EEXIST)
+		r = mkdir(copy, 0700);
+		if (r < 0 && errno != EEXIST)
 			return -errno;
+		r = r < 0 ? 0 : bm_sync_folder_of(copy);
+		if (r < 0)
+			return r;
 		*at = c;
 		if (!c)
 			return 0;

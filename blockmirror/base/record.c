@@ -19,6 +19,7 @@
 
 #include "blockmirror/base/cleanup.h"
 #include "blockmirror/base/file_util.h"
+#include "blockmirror/base/uri.h"
 
 enum { FORMAT = 1, LARGEST = 64 << 10 };
 
@@ -147,6 +148,34 @@ int bm_record_write(const char *folder, const struct bm_record *record, struct b
 	int r = bm_record_prepare(folder, "new", record, error);
 
 	return r < 0 ? r : bm_record_commit(folder, "new", error);
+}
+
+void bm_record_remove(const char *folder)
+{
+	static const char *const which[] = {NULL, "new", "forward", "back"};
+
+	for (size_t i = 0; i < sizeof(which) / sizeof(which[0]); i++) {
+		bm_free char *path = path_of(folder, which[i]);
+
+		if (path)
+			unlink(path);
+	}
+}
+
+int bm_record_checks_uri(const char *uri, struct bm_error *error)
+{
+	json_t *text = json_string(uri);
+	char shown[400];
+
+	json_decref(text);
+	bm_uri_redact(uri, shown, sizeof(shown));
+	if (!text)
+		return bm_fail(error, BM_E_USAGE, "%s: the image's name is not UTF-8", shown);
+	if (!strncmp(uri, "mem:", 4))
+		return bm_fail(error, BM_E_UNSUPPORTED,
+			       "%s: memory ends with its process; a disk needs an image that stays",
+			       shown);
+	return 0;
 }
 
 void bm_identity(char id[33])

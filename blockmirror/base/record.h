@@ -40,6 +40,12 @@ int bm_record_prepare(const char *folder, const char *which, const struct bm_rec
 		      struct bm_error *error);
 int bm_record_commit(const char *folder, const char *which, struct bm_error *error);
 
+/* Removes FOLDER/record, and what was prepared. */
+void bm_record_remove(const char *folder);
+
+/* Whether a record can hold uri: it is UTF-8, and what it names outlives a process. */
+int bm_record_checks_uri(const char *uri, struct bm_error *error);
+
 /* Both steps. */
 int bm_record_write(const char *folder, const struct bm_record *record, struct bm_error *error);
 

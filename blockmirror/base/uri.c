@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "blockmirror/base/cleanup.h"
 
@@ -52,6 +53,7 @@ int bm_uri_parse(const char *text, struct bm_uri **out, struct bm_error *error)
 	bm_free struct bm_uri *uri = NULL;
 	size_t size = strlen(text) + 1, length = scheme_length(text);
 	int scheme = BM_SCHEME_FILE;
+	char shown[200];
 
 	if (size == 1)
 		return bm_fail(error, BM_E_URI, "the image's name is empty");
@@ -68,10 +70,10 @@ int bm_uri_parse(const char *text, struct bm_uri **out, struct bm_error *error)
 		if (scheme < 0)
 			return bm_fail(
 				error, BM_E_URI,
-				"%.200s: unknown scheme \"%.*s\"; a path, file:, nbd:, nbds:, "
+				"%s: unknown scheme \"%.*s\"; a path, file:, nbd:, nbds:, "
 				"nbd+unix:, nbds+unix: and iscsi: are known (a path with a colon: "
-				"./%.100s)",
-				text, (int)length, text, text);
+				"write ./ before it)",
+				bm_uri_redact(text, shown, sizeof(shown)), (int)length, text);
 		uri->rest += length + 1;
 		if (scheme == BM_SCHEME_FILE)
 			uri->rest = file_rest(uri->rest);
@@ -112,50 +114,143 @@ static void decode(char *text)
 	*to = '\0';
 }
 
+/* The value of a parameter of the query, and its length; NULL when there is none of that name. */
+static const char *parameter(const char *text, const char *name, size_t *length)
+{
+	const char *at = strchr(text, '?');
+	size_t n = strlen(name);
+
+	while (at && *at) {
+		at++;
+		*length = strcspn(at, "&;#");
+		if (!strncmp(at, name, n) && at[n] == '=') {
+			*length -= n + 1;
+			return at + n + 1;
+		}
+		at += *length;
+	}
+	return NULL;
+}
+
+/* Where the path of the socket is written in a URI that has one. */
+static const char *socket_part(const char *text, size_t *length)
+{
+	size_t n = scheme_length(text);
+
+	return n < 5 || strncmp(text + n - 5, "+unix", 5) ? NULL
+							  : parameter(text, "socket", length);
+}
+
 char *bm_uri_socket(const char *text)
 {
-	size_t length = scheme_length(text);
-	const char *query = strchr(text, '?'), *socket;
-	char *path;
+	size_t length;
+	const char *part = socket_part(text, &length);
+	char *path = part ? strndup(part, length) : NULL;
 
-	if (length < 5 || strncmp(text + length - 5, "+unix", 5) || !query)
-		return NULL;
-	socket = strstr(query, "socket=");
-	if (!socket || (socket[-1] != '?' && socket[-1] != '&'))
-		return NULL;
-	socket += strlen("socket=");
-	path = strndup(socket, strcspn(socket, "&#"));
 	if (path)
 		decode(path);
 	return path;
 }
 
+/* What must not be shown of text: [start, end), none when it is empty. */
+struct secret {
+	size_t start, end;
+};
+
+/*
+ * A password before the host, as libiscsi reads it: USER%PASSWORD@ or USER:PASSWORD@. What looks
+ * like one is hidden whatever the scheme, also behind the first one (fault:SPEC;URI).
+ */
+static struct secret user_password(const char *text)
+{
+	const char *user = strstr(text, "://"), *at, *end, *mark;
+
+	if (!user)
+		return (struct secret){0, 0};
+	user += 3;
+	end = user + strcspn(user, "?");
+	at = memchr(user, '@', (size_t)(end - user));
+	/* Elsewhere a path may have an @. A password of libiscsi's may have a slash. */
+	if (at && memchr(user, '/', (size_t)(at - user)) &&
+	    (user - text < 8 || strncasecmp(user - 8, "iscsi", 5)))
+		at = NULL;
+	mark = at ? memchr(user, '%', (size_t)(at - user)) : NULL;
+	if (at && !mark)
+		mark = memchr(user, ':', (size_t)(at - user));
+	if (!mark)
+		return (struct secret){0, 0};
+	return (struct secret){(size_t)(mark + 1 - text), (size_t)(at - text)};
+}
+
+static struct secret target_password(const char *text)
+{
+	size_t length;
+	const char *value = parameter(text, "target_password", &length);
+
+	if (!value)
+		return (struct secret){0, 0};
+	return (struct secret){(size_t)(value - text), (size_t)(value - text) + length};
+}
+
 char *bm_uri_redact(const char *text, char *out, size_t size)
 {
-	/* As libiscsi reads it: [USER%PASSWORD@] or [USER:PASSWORD@], ?target_password=PASSWORD. */
-	const char *user = strncmp(text, "iscsi:", 6) ? NULL : text + 6;
-	const char *query = user ? strchr(user, '?') : NULL;
-	const char *at = user ? strchr(user, '@') : NULL, *mark = NULL;
-	const char *first = text, *first_end = text;
-	const char *second = text + strlen(text), *second_end = second;
+	struct secret first = user_password(text), second = target_password(text);
 
-	if (at && (!query || at < query))
-		mark = memchr(user, '%', (size_t)(at - user));
-	if (at && (!query || at < query) && !mark)
-		mark = memchr(user, ':', (size_t)(at - user));
-	if (mark) {
-		first = mark + 1;
-		first_end = at;
-	}
-	mark = query ? strstr(query, "target_password=") : NULL;
-	if (mark) {
-		second = mark + strlen("target_password=");
-		second_end = second + strcspn(second, "&");
-	}
-	snprintf(out, size, "%.*s%s%.*s%s%s", (int)(first - text), text,
-		 first_end > first ? "***" : "", (int)(second - first_end), first_end,
-		 second_end > second ? "***" : "", second_end);
+	if (second.start < first.end) /* there is no second one */
+		second.start = second.end = strlen(text);
+	snprintf(out, size, "%.*s%s%.*s%s%s", (int)first.start, text,
+		 first.end > first.start ? "***" : "", (int)(second.start - first.end),
+		 text + first.end, second.end > second.start ? "***" : "", text + second.end);
 	return out;
+}
+
+void bm_uri_hide(char *text)
+{
+	struct secret first = user_password(text), second = target_password(text);
+
+	memset(text + first.start, '*', first.end - first.start);
+	memset(text + second.start, '*', second.end - second.start);
+}
+
+/* The working directory and path, which does not begin with a slash. */
+static char *from_here(const char *path)
+{
+	bm_free char *here = getcwd(NULL, 0);
+	char *result;
+
+	if (!here || asprintf(&result, "%s/%s", strcmp(here, "/") ? here : "", path) < 0)
+		return NULL;
+	return result;
+}
+
+/* The same URI with the path of its socket made absolute. */
+static char *absolute_socket(const char *text, const char *part)
+{
+	bm_free char *here = getcwd(NULL, 0);
+	bm_free char *escaped = here ? malloc(3 * strlen(here) + 1) : NULL;
+	char *to = escaped, *result;
+
+	if (!escaped)
+		return NULL;
+	for (const char *from = here; *from; from++)
+		to += isalnum((unsigned char)*from) || strchr("/-._~", *from)
+			      ? sprintf(to, "%c", *from)
+			      : sprintf(to, "%%%02X", (unsigned char)*from);
+	if (asprintf(&result, "%.*s%s/%s", (int)(part - text), text, escaped, part) < 0)
+		return NULL;
+	return result;
+}
+
+char *bm_uri_absolute(const char *text)
+{
+	const char *path = bm_uri_path(text), *part;
+	size_t length;
+
+	if (path)
+		return *path == '/' || !*path ? strdup(path) : from_here(path);
+	part = socket_part(text, &length);
+	return part && length && *part != '/' && *part != '%' ? absolute_socket(text, part)
+							      : strdup(text);
 }
 
 /* What realpath() gives for a file that is to be created: its folder's path, and its name. */
@@ -185,7 +280,7 @@ char *bm_uri_canonical(const char *text)
 	char *real;
 
 	if (!path)
-		return strdup(text);
+		return bm_uri_absolute(text);
 	real = realpath(path, NULL);
 	if (!real && errno == ENOENT)
 		real = canonical_new(path);

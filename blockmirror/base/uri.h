@@ -32,9 +32,19 @@ int bm_uri_parse(const char *text, struct bm_uri **uri, struct bm_error *error);
  */
 char *bm_uri_redact(const char *text, char *out, size_t size);
 
+/* Overwrites passwords where they stand: others can read a program's arguments. */
+void bm_uri_hide(char *text);
+
+/*
+ * The same from wherever it is looked at: a path, or the path of an NBD URI's socket, begins at the
+ * root. Nothing is looked up, a slash at the end stays. malloc()ed, or NULL with errno set.
+ */
+char *bm_uri_absolute(const char *text);
+
 /*
  * Makes a path absolute and free of links and dots, so that a record and a lock mean the same
- * image tomorrow; other schemes are copied as they are. malloc()ed, or NULL with errno set.
+ * image tomorrow; other schemes are as bm_uri_absolute() has them. malloc()ed, or NULL with errno
+ * set.
  */
 char *bm_uri_canonical(const char *text);
 

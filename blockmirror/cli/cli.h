@@ -16,7 +16,7 @@ enum progress_style { PROGRESS_AUTO, PROGRESS_BAR, PROGRESS_PLAIN, PROGRESS_JSON
 
 struct cli {
 	const char *run_dir, *state_dir;
-	bool json;
+	bool json, run_dir_given;
 	enum progress_style progress;
 	const struct command *command;
 };
@@ -91,6 +91,17 @@ int cli_latency(const struct cli *cli, const char *value, json_t **latency);
 uint64_t cli_number(const json_t *object, const char *key);
 const char *cli_text(const json_t *object, const char *key);
 
+/* "blockmirror", with --run-dir if that was given: for hints. malloc()ed. */
+char *cli_hint(const struct cli *cli);
+
+/*
+ * Calls a method that begins a job, and may take long to do so; params is taken over. SIGINT gives
+ * 130 and says what becomes of the job of disk name (NULL: of a one-off, which ends with us).
+ * Returns 0, or an exit code, with the error printed.
+ */
+int cli_begin(const struct cli *cli, struct bm_client *client, const char *method, json_t *params,
+	      const char *name, json_t **job);
+
 /*
  * Follows a job until it has ended (or is in sync, when stop_in_sync), showing progress. SIGINT
  * leaves the job alone, says so, and gives 130; with cancel_on_interrupt it cancels the job. job is
@@ -102,7 +113,7 @@ int cli_follow(const struct cli *cli, struct bm_client *client, const char *id, 
 /* The last lines about a job; returns the exit code. */
 int cli_job_ended(const struct cli *cli, const json_t *job);
 
-/* One line of progress as people read it, at most width columns. */
-void cli_progress_line(const json_t *job, bool bar, char *line, size_t width);
+/* One line of progress as people read it, at most width bytes. */
+void cli_progress_line(const json_t *job, char *line, size_t width);
 
 #endif

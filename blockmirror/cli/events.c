@@ -78,7 +78,7 @@ int cmd_events(struct cli *cli, int argc, char **argv)
 	} else {
 		disks = cli_all_disks(cli);
 		json_array_foreach(disks, i, disk)
-			if (f.n < MOST)
+			if (f.n < MOST && json_object_get(disk, "pid"))
 				add(&f, cli, cli_text(disk, "name"), NULL);
 		json_decref(disks);
 	}

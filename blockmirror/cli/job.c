@@ -64,7 +64,8 @@ static int list(const struct cli *cli, const char *name)
 	size_t i;
 
 	json_array_foreach(disks, i, entry)
-		if (!name || !strcmp(name, cli_text(entry, "name")))
+		if (json_object_get(entry, "pid") &&
+		    (!name || !strcmp(name, cli_text(entry, "name"))))
 			add_jobs_of(cli, cli_text(entry, "name"), jobs);
 	json_decref(disks);
 	if (cli->json) {
@@ -102,23 +103,23 @@ static void print_details(const json_t *job)
 
 	print_job(job);
 	if (json_object_get(job, "progress")) {
-		cli_progress_line(job, false, line, sizeof(line));
+		cli_progress_line(job, line, sizeof(line));
 		puts(line);
 	}
 	if (failure)
 		printf("%s: %s\n", cli_text(failure, "code"), cli_text(failure, "message"));
 }
 
-static int wait(struct request *q, struct bm_client *client)
+static int wait(struct request *q, struct bm_client *client, const char *id)
 {
 	const struct cli *cli = q->cli;
-	struct bm_error error;
 	json_t *job = NULL;
 	int r;
 
 	json_object_set_new(q->params, "for", json_string(q->for_sync ? "in-sync" : "done"));
-	if (bm_client_call(client, "job.wait", bm_steal(q->params), &job, &error) < 0)
-		return cli_fail(cli, &error);
+	r = cli_begin(cli, client, "job.wait", bm_steal(q->params), id, &job);
+	if (r)
+		return r;
 	if (json_object_get(job, "error")) {
 		r = cli_job_ended(cli, job);
 	} else {
@@ -166,7 +167,7 @@ static int run(struct request *q, const char *verb, const char *id)
 		return cli_usage(q->cli, "which job?");
 	if (find(q, id, &client, &error) < 0)
 		return cli_fail(q->cli, &error);
-	r = strcmp(verb, "wait") ? change(q, client, verb) : wait(q, client);
+	r = strcmp(verb, "wait") ? change(q, client, verb) : wait(q, client, id);
 	bm_client_close(client);
 	return r;
 }

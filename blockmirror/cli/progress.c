@@ -11,10 +11,11 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include "blockmirror/base/cleanup.h"
 #include "blockmirror/base/units.h"
 #include "blockmirror/cli/cli.h"
 
-enum { POLL_MS = 150, POLLS_PER_LINE = 7, LINE = 512, BAR_WIDTH = 20 };
+enum { POLL_MS = 150, POLLS_PER_LINE = 7, LINE = 512, BAR_WIDTH = 20, BAR_LEAST = 4 };
 
 static volatile sig_atomic_t interrupted;
 
@@ -31,15 +32,15 @@ static double percent_of(const json_t *p)
 	return total > 0 ? (double)cli_number(p, "done") * 100 / total : 0;
 }
 
-static void put_bar(char *bar, double percent)
+static void put_bar(char *bar, double percent, int width)
 {
-	int filled = (int)(percent * BAR_WIDTH / 100);
+	int filled = (int)(percent * width / 100);
 
 	bar[0] = '[';
-	for (int i = 0; i < BAR_WIDTH; i++)
+	for (int i = 0; i < width; i++)
 		bar[1 + i] = i < filled ? '=' : i == filled ? '>' : ' ';
-	bar[BAR_WIDTH + 1] = ']';
-	bar[BAR_WIDTH + 2] = '\0';
+	bar[width + 1] = ']';
+	bar[width + 2] = '\0';
 }
 
 __attribute__((format(printf, 4, 5))) static size_t add(char *line, size_t width, size_t used,
@@ -54,18 +55,69 @@ __attribute__((format(printf, 4, 5))) static size_t add(char *line, size_t width
 	return n < 0 || used + (size_t)n >= width ? width - 1 : used + (size_t)n;
 }
 
-void cli_progress_line(const json_t *job, bool bar, char *line, size_t width)
+/* "412M", "1.3G": where there is little room. */
+static const char *short_size(char out[BM_UNITS_TEXT], uint64_t bytes)
+{
+	static const char units[] = "BKMGTPE";
+	double value = (double)bytes;
+	int unit = 0;
+
+	for (; value >= 1000 && units[unit + 1]; unit++)
+		value /= 1024;
+	snprintf(out, BM_UNITS_TEXT, unit && value < 10 ? "%.1f%c" : "%.0f%c", value, units[unit]);
+	return out;
+}
+
+/* What keeps it from going on, or from being quicker. */
+static const char *obstacle(const json_t *p)
+{
+	const char *target = cli_text(p, "target");
+
+	if (!strcmp(target, "target-lost") || !strcmp(target, "target-full") ||
+	    !strcmp(target, "paused"))
+		return target;
+	return cli_text(p, "limiter");
+}
+
+static bool has_time_left(const json_t *p)
+{
+	return json_is_integer(json_object_get(p, "left_ns")) && cli_number(p, "dirty");
+}
+
+/* As much as fits 80 columns; the bar takes what the rest leaves. */
+static void bar_line(const json_t *job, char *line, size_t width)
 {
 	const json_t *p = json_object_get(job, "progress");
-	char text[BM_UNITS_TEXT], other[BM_UNITS_TEXT], drawn[BAR_WIDTH + 3] = "";
-	const char *target = cli_text(p, "target"), *limiter = cli_text(p, "limiter");
+	char rest[LINE] = "", drawn[BAR_WIDTH + 3] = "", a[BM_UNITS_TEXT], b[BM_UNITS_TEXT];
+	uint64_t p99 = cli_number(p, "guest_p99"), before = cli_number(p, "guest_p99_before");
+	size_t used = 0, taken;
 	double percent = percent_of(p);
+
+	used = add(rest, sizeof(rest), used, " %s dirty, %s/s",
+		   short_size(a, cli_number(p, "dirty")), short_size(b, cli_number(p, "rate")));
+	if (p99)
+		used = add(rest, sizeof(rest), used, ", p99 %s (was %s)",
+			   bm_format_duration(a, p99),
+			   before ? bm_format_duration(b, before) : "?");
+	if (*obstacle(p))
+		used = add(rest, sizeof(rest), used, ", %s", obstacle(p));
+	if (has_time_left(p))
+		used = add(rest, sizeof(rest), used, ", %s left",
+			   bm_format_duration(a, cli_number(p, "left_ns")));
+	taken = strlen(cli_text(job, "phase")) + strlen(" 100% ") + used + 1;
+	if (width > taken + BAR_LEAST + 2)
+		put_bar(drawn, percent,
+			width - taken - 2 < BAR_WIDTH ? (int)(width - taken - 2) : BAR_WIDTH);
+	snprintf(line, width, "%s %3.0f%% %s%s", cli_text(job, "phase"), percent, drawn, rest);
+}
+
+void cli_progress_line(const json_t *job, char *line, size_t width)
+{
+	const json_t *p = json_object_get(job, "progress");
+	char text[BM_UNITS_TEXT], other[BM_UNITS_TEXT];
 	size_t used = 0;
 
-	if (bar)
-		put_bar(drawn, percent);
-	used = add(line, width, used, "%s%s%s %5.1f %%", cli_text(job, "phase"), bar ? " " : "",
-		   drawn, percent);
+	used = add(line, width, used, "%s %5.1f %%", cli_text(job, "phase"), percent_of(p));
 	used = add(line, width, used, ", %s dirty", bm_format_size(text, cli_number(p, "dirty")));
 	used = add(line, width, used, ", %s/s", bm_format_size(text, cli_number(p, "rate")));
 	if (cli_number(p, "guest_p99"))
@@ -74,12 +126,9 @@ void cli_progress_line(const json_t *job, bool bar, char *line, size_t width)
 			   cli_number(p, "guest_p99_before")
 				   ? bm_format_duration(other, cli_number(p, "guest_p99_before"))
 				   : "?");
-	if (!strcmp(target, "target-lost") || !strcmp(target, "target-full") ||
-	    !strcmp(target, "paused"))
-		used = add(line, width, used, ", %s", target);
-	else if (*limiter)
-		used = add(line, width, used, ", limit: %s", limiter);
-	if (json_is_integer(json_object_get(p, "left_ns")) && cli_number(p, "dirty"))
+	if (*obstacle(p))
+		used = add(line, width, used, ", limit: %s", obstacle(p));
+	if (has_time_left(p))
 		add(line, width, used, ", %s left",
 		    bm_format_duration(text, cli_number(p, "left_ns")));
 }
@@ -114,12 +163,13 @@ static void show(const struct cli *cli, const json_t *job, int n, bool changed)
 		fputc('\n', stderr);
 		return;
 	}
-	cli_progress_line(job, style == PROGRESS_BAR, line,
-			  style == PROGRESS_BAR ? width : sizeof(line));
-	if (style == PROGRESS_BAR)
+	if (style == PROGRESS_BAR) {
+		bar_line(job, line, width);
 		fprintf(stderr, "\r%s\033[K", line);
-	else
+	} else {
+		cli_progress_line(job, line, sizeof(line));
 		fprintf(stderr, "%s\n", line);
+	}
 }
 
 static void end_bar(const struct cli *cli)
@@ -135,22 +185,36 @@ static json_t *number_of(const char *id)
 	return dot ? json_pack("{s:i}", "number", atoi(dot + 1)) : json_object();
 }
 
+static void catch_interrupt(void)
+{
+	const struct sigaction action = {.sa_handler = on_interrupt};
+
+	sigaction(SIGINT, &action, NULL); /* without SA_RESTART: a call that waits is woken */
+}
+
+static void say_goes_on(const struct cli *cli, const char *id)
+{
+	bm_free char *hint = cli_hint(cli);
+
+	fprintf(stderr,
+		"blockmirror: job %s goes on; '%s job wait %s' waits for it, '%s job cancel %s' "
+		"stops it\n",
+		id, hint, id, hint, id);
+}
+
 static int interrupt(const struct cli *cli, struct bm_client *client, const char *id, bool cancel,
 		     json_t **job)
 {
 	struct bm_error error;
 
 	end_bar(cli);
-	if (cancel) {
-		fputs("blockmirror: interrupted, cancelling\n", stderr);
-		if (bm_client_call(client, "job.cancel", number_of(id), job, &error) < 0)
-			cli_fail(cli, &error);
-	} else {
-		fprintf(stderr,
-			"blockmirror: job %s goes on; 'blockmirror job wait %s' waits for it, "
-			"'blockmirror job cancel %s' stops it\n",
-			id, id, id);
+	if (!cancel) {
+		say_goes_on(cli, id);
+		return 130;
 	}
+	fputs("blockmirror: interrupted, cancelling\n", stderr);
+	if (bm_client_call(client, "job.cancel", number_of(id), job, &error) < 0)
+		cli_fail(cli, &error);
 	return 130;
 }
 
@@ -161,21 +225,50 @@ static bool over(const json_t *job, bool stop_in_sync)
 	return !strcmp(phase, "ended") || (stop_in_sync && !strcmp(phase, "in-sync"));
 }
 
+int cli_begin(const struct cli *cli, struct bm_client *client, const char *method, json_t *params,
+	      const char *name, json_t **job)
+{
+	struct bm_error error;
+
+	catch_interrupt();
+	if (!bm_client_call(client, method, params, job, &error))
+		return 0;
+	if (!interrupted)
+		return cli_fail(cli, &error);
+	if (name)
+		say_goes_on(cli, name);
+	return 130;
+}
+
+/* The disk's process ended, and the job with it: when it is served again, its record tells. */
+static int job_interrupted(const struct cli *cli, const char *id)
+{
+	struct bm_error error;
+
+	bm_fail(&error, BM_E_INTERRUPTED,
+		"job %s was interrupted: the process that ran it ended; when the disk is served "
+		"again, 'blockmirror show' tells where it is",
+		id);
+	return cli_fail(cli, &error);
+}
+
 int cli_follow(const struct cli *cli, struct bm_client *client, const char *id, bool stop_in_sync,
 	       bool cancel_on_interrupt, json_t **job)
 {
-	struct sigaction action = {.sa_handler = on_interrupt};
 	struct bm_error error;
 	char phase[32] = "";
 	json_t *now = NULL;
 
-	sigaction(SIGINT, &action, NULL);
+	catch_interrupt();
 	for (int n = 0;; n++) {
 		if (interrupted)
 			return interrupt(cli, client, id, cancel_on_interrupt, job);
 		if (bm_client_call(client, "job.show", number_of(id), &now, &error) < 0) {
+			if (interrupted)
+				continue;
 			end_bar(cli);
-			return cli_fail(cli, &error);
+			return error.code == BM_E_UNREACHABLE ? job_interrupted(cli, id)
+							      : cli_fail(cli, &error);
 		}
 		if (over(now, stop_in_sync))
 			break;

@@ -56,18 +56,32 @@ static int take(int option, const char *value, void *arg)
 	return r;
 }
 
-/* Calls method, then follows the job that it began; takes q->params over. */
-static int begin(struct request *q, struct bm_client *client, const char *method,
-		 bool cancel_on_interrupt)
+static int finish(const struct request *q, const char *id, const json_t *job)
 {
 	const struct cli *cli = q->cli;
-	bm_free char *id = NULL;
-	struct bm_error error;
-	json_t *job = NULL;
-	int r = bm_client_call(client, method, bm_steal(q->params), &job, &error);
+	bm_free char *hint = cli_hint(cli);
 
-	if (r < 0)
-		return cli_fail(cli, &error);
+	if (!strcmp(cli_text(job, "phase"), "ended"))
+		return cli_job_ended(cli, job);
+	if (cli->json)
+		cli_print_json(json_incref((json_t *)job));
+	else
+		printf("%s: in sync; '%s switch %.*s' switches over\n", id, hint,
+		       (int)(strrchr(id, '.') - id), id);
+	return 0;
+}
+
+/* Calls method, then follows the job that it began; takes q->params over. */
+static int begin(struct request *q, struct bm_client *client, const char *method, const char *name)
+{
+	const struct cli *cli = q->cli;
+	bool one_off = !name;
+	bm_free char *id = NULL;
+	json_t *job = NULL;
+	int r = cli_begin(cli, client, method, bm_steal(q->params), name, &job);
+
+	if (r)
+		return r;
 	id = strdup(cli_text(job, "id"));
 	if (q->detach) {
 		if (cli->json)
@@ -79,26 +93,22 @@ static int begin(struct request *q, struct bm_client *client, const char *method
 	if (q->detach)
 		return 0;
 	job = NULL;
-	r = cli_follow(cli, client, id, q->manual, cancel_on_interrupt, &job);
-	if (!r && !strcmp(cli_text(job, "phase"), "ended"))
-		r = cli_job_ended(cli, job);
-	else if (!r && cli->json)
-		cli_print_json(json_incref(job));
-	else if (!r)
-		printf("%s: in sync; 'blockmirror switch %.*s' switches over\n", id,
-		       (int)strcspn(id, "."), id);
+	r = cli_follow(cli, client, id, q->manual, one_off, &job);
+	if (!r)
+		r = finish(q, id, job);
 	json_decref(job);
 	return r;
 }
 
-/* A path is meant from here, not from where the disk process is; a folder stays one. */
+/* A path is meant from here, not from where the disk process is. Returns 0 or an exit code. */
 static int set_path(struct request *q, const char *key, const char *text)
 {
-	bm_free char *uri = bm_uri_canonical(text);
-	size_t n = strlen(text);
+	bm_free char *uri = bm_uri_absolute(text);
+	json_t *value = json_string(uri ? uri : text);
 
-	/* "new/" names a folder that does not exist: that is said by who finds out. */
-	set(q, key, json_string(uri && (!n || text[n - 1] != '/') ? uri : text));
+	if (!value)
+		return cli_usage(q->cli, "%s: the name is not UTF-8", text);
+	set(q, key, value);
 	return 0;
 }
 
@@ -122,10 +132,10 @@ int cmd_relocate(struct cli *cli, int argc, char **argv)
 		r = cli_arguments(cli, argc, 2, 2);
 	if (!r && cli_connect(cli, argv[optind], &client, &error) < 0)
 		r = cli_fail(cli, &error);
-	if (!r) {
-		set_path(&q, "target", argv[optind + 1]);
-		r = begin(&q, client, "relocate", false);
-	}
+	if (!r)
+		r = set_path(&q, "target", argv[optind + 1]);
+	if (!r)
+		r = begin(&q, client, "relocate", argv[optind]);
 	bm_client_close(client);
 	json_decref(q.params);
 	return r < 0 ? 0 : r;
@@ -133,23 +143,19 @@ int cmd_relocate(struct cli *cli, int argc, char **argv)
 
 int cmd_switch(struct cli *cli, int argc, char **argv)
 {
+	struct request q = {.cli = cli};
 	struct bm_client *client = NULL;
 	struct bm_error error;
-	json_t *job = NULL;
 	int r = cli_options(cli, argc, argv, NULL, NULL, NULL);
 
 	if (!r)
 		r = cli_arguments(cli, argc, 1, 1);
-	if (r)
-		return r < 0 ? 0 : r;
-	if (cli_connect(cli, argv[optind], &client, &error) < 0 ||
-	    bm_client_call(client, "switch", NULL, &job, &error) < 0)
+	if (!r && cli_connect(cli, argv[optind], &client, &error) < 0)
 		r = cli_fail(cli, &error);
-	else
-		r = cli_job_ended(cli, job);
-	json_decref(job);
+	if (!r)
+		r = begin(&q, client, "switch", argv[optind]);
 	bm_client_close(client);
-	return r;
+	return r < 0 ? 0 : r;
 }
 
 int cmd_copy(struct cli *cli, int argc, char **argv)
@@ -160,7 +166,7 @@ int cmd_copy(struct cli *cli, int argc, char **argv)
 	struct request q = {.cli = cli, .params = json_object()};
 	struct bm_client *client = NULL;
 	struct bm_error error;
-	bool served;
+	bool served = false;
 	int r = cli_options(cli, argc, argv, own, take, &q);
 
 	if (!r)
@@ -171,12 +177,12 @@ int cmd_copy(struct cli *cli, int argc, char **argv)
 			   : cli_one_off(&client, &error) < 0)
 			r = cli_fail(cli, &error);
 	}
-	if (!r) {
-		if (!served)
-			set_path(&q, "source", argv[optind]);
-		set_path(&q, "target", argv[optind + 1]);
-		r = begin(&q, client, "copy", true);
-	}
+	if (!r && !served)
+		r = set_path(&q, "source", argv[optind]);
+	if (!r)
+		r = set_path(&q, "target", argv[optind + 1]);
+	if (!r)
+		r = begin(&q, client, "copy", served ? argv[optind] : NULL);
 	bm_client_close(client);
 	json_decref(q.params);
 	return r < 0 ? 0 : r;

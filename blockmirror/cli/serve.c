@@ -9,15 +9,18 @@
 #include <unistd.h>
 
 #include "blockmirror/base/cleanup.h"
+#include "blockmirror/base/disk_name.h"
 #include "blockmirror/base/file_util.h"
+#include "blockmirror/base/units.h"
 #include "blockmirror/base/uri.h"
 #include "blockmirror/cli/cli.h"
 
-enum { OPT_CREATE = 256, LOG_LIMIT = 1 << 20 };
+enum { OPT_CREATE = 256, OPT_FORCE, LOG_LIMIT = 1 << 20, NOT_STARTED = 127 };
 
 struct serve {
 	const struct cli *cli;
 	const char *create;
+	bool force;
 };
 
 static int take(int option, const char *value, void *arg)
@@ -25,9 +28,14 @@ static int take(int option, const char *value, void *arg)
 	struct serve *s = arg;
 	uint64_t bytes;
 
-	(void)option;
+	if (option == OPT_FORCE) {
+		s->force = true;
+		return 0;
+	}
 	s->create = value;
-	return cli_size(s->cli, "--create", value, &bytes);
+	if (bm_parse_size(value, &bytes) < 0 || !bytes)
+		return cli_usage(s->cli, "--create %s: a size like 10G is wanted", value);
+	return 0;
 }
 
 /* The process wrote why it ended as its last line: that is our error, too. */
@@ -52,24 +60,44 @@ static int tell_failure(const struct cli *cli, const char *log, int status)
 			snprintf(error.text, sizeof(error.text), "%s", colon + 2);
 		}
 	}
-	cli_fail(cli, &error);
-	return WIFEXITED(status) && WEXITSTATUS(status) ? WEXITSTATUS(status) : 1;
+	if (WIFEXITED(status) && WEXITSTATUS(status) == NOT_STARTED)
+		bm_fail(&error, BM_E_INTERNAL,
+			"blockmirror-disk was not found beside this program, nor in PATH");
+	return cli_fail(cli, &error);
 }
 
-static void print_use(const struct cli *cli, const char *name, const char *uri)
+/* QEMU doubles a comma in a value. */
+static void put_option(const char *text)
 {
-	const char *socket = strstr(uri, "socket=");
+	for (; *text; text++)
+		fputs(*text == ',' ? ",," : (char[]){*text, '\0'}, stdout);
+}
 
-	socket = socket ? socket + 7 : "";
-	printf("disk %s is served at %s\n"
-	       "QEMU:    -blockdev "
-	       "driver=nbd,node-name=%s,server.type=unix,server.path=%s,export=%s,"
-	       "reconnect-delay=30,discard=unmap\n"
-	       "libvirt: <disk type='network' device='disk'><driver name='qemu' type='raw' "
-	       "discard='unmap'/><source protocol='nbd' name='%s'><host transport='unix' "
-	       "socket='%s'/></source><target dev='vda' bus='virtio'/></disk>\n",
-	       name, uri, name, socket, name, name, socket);
-	(void)cli;
+static void put_xml(const char *text)
+{
+	for (; *text; text++)
+		fputs(*text == '&'    ? "&amp;"
+		      : *text == '<'  ? "&lt;"
+		      : *text == '\'' ? "&apos;"
+				      : (char[]){*text, '\0'},
+		      stdout);
+}
+
+static void print_use(const char *name, const char *uri)
+{
+	bm_free char *socket = bm_uri_socket(uri);
+
+	printf("disk %s is served at %s\n", name, uri);
+	if (!socket)
+		return;
+	printf("QEMU:    -blockdev driver=nbd,node-name=%s,server.type=unix,server.path=", name);
+	put_option(socket);
+	printf(",export=%s,reconnect-delay=30,discard=unmap\n", name);
+	printf("libvirt: <disk type='network' device='disk'><driver name='qemu' type='raw' "
+	       "discard='unmap'/><source protocol='nbd' name='%s'><host transport='unix' socket='",
+	       name);
+	put_xml(socket);
+	puts("'/></source><target dev='vda' bus='virtio'/></disk>");
 }
 
 static int show_json(const struct cli *cli, const char *name)
@@ -106,7 +134,7 @@ static int wait_ready(const struct cli *cli, int pid, int output, const char *na
 	line[strcspn(line, "\n")] = '\0';
 	if (cli->json)
 		return show_json(cli, name);
-	print_use(cli, name, line + 6);
+	print_use(name, line + 6);
 	return 0;
 }
 
@@ -119,8 +147,9 @@ static int absolute_folder(const char *folder, char **absolute, struct bm_error 
 	return *absolute ? 0 : bm_fail_errno(error, r < 0 ? r : errno, "cannot create %s", folder);
 }
 
-static int start(const struct cli *cli, const char *name, const char *image, const char *create)
+static int start(const struct serve *serve, const char *name, const char *image)
 {
+	const struct cli *cli = serve->cli;
 	bm_free char *run = NULL, *state = NULL, *log = NULL, *disks = NULL, *uri = NULL;
 	struct bm_error error;
 	char *argv[12];
@@ -129,7 +158,7 @@ static int start(const struct cli *cli, const char *name, const char *image, con
 	if (absolute_folder(cli->run_dir, &run, &error) < 0 ||
 	    absolute_folder(cli->state_dir, &state, &error) < 0)
 		return cli_fail(cli, &error);
-	uri = image ? bm_uri_canonical(image) : NULL;
+	uri = image ? bm_uri_absolute(image) : NULL;
 	if (asprintf(&disks, "%s/disks", run) < 0 || bm_make_folders(disks) < 0 ||
 	    asprintf(&log, "%s/%s.log", disks, name) < 0) {
 		bm_fail_errno(&error, errno, "cannot use %s", run);
@@ -142,11 +171,13 @@ static int start(const struct cli *cli, const char *name, const char *image, con
 	argv[n++] = run;
 	argv[n++] = (char *)"--state-dir";
 	argv[n++] = state;
-	if (create) {
+	if (serve->create) {
 		argv[n++] = (char *)"--create";
-		argv[n++] = (char *)create;
+		argv[n++] = (char *)serve->create;
 	}
-	if (image) /* what has no canonical form does not exist: the disk process tells so */
+	if (serve->force)
+		argv[n++] = (char *)"--force";
+	if (image)
 		argv[n++] = uri ? uri : (char *)image;
 	argv[n] = NULL;
 	r = cli_spawn(argv, &output, log, NULL);
@@ -159,7 +190,9 @@ static int start(const struct cli *cli, const char *name, const char *image, con
 
 int cmd_serve(struct cli *cli, int argc, char **argv)
 {
-	static const struct option own[] = {{"create", required_argument, NULL, OPT_CREATE}, {0}};
+	static const struct option own[] = {{"create", required_argument, NULL, OPT_CREATE},
+					    {"force", no_argument, NULL, OPT_FORCE},
+					    {0}};
 	struct serve serve = {.cli = cli};
 	struct bm_error error;
 	const char *name;
@@ -170,11 +203,11 @@ int cmd_serve(struct cli *cli, int argc, char **argv)
 	if (r)
 		return r < 0 ? 0 : r;
 	name = argv[optind];
-	if (strchr(name, '/') || !*name)
-		return cli_usage(cli, "\"%s\": a disk's name has no slash", name);
+	if (bm_disk_name_check(name, &error) < 0)
+		return cli_fail(cli, &error);
 	if (cli_is_served(cli, name)) {
 		bm_fail(&error, BM_E_BUSY, "disk %s is served already", name);
 		return cli_fail(cli, &error);
 	}
-	return start(cli, name, argv[optind + 1], serve.create);
+	return start(&serve, name, argv[optind + 1]);
 }

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/close_range.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -31,7 +32,7 @@ static void find_program(char path[PATH_MAX])
 /* In the child: only async-signal-safe calls, and no way back. */
 static void become(const char *path, char *const argv[], int output, int log, const int *keep_fd)
 {
-	int null = open("/dev/null", O_RDWR);
+	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
 	sigset_t none;
 
 	sigemptyset(&none);
@@ -41,9 +42,12 @@ static void become(const char *path, char *const argv[], int output, int log, co
 	dup2(output >= 0 ? output : null, STDOUT_FILENO);
 	if (log >= 0)
 		dup2(log, STDERR_FILENO);
+	/* A caller's lock, pipe or working directory shall not be kept for as long as we live. */
+	close_range(STDERR_FILENO + 1, ~0u, CLOSE_RANGE_CLOEXEC);
 	if (keep_fd)
 		fcntl(*keep_fd, F_SETFD, 0);
-	execvp(path, argv);
+	if (chdir("/") == 0)
+		execvp(path, argv);
 	_exit(127);
 }
 

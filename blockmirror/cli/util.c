@@ -11,6 +11,8 @@
 #include "blockmirror/base/units.h"
 #include "blockmirror/cli/cli.h"
 
+#define ANSWER 3000000000ull /* ns: who is well answers sooner */
+
 enum { OPT_RUN = 1, OPT_STATE, OPT_JSON, OPT_PROGRESS, OPT_HELP, MOST_OPTIONS = 24 };
 
 static const struct option common[] = {
@@ -46,6 +48,7 @@ static int take_common(struct cli *cli, int option)
 	switch (option) {
 	case OPT_RUN:
 		cli->run_dir = optarg;
+		cli->run_dir_given = true;
 		return 0;
 	case OPT_STATE:
 		cli->state_dir = optarg;
@@ -150,26 +153,43 @@ int cli_connect(const struct cli *cli, const char *name, struct bm_client **clie
 	return r;
 }
 
+char *cli_hint(const struct cli *cli)
+{
+	char *hint;
+
+	if (!cli->run_dir_given)
+		return strdup("blockmirror");
+	return asprintf(&hint, "blockmirror --run-dir %s", cli->run_dir) < 0 ? NULL : hint;
+}
+
 bool cli_is_served(const struct cli *cli, const char *name)
 {
 	struct bm_client *client;
 
+	int r;
+
 	if (strchr(name, '/') || strchr(name, ':') || cli_connect(cli, name, &client, NULL) < 0)
 		return false;
+	/* A process that is being killed still takes connections. */
+	bm_client_set_timeout(client, ANSWER);
+	r = bm_client_call(client, "show", NULL, NULL, NULL);
 	bm_client_close(client);
-	return true;
+	return !r;
 }
 
 static json_t *show_one(const struct cli *cli, const char *name)
 {
 	struct bm_client *client;
 	json_t *disk = NULL;
+	const char *state = "not running";
 
 	if (!cli_connect(cli, name, &client, NULL)) {
+		bm_client_set_timeout(client, ANSWER);
 		bm_client_call(client, "show", NULL, &disk, NULL);
 		bm_client_close(client);
+		state = "does not answer";
 	}
-	return disk ? disk : json_pack("{s:s s:s}", "name", name, "state", "not running");
+	return disk ? disk : json_pack("{s:s s:s}", "name", name, "state", state);
 }
 
 json_t *cli_all_disks(const struct cli *cli)

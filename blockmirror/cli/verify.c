@@ -18,7 +18,7 @@ static json_t *uri_of(const struct cli *cli, const char *text)
 	json_t *disk = NULL, *result = NULL;
 
 	if (!cli_is_served(cli, text)) {
-		uri = bm_uri_canonical(text);
+		uri = bm_uri_absolute(text);
 		return json_string(uri ? uri : text);
 	}
 	if (!cli_connect(cli, text, &client, NULL)) {

@@ -50,6 +50,7 @@ struct file_io {
 struct file {
 	struct bm_dev dev;
 	int fd;
+	bool device; /* a block device */
 	bool cancelled;
 	const struct bm_aio_ops *engine_ops;
 	struct bm_aio *engine; /* NULL: workers only */
@@ -122,7 +123,8 @@ static int zero(struct file_io *io)
 
 	if (!(rq->flags & BM_NO_HOLE))
 		r = try_fallocate(fd, FALLOC_FL_PUNCH_HOLE, rq);
-	if (unsupported(r) && rq->op == BM_ZERO)
+	/* A block device without an offload for it writes zeros: that is not fast. */
+	if (unsupported(r) && rq->op == BM_ZERO && !(rq->flags & BM_FAST && io->file->device))
 		r = try_fallocate(fd, FALLOC_FL_ZERO_RANGE, rq);
 	if (unsupported(r) && rq->op == BM_TRIM)
 		return 0; /* a hint */
@@ -328,10 +330,18 @@ static const struct bm_dev_ops file_ops = {
 
 /* Opening */
 
+/* How long a process that is dying may keep the image (options->fence). */
+static uint64_t patience(const struct bm_open_options *options)
+{
+	if (!options->fence)
+		return 0;
+	return options->fence_ns ? options->fence_ns : LOCK_WAIT;
+}
+
 static int lock_image(int fd, const char *path, const struct bm_open_options *options,
 		      struct bm_error *error)
 {
-	uint64_t left = options->fence ? options->fence_ns ? options->fence_ns : LOCK_WAIT : 0;
+	uint64_t left = patience(options);
 	int r;
 
 	if (options->unlocked)
@@ -349,10 +359,22 @@ static int lock_image(int fd, const char *path, const struct bm_open_options *op
 	return r == -EOPNOTSUPP || r == -ENOLCK ? 0 : r ? bm_fail_errno(error, r, "%s", path) : 0;
 }
 
+static int open_once(const char *path, int flags, bool *direct)
+{
+	int fd = *direct ? open(path, flags | O_DIRECT) : -1;
+
+	if (fd < 0 && (!*direct || errno == EINVAL)) {
+		*direct = false;
+		fd = open(path, flags);
+	}
+	return fd < 0 ? -errno : fd;
+}
+
 static int open_image(const char *path, const struct bm_open_options *options, struct stat *st,
 		      bool *direct, struct bm_error *error)
 {
 	int flags = (options->read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC, fd;
+	uint64_t left = patience(options);
 
 	if (stat(path, st) < 0)
 		return bm_fail_errno(error, errno, "cannot open %s", path);
@@ -365,14 +387,12 @@ static int open_image(const char *path, const struct bm_open_options *options, s
 	if (S_ISBLK(st->st_mode) && !options->read_only)
 		flags |= O_EXCL;
 	*direct = !options->buffered;
-	fd = *direct ? open(path, flags | O_DIRECT) : -1;
-	if (fd < 0 && (!*direct || errno == EINVAL)) {
-		*direct = false;
-		fd = open(path, flags);
+	while ((fd = open_once(path, flags, direct)) == -EBUSY && left >= LOCK_RETRY) {
+		if (bm_wait_a_while(options, LOCK_RETRY) < 0)
+			break;
+		left -= LOCK_RETRY;
 	}
-	if (fd < 0)
-		return bm_fail_errno(error, errno, "cannot open %s", path);
-	return fd;
+	return fd < 0 ? bm_fail_errno(error, fd, "cannot open %s", path) : fd;
 }
 
 /* The alignment that O_DIRECT asks for: told by the kernel (6.1), or found out by reading. */
@@ -414,6 +434,7 @@ static void set_geometry(struct file *f, const struct stat *st, bool read_only, 
 {
 	unsigned short rotational = 0;
 
+	f->device = S_ISBLK(st->st_mode);
 	f->dev.geometry.block = block;
 	f->dev.geometry.max_transfer = BM_BUF_MAX;
 	f->dev.geometry.max_zero = BM_MAX_ZERO;

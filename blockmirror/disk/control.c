@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "blockmirror/base/uri.h"
 #include "blockmirror/disk/job.h"
@@ -48,6 +49,7 @@ static void start_job(struct disk *d, enum job_kind kind, struct bm_rpc_call *ca
 {
 	struct job_options options = {.kind = kind};
 	const char *target = NULL;
+	struct stat st;
 	int overwrite = 0, manual = 0, delete_source = 0;
 
 	if (json_unpack(params, "{s:s s?b s?b s?b}", "target", &target, "overwrite", &overwrite,
@@ -60,7 +62,8 @@ static void start_job(struct disk *d, enum job_kind kind, struct bm_rpc_call *ca
 		fail(call, BM_E_BUSY, "the disk is being stopped");
 		return;
 	}
-	if (delete_source && !bm_uri_path(d->record.uri)) {
+	if (delete_source && (!bm_uri_path(d->record.uri) ||
+			      stat(bm_uri_path(d->record.uri), &st) < 0 || !S_ISREG(st.st_mode))) {
 		fail(call, BM_E_UNSUPPORTED, "only a source that is a file can be deleted");
 		return;
 	}
@@ -105,7 +108,7 @@ static void method_switch(void *arg, struct bm_rpc_call *call, json_t *params)
 		return;
 	}
 	job_event(d->job, EV_SWITCH);
-	wait_for(d->job, call, false);
+	bm_rpc_reply(call, report_job(d->job));
 }
 
 static void method_stop(void *arg, struct bm_rpc_call *call, json_t *params)

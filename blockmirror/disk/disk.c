@@ -12,39 +12,30 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "blockmirror/base/cleanup.h"
+#include "blockmirror/base/disk_name.h"
 #include "blockmirror/base/file_util.h"
 #include "blockmirror/base/log.h"
 #include "blockmirror/base/uri.h"
+#include "blockmirror/client.h"
 #include "blockmirror/dev/open.h"
 #include "blockmirror/disk/job.h"
 
 enum {
 	ALIGN = 4096, /* ranges are compared rounded out to this: the largest block there is */
 	OPENERS = 4,
-	NAME_MAX_LENGTH = 100,
 };
-
-static int check_name(const char *name, struct bm_error *error)
-{
-	size_t good =
-		strspn(name, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-");
-
-	if (!*name || name[good] || name[0] == '.' || strlen(name) > NAME_MAX_LENGTH)
-		return bm_fail(
-			error, BM_E_USAGE,
-			"\"%s\": a disk's name is 1 to %d letters, digits, and . _ - and does not "
-			"begin with a dot",
-			name, NAME_MAX_LENGTH);
-	return 0;
-}
+#define TAKE_OVER 30000000000ull /* ns that a dying process gets to end its I/O */
+#define ANSWER    1000000000ull  /* ns: who serves a disk answers sooner */
 
 static int make_paths(struct disk *d, const struct disk_options *options, struct bm_error *error)
 {
@@ -71,16 +62,41 @@ static int make_paths(struct disk *d, const struct disk_options *options, struct
 	return 0;
 }
 
-/* One process per record. The lock goes with the process, however it ends. */
+/* Whether a process serves the disk now, and does not just take its time to die. */
+static bool is_served(const struct disk *d)
+{
+	struct bm_client *client;
+	int r = bm_client_connect(d->control_path, &client, NULL);
+
+	if (r < 0)
+		return false;
+	bm_client_set_timeout(client, ANSWER);
+	r = bm_client_call(client, "show", NULL, NULL, NULL);
+	bm_client_close(client);
+	return !r;
+}
+
+/*
+ * One process per record. The lock goes with the process, however it ends; a killed one keeps it
+ * until the kernel has ended its I/O, and is waited for.
+ */
 static int lock_folder(struct disk *d, struct bm_error *error)
 {
+	uint64_t waited = 0;
+
 	d->folder_lock = open(d->folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (d->folder_lock < 0)
 		return bm_fail_errno(error, errno, "cannot open %s", d->folder);
-	if (flock(d->folder_lock, LOCK_EX | LOCK_NB) < 0)
-		return bm_fail(error, BM_E_BUSY,
-			       "disk %s is served already (its record in %s is in use)", d->name,
-			       d->folder);
+	while (flock(d->folder_lock, LOCK_EX | LOCK_NB) < 0) {
+		const struct timespec step = {.tv_nsec = 10000000};
+
+		if (waited > TAKE_OVER || is_served(d))
+			return bm_fail(error, BM_E_BUSY,
+				       "disk %s is served already (its record in %s is in use)",
+				       d->name, d->folder);
+		nanosleep(&step, NULL);
+		waited += (uint64_t)step.tv_nsec;
+	}
 	return 0;
 }
 
@@ -103,7 +119,7 @@ static int agree(const struct disk *d, const char *uri, struct bm_error *error)
 /* A disk that was never served before. */
 static int new_disk(struct disk *d, const struct disk_options *options, struct bm_error *error)
 {
-	char id[33];
+	char id[33], shown[400];
 	int r = 0;
 
 	if (!options->uri)
@@ -112,7 +128,8 @@ static int new_disk(struct disk *d, const struct disk_options *options, struct b
 	if (options->create && bm_uri_path(options->uri))
 		r = bm_file_create(bm_uri_path(options->uri), options->create, error);
 	else if (options->create)
-		r = bm_fail(error, BM_E_USAGE, "--create makes files, not %s", options->uri);
+		r = bm_fail(error, BM_E_USAGE, "--create makes files, not %s",
+			    bm_uri_redact(options->uri, shown, sizeof(shown)));
 	if (r < 0)
 		return r;
 	d->created = options->create != 0;
@@ -121,24 +138,31 @@ static int new_disk(struct disk *d, const struct disk_options *options, struct b
 	d->record.disk = strdup(id);
 	d->record.uri = bm_uri_canonical(options->uri);
 	if (!d->record.name || !d->record.disk || !d->record.uri)
-		return bm_fail_errno(error, errno, "%s", options->uri);
-	return 0;
+		return bm_fail_errno(error, errno, "%s",
+				     bm_uri_redact(options->uri, shown, sizeof(shown)));
+	return bm_record_checks_uri(d->record.uri, error);
 }
 
-static int open_image(struct disk *d, bool known, struct bm_error *error)
+static int open_image(struct disk *d, const struct disk_options *asked, struct bm_error *error)
 {
 	/* Our own dead process may have left requests behind: the image's lock tells. */
-	const struct bm_open_options options = {.fence = known};
+	const struct bm_open_options options = {.fence = !d->fresh};
+	enum owner_use use = asked->force ? OWNER_FORCE : OWNER_SERVE;
 	char shown[400];
 	int r;
 
-	/* Whatever the mark says: what our own record names is ours. */
-	r = known ? 0 : owner_check(d->record.uri, d->folder, true, error);
+	/*
+	 * Whatever the mark says: what our own record names is ours. Else the mark is looked at
+	 * first, since it tells more than a lock that is held, and again when we hold the lock.
+	 */
+	r = d->fresh ? owner_check(d->record.uri, d->folder, use, error) : 0;
 	if (!r)
 		r = bm_dev_open(d->record.uri, &options, &d->side[0], error);
+	if (!r && d->fresh)
+		r = owner_check(d->record.uri, d->folder, use, error);
 	if (r < 0)
 		return r;
-	if (!known)
+	if (d->fresh)
 		d->record.size = d->side[0]->geometry.size;
 	if (d->side[0]->geometry.size < d->record.size)
 		return bm_fail(error, BM_E_SIZE,
@@ -189,37 +213,35 @@ static int build_stack(struct disk *d, struct bm_error *error)
 
 static int find_image(struct disk *d, const struct disk_options *options, struct bm_error *error)
 {
-	bool known;
 	int r = bm_record_read(d->folder, &d->record, error);
 
 	if (r < 0 && r != -ENOENT)
 		return r;
-	known = !r;
+	d->fresh = r < 0;
 	d->generation = d->record.generation;
-	r = known ? agree(d, options->uri, error) : new_disk(d, options, error);
-	if (!r)
-		r = open_image(d, known, error);
-	if (!r)
-		r = known ? job_recover(d, error) : write_first_record(d, error);
-	return r;
+	r = d->fresh ? new_disk(d, options, error) : agree(d, options->uri, error);
+	return r ? r : open_image(d, options, error);
 }
 
 /* It did not come to a disk: what was made for it goes again. */
 static void leave_nothing(struct disk *d)
 {
-	if (d->record.generation)
+	if (!d->fresh)
 		return;
-	if (d->created && d->record.uri)
+	if (d->generation)
+		bm_record_remove(d->folder);
+	if (d->generation && bm_uri_path(d->record.uri))
+		bm_mark_remove(bm_uri_path(d->record.uri));
+	if (d->created)
 		unlink(bm_uri_path(d->record.uri));
-	if (d->folder)
-		rmdir(d->folder);
+	rmdir(d->folder);
 }
 
 int disk_open(struct bm_loop *loop, const struct disk_options *options, struct disk **disk,
 	      struct bm_error *error)
 {
 	struct disk *d = calloc(1, sizeof(*d));
-	int r = check_name(options->name, error);
+	int r = bm_disk_name_check(options->name, error);
 
 	if (!d)
 		return bm_fail_errno(error, ENOMEM, "disk %s", options->name);
@@ -237,8 +259,13 @@ int disk_open(struct bm_loop *loop, const struct disk_options *options, struct d
 		r = lock_folder(d, error);
 	if (!r)
 		r = find_image(d, options, error);
+	/* Clients may connect from here on, and are served when the loop runs. */
 	if (!r)
 		r = build_stack(d, error);
+	if (!r && d->fresh)
+		r = write_first_record(d, error);
+	else if (!r)
+		job_recover(d);
 	if (r < 0) {
 		leave_nothing(d);
 		disk_close(d);
@@ -260,6 +287,8 @@ void disk_stop(struct disk *d)
 	if (d->stopping)
 		return;
 	d->stopping = true;
+	if (job_runs(d->job)) /* a target that is being opened may take its time */
+		atomic_store(&d->job->give_up, true);
 	nbd_server_stop(d->nbd, clients_gone, d);
 }
 

@@ -32,6 +32,7 @@ struct disk_options {
 	const char *name, *run_dir, *state_dir;
 	const char *uri; /* NULL: what the record says */
 	uint64_t create; /* bytes; 0: the image exists */
+	bool force;      /* serve an old or incomplete copy */
 };
 
 struct disk {
@@ -53,6 +54,7 @@ struct disk {
 	unsigned jobs;   /* number of the last one */
 	json_t *past;    /* jobs that have ended, newest last */
 	bool stopping, created;
+	bool fresh; /* had no record when it was opened */
 	uint64_t started;
 };
 
@@ -79,10 +81,16 @@ static inline int disk_authority(const struct disk *disk)
 }
 
 /*
- * owner.c: whether the image may be served by the record in folder (to_serve), or overwritten by
- * it; and the mark that says so. For URIs that are not files both do nothing.
+ * owner.c: whether the image may be used by the record in folder ("": by none), and the mark that
+ * says so. For URIs that are neither files nor block devices both do nothing.
  */
-int owner_check(const char *uri, const char *folder, bool to_serve, struct bm_error *error);
+enum owner_use {
+	OWNER_SERVE,
+	OWNER_FORCE, /* serve it, though it is an old or incomplete copy */
+	OWNER_READ,  /* copy it: old ones may be */
+	OWNER_OVERWRITE,
+};
+int owner_check(const char *uri, const char *folder, enum owner_use use, struct bm_error *error);
 int owner_mark(const char *uri, const char *state, const struct bm_record *record,
 	       const char *folder);
 
@@ -104,17 +112,21 @@ struct target {
 	const char *own_socket; /* of our own export */
 	const char *name;       /* for a folder that the source's name does not give one for */
 	const struct bm_record *record;
-	const char *folder;
+	const char *folder; /* of the record; "": there is none */
 	bool (*interrupted)(void *arg);
 	void *arg;
 	/* found */
 	char *uri;
 	struct bm_dev *dev;
-	bool created, zeroed;
+	bool created, zeroed, marked;
+	struct bm_mark before; /* what it was marked as */
 	struct bm_error error;
 };
 
 int target_prepare(struct target *target);
+
+/* Nothing was written to it: it is marked as it was before. Blocks. */
+void target_unmark(const struct target *target);
 
 /* Forgets the target: closes it, and removes it when it was created. */
 void target_drop(struct target *target);

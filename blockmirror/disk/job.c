@@ -121,6 +121,14 @@ static enum job_phase finish(struct job *job)
 	return PHASE_FINISHING;
 }
 
+static int cannot_mirror(struct job *job, int r)
+{
+	char shown[400];
+
+	return bm_fail_errno(&job->error, r, "cannot mirror to %s",
+			     bm_uri_redact(job->target.uri, shown, sizeof(shown)));
+}
+
 /* Makes the target fit, and hands it to the mirror. */
 static int attach(struct job *job)
 {
@@ -129,32 +137,32 @@ static int attach(struct job *job)
 
 	r = bm_order_fit(&job->target.dev, bm_mirror_dev(d->mirror)->geometry.block);
 	if (r < 0)
-		return r;
+		return cannot_mirror(job, r);
 	bm_dev_start(job->target.dev, d->loop);
 	d->side[side] = job->target.dev;
 	job->target.dev = NULL;
 	if (d->map_path)
 		job->map = mapfile_create(d->map_path, &d->record, GRANULE);
 	if (d->map_path && !job->map)
-		return -errno;
+		return bm_fail_errno(&job->error, errno, "cannot write the map %s", d->map_path);
 	bm_mirror_set_rate(d->mirror, job->options.rate);
 	bm_mirror_set_latency(d->mirror, job->options.latency);
 	bm_mirror_pause(d->mirror, job->paused);
-	return bm_mirror_attach(d->mirror, d->side[side], job->target.zeroed, job->map);
+	r = bm_mirror_attach(d->mirror, d->side[side], job->target.zeroed, job->map);
+	job->attached = !r;
+	return r < 0 ? cannot_mirror(job, r) : 0;
 }
 
 static enum job_phase started(struct job *job)
 {
 	struct disk *d = job->disk;
-	int r, side = !disk_authority(d);
+	int side = !disk_authority(d);
 
 	if (job->step_error.code && !job->error.code)
 		job->error = job->step_error;
 	else if (d->folder && !job->step_error.code)
 		believe_record(job);
-	if (!job->error.code && (r = attach(job)) < 0)
-		bm_fail_errno(&job->error, r, "cannot mirror to %s", job->options.target);
-	if (job->error.code) {
+	if (job->error.code || attach(job) < 0) {
 		bm_dev_close(d->side[side]);
 		d->side[side] = NULL;
 		bm_dev_close(job->target.dev);
@@ -182,6 +190,7 @@ static enum job_phase ask_switch(struct job *job)
 	if (job->phase != PHASE_IN_SYNC)
 		return job->phase;
 	job->switch_started = bm_loop_now(job->disk->loop);
+	job->disk->meter.longest = 0;
 	take_snapshot(job, "running", job->target.uri);
 	job->disk->generation++; /* the record back, too */
 	job->preparing_records = true;
@@ -303,12 +312,26 @@ void job_stop(struct job *job, enum bm_code code, const char *text)
 	job_event(job, EV_STOP);
 }
 
+/* It was, and may not be any more: a target may fail, or fill up, while one waits for the switch.
+ */
+bool job_in_sync(const struct job *job)
+{
+	struct bm_mirror_stats stats;
+
+	if (job->phase != PHASE_IN_SYNC)
+		return false;
+	bm_mirror_get_stats(job->disk->mirror, &stats);
+	return stats.state == BM_STATE_IN_SYNC;
+}
+
 void job_tell_waiters(struct job *job)
 {
+	bool synced = job->phase > PHASE_IN_SYNC || job_in_sync(job);
+
 	bm_list_each_safe(node, &job->waiters) {
 		struct job_waiter *w = bm_container(node, struct job_waiter, link);
 
-		if (job->phase != PHASE_ENDED && !(w->for_sync && job->phase >= PHASE_IN_SYNC))
+		if (job->phase != PHASE_ENDED && !(w->for_sync && synced))
 			continue;
 		bm_list_remove(&w->link);
 		bm_rpc_reply(w->call, report_job(job));
@@ -348,7 +371,6 @@ static void records_done(struct bm_work *work)
 		return;
 	}
 	job->records_ready = true;
-	job->disk->meter.longest = 0;
 	bm_mirror_switch(job->disk->mirror);
 }
 
@@ -462,8 +484,9 @@ static void host_event(void *arg, enum bm_mirror_event event)
 	int side = !disk_authority(d);
 
 	switch (event) {
-	case BM_MIRROR_IN_SYNC:
+	case BM_MIRROR_IN_SYNC: /* for the first time, or again */
 		job_event(d->job, EV_IN_SYNC);
+		job_tell_waiters(d->job);
 		break;
 	case BM_MIRROR_SWITCHED:
 		job_event(d->job, EV_SWITCHED);
@@ -573,8 +596,8 @@ void job_begin(struct disk *d, struct job_options *options, struct bm_rpc_call *
 		.source = job->source,
 		.own_socket = d->nbd_path,
 		.name = d->name,
-		.record = d->folder ? &d->record : NULL,
-		.folder = d->folder,
+		.record = &d->record,
+		.folder = d->folder ? d->folder : "",
 	};
 	run(job, d->workers, &job->prepare);
 }

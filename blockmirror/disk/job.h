@@ -59,7 +59,8 @@ struct job {
 	unsigned number;
 	enum job_phase phase;
 	bool switched, paused, switch_wanted;
-	bool refused; /* the target was no good: as if nobody had asked */
+	bool attached;                  /* something may have been written to the target */
+	bool refused;                   /* the target was no good: as if nobody had asked */
 	struct bm_error error;          /* why it stopped; BM_OK: it did not */
 	struct bm_rpc_call *start_call; /* waits until the target is known to be good */
 	struct bm_list waiters;
@@ -104,7 +105,7 @@ void job_event(struct job *job, enum job_event event);
 void job_stop(struct job *job, enum bm_code code, const char *text);
 
 /* At start: what became of the job that the record speaks of. Blocks. */
-int job_recover(struct disk *disk, struct bm_error *error);
+void job_recover(struct disk *disk);
 
 /* The disk goes away. */
 void job_forget(struct disk *disk);
@@ -120,6 +121,8 @@ static inline struct job *job_of(const struct disk *disk)
 	return disk->job && !disk->job->refused ? disk->job : NULL;
 }
 
+bool job_in_sync(const struct job *job);
+
 /* Answers who waits for what the job has reached. */
 void job_tell_waiters(struct job *job);
 
@@ -129,6 +132,8 @@ json_t *report_disk(struct disk *disk);
 /* What the record keeps of a job. */
 json_t *report_record(const struct job *job, const char *state);
 const char *report_phase(const struct job *job);
+/* The job that the record speaks of, which has ended. */
+json_t *report_past(const struct disk *disk);
 
 /* steps.c: run in workers; they read job->snapshot and write job->step_error. */
 void step_prepare(struct bm_work *work);

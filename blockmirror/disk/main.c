@@ -13,6 +13,7 @@
 #include "blockmirror/base/dirs.h"
 #include "blockmirror/base/log.h"
 #include "blockmirror/base/units.h"
+#include "blockmirror/base/uri.h"
 #include "blockmirror/disk/disk.h"
 #include "blockmirror/disk/oneoff.h"
 
@@ -25,6 +26,7 @@ static const char help[] =
 	"  --run-dir DIR    sockets (default $BLOCKMIRROR_RUN_DIR, then /run/blockmirror)\n"
 	"  --state-dir DIR  records (default $BLOCKMIRROR_STATE_DIR, then /var/lib/blockmirror)\n"
 	"  --create SIZE    make the image, a file, of that size\n"
+	"  --force          serve IMAGE though it is an old or an incomplete copy\n"
 	"  --one-off FD     no disk: copy or compare, as asked over that socket, and end\n"
 	"  --help, --version\n"
 	"\n"
@@ -106,6 +108,7 @@ int main(int argc, char **argv)
 		{"run-dir", required_argument, NULL, 'r'},
 		{"state-dir", required_argument, NULL, 's'},
 		{"create", required_argument, NULL, 'c'},
+		{"force", no_argument, NULL, 'f'},
 		{"one-off", required_argument, NULL, 'o'},
 		{"help", no_argument, NULL, 'h'},
 		{"version", no_argument, NULL, 'V'},
@@ -137,6 +140,9 @@ int main(int argc, char **argv)
 				return 2;
 			}
 			break;
+		case 'f':
+			disk.force = true;
+			break;
 		case 'o':
 			control = atoi(optarg);
 			break;
@@ -150,7 +156,10 @@ int main(int argc, char **argv)
 			return usage();
 		}
 	}
-	disk.uri = argv[optind];
+	if (argv[optind]) { /* with its passwords it is for nobody to see */
+		disk.uri = strdup(argv[optind]);
+		bm_uri_hide(argv[optind]);
+	}
 	if (argc - optind > 1 || (!disk.name && control < 0)) {
 		fputs(disk.name ? "blockmirror-disk: one image is served\n"
 				: "blockmirror-disk: --name is wanted\n",

@@ -58,6 +58,8 @@ static void open_devices(struct bm_work *work)
 	for (int i = 0; i < (o->verifies ? 2 : 1); i++)
 		if (bm_dev_open(o->uri[i], &options, &o->dev[i], &o->error) < 0)
 			return;
+	if (!o->verifies)
+		owner_check(o->uri[0], "", OWNER_READ, &o->error);
 }
 
 static void answer_failure(struct oneoff *o)
@@ -270,6 +272,7 @@ int oneoff_run(struct bm_loop *loop, int control, struct bm_error *error)
 	struct oneoff *o = calloc(1, sizeof(*o));
 	struct disk *d = o ? &o->disk : NULL;
 	int r = -ENOMEM;
+	char id[33];
 
 	if (!o)
 		return bm_fail_errno(error, ENOMEM, "one-off");
@@ -278,8 +281,10 @@ int oneoff_run(struct bm_loop *loop, int control, struct bm_error *error)
 	d->past = json_array();
 	d->workers = bm_workers_new(2);
 	d->recorder = bm_workers_new(1);
+	bm_identity(id);
 	d->record.name = strdup("copy");
-	if (d->past && d->workers && d->recorder && d->record.name)
+	d->record.disk = strdup(id);
+	if (d->past && d->workers && d->recorder && d->record.name && d->record.disk)
 		r = bm_rpc_new(loop, methods, d, &d->rpc);
 	if (!r)
 		r = bm_rpc_serve_fd(d->rpc, control, client_gone);

@@ -1,55 +1,137 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * Who owns an image: the mark on it, checked against the record that the mark names. A record that
- * is gone, or says that its disk is elsewhere, owns nothing.
+ * is gone owns nothing. A block device bears no mark: the records beside our own are asked.
  */
+#include <dirent.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "blockmirror/base/cleanup.h"
 #include "blockmirror/base/uri.h"
 #include "blockmirror/disk/disk.h"
 
-/* Whether the record in folder says that path is the truth of its disk. */
-static bool claims(const char *folder, const char *path)
+static int owned(struct bm_error *error, const char *path, const char *folder)
+{
+	return bm_fail(error, BM_E_OWNED,
+		       "%s belongs to the disk whose record is in %s; serve that disk, or remove "
+		       "that record first",
+		       path, folder);
+}
+
+static int retired(struct bm_error *error, const char *path, const char *where)
+{
+	return bm_fail(error, BM_E_RETIRED,
+		       "%s is an old copy: its disk moved to %s; --force serves it all the same",
+		       path, where);
+}
+
+static int unusable(struct bm_error *error, const char *path, enum owner_use use)
+{
+	return bm_fail(
+		error, BM_E_UNUSABLE,
+		"%s is an incomplete copy, left by a move that was interrupted; remove it, or "
+		"give it as target again with --overwrite%s",
+		path, use == OWNER_SERVE ? " (--force serves it all the same)" : "");
+}
+
+/* The image is marked as the truth of the disk of another record: what does that one say? */
+static int check_active(const char *path, const struct bm_mark *mark, enum owner_use use,
+			struct bm_error *error)
 {
 	bm_record_auto struct bm_record record = {0};
 	bm_free char *real = bm_uri_canonical(path);
 	const char *claimed;
+	char shown[400];
 
-	if (!real || bm_record_read(folder, &record, NULL) < 0)
-		return false;
+	if (!real || bm_record_read(mark->folder, &record, NULL) < 0 ||
+	    strcmp(record.disk, mark->disk))
+		return 0;
 	claimed = bm_uri_path(record.uri);
-	return claimed && !strcmp(claimed, real);
+	if (claimed && !strcmp(claimed, real))
+		return use == OWNER_READ ? 0 : owned(error, path, mark->folder);
+	/* A crash came between the record of a switch and the marks of its images. */
+	return use == OWNER_SERVE
+		       ? retired(error, path, bm_uri_redact(record.uri, shown, sizeof(shown)))
+		       : 0;
 }
 
-int owner_check(const char *uri, const char *folder, bool to_serve, struct bm_error *error)
+static bool is_device(const char *uri, dev_t device)
+{
+	const char *path = uri ? bm_uri_path(uri) : NULL;
+	struct stat st;
+
+	return path && !stat(path, &st) && S_ISBLK(st.st_mode) && st.st_rdev == device;
+}
+
+/* What one record has to do with a block device. */
+static int check_record(const char *path, dev_t device, const char *folder, enum owner_use use,
+			struct bm_error *error)
+{
+	bm_record_auto struct bm_record record = {0};
+	const char *state = "", *source = NULL, *target = NULL, *kind = "";
+	char shown[400];
+
+	if (bm_record_read(folder, &record, NULL) < 0)
+		return 0;
+	if (is_device(record.uri, device))
+		return use == OWNER_READ ? 0 : owned(error, path, folder);
+	if (!record.job || json_unpack(record.job, "{s?s s?s s?s s?s}", "state", &state, "kind",
+				       &kind, "source", &source, "target", &target))
+		return 0;
+	if (use == OWNER_SERVE && !strcmp(state, "done") && !strcmp(kind, "relocate") &&
+	    is_device(source, device))
+		return retired(error, path, bm_uri_redact(record.uri, shown, sizeof(shown)));
+	if ((use == OWNER_SERVE || use == OWNER_READ) && strcmp(state, "done") &&
+	    is_device(target, device))
+		return unusable(error, path, use);
+	return 0;
+}
+
+static int check_device(const char *path, dev_t device, const char *folder, enum owner_use use,
+			struct bm_error *error)
+{
+	bm_free char *parent = strdup(folder);
+	char *slash = parent ? strrchr(parent, '/') : NULL;
+	struct dirent **entries = NULL;
+	int n, r = 0;
+
+	if (!slash)
+		return 0;
+	*slash = '\0';
+	n = scandir(parent, &entries, NULL, alphasort);
+	for (int i = 0; i < n; i++) {
+		bm_free char *beside = NULL;
+
+		if (!r && entries[i]->d_name[0] != '.' && strcmp(entries[i]->d_name, slash + 1) &&
+		    asprintf(&beside, "%s/%s", parent, entries[i]->d_name) >= 0)
+			r = check_record(path, device, beside, use, error);
+		free(entries[i]);
+	}
+	free(entries);
+	return r;
+}
+
+int owner_check(const char *uri, const char *folder, enum owner_use use, struct bm_error *error)
 {
 	const char *path = bm_uri_path(uri);
 	struct bm_mark mark;
+	struct stat st;
 
-	if (!path || bm_mark_read(path, &mark) < 0 || !mark.state[0])
+	if (!path || stat(path, &st) < 0)
 		return 0;
-	if (!strcmp(mark.state, "active") && strcmp(mark.folder, folder) &&
-	    claims(mark.folder, path))
-		return bm_fail(
-			error, BM_E_OWNED,
-			"%s belongs to the disk whose record is in %s; serve that disk, or remove "
-			"that record first",
-			path, mark.folder);
-	if (to_serve && !strcmp(mark.state, "retired"))
-		return bm_fail(
-			error, BM_E_RETIRED,
-			"%s is an old copy: its disk moved to %s; to use it all the same, remove "
-			"the mark (setfattr -x user.blockmirror, or %s.blockmirror)",
-			path, mark.where, path);
-	if (to_serve && !strcmp(mark.state, "incomplete"))
-		return bm_fail(
-			error, BM_E_UNUSABLE,
-			"%s is an incomplete copy, left by a move that was interrupted; remove it, "
-			"or give it as target again with --overwrite",
-			path);
+	if (S_ISBLK(st.st_mode))
+		return check_device(path, st.st_rdev, folder, use, error);
+	if (bm_mark_read(path, &mark) < 0 || !mark.state[0])
+		return 0;
+	if (!strcmp(mark.state, "active") && strcmp(mark.folder, folder))
+		return check_active(path, &mark, use, error);
+	if (use == OWNER_SERVE && !strcmp(mark.state, "retired"))
+		return retired(error, path, mark.where);
+	if ((use == OWNER_SERVE || use == OWNER_READ) && !strcmp(mark.state, "incomplete"))
+		return unusable(error, path, use);
 	return 0;
 }
 

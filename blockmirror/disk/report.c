@@ -20,6 +20,8 @@ const char *report_phase(const struct job *job)
 		[PHASE_FINISHING] = "finishing", [PHASE_ENDED] = "ended",
 	};
 
+	if (job->phase == PHASE_IN_SYNC && !job_in_sync(job))
+		return names[PHASE_COPYING];
 	return names[job->phase];
 }
 
@@ -142,6 +144,21 @@ json_t *report_record(const struct job *job, const char *state)
 			 "source", job->source, "target", job->target.uri, "created",
 			 (int)job->target.created, "delete_source", (int)job->options.delete_source,
 			 "started", (json_int_t)job->started);
+}
+
+json_t *report_past(const struct disk *d)
+{
+	static const char *const uris[] = {"source", "target"};
+	json_t *past = json_copy(d->record.job);
+
+	for (int i = 0; i < 2; i++)
+		json_object_set_new(past, uris[i],
+				    shown_uri(json_string_value(json_object_get(past, uris[i]))));
+	json_object_set_new(past, "phase", json_string("ended"));
+	json_object_set_new(past, "id",
+			    json_sprintf("%s.%lld", d->name,
+					 json_integer_value(json_object_get(past, "number"))));
+	return past;
 }
 
 static json_t *clients(struct disk *d)

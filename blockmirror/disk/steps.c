@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "blockmirror/base/log.h"
@@ -84,14 +85,16 @@ static void note(struct job *job, int r, const char *what, const char *uri)
 		       bm_uri_redact(uri, shown, sizeof(shown)), strerror(-r));
 }
 
-static void remove_image(struct job *job, const char *uri)
+/* Files only: the node of a block device is not the device. */
+static int remove_image(const char *uri)
 {
 	const char *path = bm_uri_path(uri);
+	struct stat st;
 
-	if (!path)
-		return;
+	if (!path || stat(path, &st) < 0 || !S_ISREG(st.st_mode))
+		return 0;
 	bm_mark_remove(path);
-	note(job, unlink(path) < 0 ? -errno : 0, "remove", uri);
+	return unlink(path) < 0 ? -errno : 0;
 }
 
 /*
@@ -108,15 +111,17 @@ void step_finish(struct bm_work *work)
 		note(job, owner_mark(job->target.uri, "active", &record, d->folder), "mark",
 		     job->target.uri);
 		if (job->options.delete_source)
-			remove_image(job, job->source);
+			note(job, remove_image(job->source), "remove", job->source);
 		else
 			note(job, owner_mark(job->source, "retired", &record, d->folder), "mark",
 			     job->source);
 	} else if (job->target.created && job->error.code) {
-		remove_image(job, job->target.uri);
+		note(job, remove_image(job->target.uri), "remove", job->target.uri);
 	} else if (!job->error.code && bm_uri_path(job->target.uri)) {
 		note(job, bm_mark_remove(bm_uri_path(job->target.uri)), "take the mark from",
 		     job->target.uri);
+	} else if (!job->attached) {
+		target_unmark(&job->target);
 	}
 	if (d->folder)
 		bm_record_write(d->folder, &record, &job->step_error);
@@ -134,47 +139,51 @@ void step_reopen(struct bm_work *work)
 /* What became of the job of a process that is gone. */
 static int finish_switched(struct disk *d, const char *source, bool delete_source)
 {
-	if (delete_source && bm_uri_path(source)) {
-		bm_mark_remove(bm_uri_path(source));
-		unlink(bm_uri_path(source));
-	} else {
+	if (delete_source)
+		remove_image(source);
+	else
 		owner_mark(source, "retired", &d->record, d->folder);
-	}
 	json_object_set_new(d->record.job, "state", json_string("done"));
 	return owner_mark(d->record.uri, "active", &d->record, d->folder);
 }
 
 static void finish_interrupted(struct disk *d, const char *target)
 {
+	char shown[400];
+
 	/* The mark "incomplete" was made with the target, and stays. */
 	json_object_set_new(d->record.job, "state", json_string("interrupted"));
 	json_object_set_new(d->record.job, "error",
 			    json_pack("{s:s s:s}", "code", "E_INTERRUPTED", "message",
 				      "the process that ran it ended; the target is incomplete"));
 	bm_log(BM_LOG_WARN, "the move of %s was interrupted; its target %s is not usable", d->name,
-	       target);
+	       bm_uri_redact(target, shown, sizeof(shown)));
 }
 
-int job_recover(struct disk *d, struct bm_error *error)
+void job_recover(struct disk *d)
 {
 	const char *state = "", *source = "", *target = "";
 	int number = 0, delete_source = 0;
+	struct bm_error error;
 
 	/* Maps and prepared records of a process that is gone mean nothing. */
 	unlink(d->map_path);
 	if (!d->record.job)
-		return 0;
+		return;
 	json_unpack(d->record.job, "{s?s s?s s?s s?i s?b}", "state", &state, "source", &source,
 		    "target", &target, "number", &number, "delete_source", &delete_source);
 	d->jobs = (unsigned)number;
-	json_object_set_new(d->record.job, "id", json_sprintf("%s.%d", d->name, number));
-	json_array_append(d->past, d->record.job);
-	if (strcmp(state, "running"))
-		return 0;
-	if (!strcmp(d->record.uri, target))
-		finish_switched(d, source, delete_source);
-	else
-		finish_interrupted(d, target);
-	d->record.generation = ++d->generation;
-	return bm_record_write(d->folder, &d->record, error);
+	if (!strcmp(state, "running")) {
+		if (!strcmp(d->record.uri, target))
+			finish_switched(d, source, delete_source);
+		else
+			finish_interrupted(d, target);
+		d->record.generation = ++d->generation;
+		/* Which image is the truth stands in the record already: that is enough to serve.
+		 */
+		if (bm_record_write(d->folder, &d->record, &error) < 0)
+			bm_log(BM_LOG_ERROR, "%s: %s; the next start tries again", d->name,
+			       error.text);
+	}
+	json_array_append_new(d->past, report_past(d));
 }

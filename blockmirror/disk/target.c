@@ -5,10 +5,13 @@
  * to nothing. Runs in a worker, since every step of it may block.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
+#include <linux/loop.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
@@ -34,15 +37,31 @@ static int path_in_folder(struct target *target, const char *folder, char **path
 	return 0;
 }
 
-static int same_image(struct target *target, const char *path, const struct stat *st)
+/* The file behind a loop device; any other image is what it is. */
+static void look_behind(const char *path, struct stat *st)
+{
+	struct loop_info64 info;
+	bm_close int fd = S_ISBLK(st->st_mode) ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+
+	if (fd >= 0 && !ioctl(fd, LOOP_GET_STATUS64, &info)) {
+		st->st_mode = S_IFREG;
+		st->st_dev = info.lo_device;
+		st->st_ino = info.lo_inode;
+	}
+}
+
+static int same_image(struct target *target, const char *path, struct stat st)
 {
 	const char *source = bm_uri_path(target->source);
 	struct stat other;
 
 	if (!source || stat(source, &other) < 0)
 		return 0;
-	if ((S_ISBLK(st->st_mode) && S_ISBLK(other.st_mode) && st->st_rdev == other.st_rdev) ||
-	    (st->st_dev == other.st_dev && st->st_ino == other.st_ino))
+	look_behind(path, &st);
+	look_behind(source, &other);
+	if (S_ISBLK(st.st_mode) && S_ISBLK(other.st_mode)
+		    ? st.st_rdev == other.st_rdev
+		    : st.st_dev == other.st_dev && st.st_ino == other.st_ino)
 		return bm_fail(ERROR, BM_E_SAME, "%s is the image that the disk is on (%s)", path,
 			       source);
 	return 0;
@@ -103,6 +122,8 @@ static int find_path(struct target *target, const char *path)
 	struct stat st;
 	int r;
 
+	if (*path != '/')
+		return bm_fail(ERROR, BM_E_USAGE, "%s: an absolute path is wanted", path);
 	if (!stat(path, &st) && S_ISDIR(st.st_mode)) {
 		r = path_in_folder(target, path, &inside);
 		if (r < 0)
@@ -114,17 +135,16 @@ static int find_path(struct target *target, const char *path)
 				       : bm_fail_errno(ERROR, errno, "cannot use %s", path);
 	if (S_ISDIR(st.st_mode))
 		return bm_fail(ERROR, BM_E_NOT_IMAGE, "%s is a directory, not an image", path);
-	r = same_image(target, path, &st);
+	r = same_image(target, path, st);
 	if (r < 0)
 		return r;
 	if (!target->overwrite)
 		return bm_fail(ERROR, BM_E_EXISTS, "%s exists; --overwrite gives up what it holds",
 			       path);
-	r = owner_check(path, target->folder ? target->folder : "", false, ERROR);
-	if (r < 0)
-		return r;
 	target->uri = bm_uri_canonical(path);
-	return target->uri ? 0 : bm_fail_errno(ERROR, errno, "%s", path);
+	if (!target->uri)
+		return bm_fail_errno(ERROR, errno, "%s", path);
+	return owner_check(path, target->folder, OWNER_OVERWRITE, ERROR);
 }
 
 /* Whether the export is our own, by whatever path its socket is named. */
@@ -173,14 +193,34 @@ static int open_target(struct target *target)
 	return 0;
 }
 
-/* Until the job has ended well, nobody shall take this for an image. */
+/*
+ * Until the job has ended well, nobody shall take this for an image. What it was before is looked
+ * at again, now that we hold its lock.
+ */
 static int mark_incomplete(struct target *target)
 {
-	int r = target->record
-			? owner_mark(target->uri, "incomplete", target->record, target->folder)
-			: 0;
+	const char *path = bm_uri_path(target->uri);
+	int r = owner_check(target->uri, target->folder, OWNER_OVERWRITE, ERROR);
 
-	return r < 0 ? bm_fail_errno(ERROR, r, "cannot mark %s as incomplete", target->uri) : 0;
+	if (r < 0 || !path)
+		return r;
+	r = bm_mark_read(path, &target->before);
+	if (!r)
+		r = owner_mark(target->uri, "incomplete", target->record, target->folder);
+	target->marked = !r;
+	return r < 0 ? bm_fail_errno(ERROR, r, "cannot mark %s as incomplete", path) : 0;
+}
+
+void target_unmark(const struct target *target)
+{
+	const char *path = bm_uri_path(target->uri);
+	int r;
+
+	if (!path)
+		return;
+	r = *target->before.state ? bm_mark_write(path, &target->before) : bm_mark_remove(path);
+	if (r < 0)
+		bm_log(BM_LOG_WARN, "cannot take the mark from %s: %s", path, strerror(-r));
 }
 
 int target_prepare(struct target *target)
@@ -188,6 +228,8 @@ int target_prepare(struct target *target)
 	bm_free struct bm_uri *uri = NULL;
 	int r = bm_uri_parse(target->text, &uri, ERROR);
 
+	if (!r)
+		r = bm_record_checks_uri(target->text, ERROR);
 	if (!r)
 		r = uri->scheme == BM_SCHEME_FILE ? find_path(target, uri->rest)
 						  : find_export(target);
@@ -210,6 +252,8 @@ void target_drop(struct target *target)
 		bm_mark_remove(path);
 		if (unlink(path) < 0)
 			bm_log(BM_LOG_WARN, "cannot remove %s: %s", path, strerror(errno));
+	} else if (target->marked) {
+		target_unmark(target);
 	}
 	target->created = false;
 	free(target->uri);

@@ -8,6 +8,7 @@
 
 #include <jansson.h>
 #include <stdbool.h>
+#include <stdint.h>
 
 #include "blockmirror/error.h"
 
@@ -27,6 +28,9 @@ int bm_client_from_fd(int fd, struct bm_client **client, struct bm_error *error)
 /* NULL is allowed. */
 void bm_client_close(struct bm_client *client);
 
+/* From now on a call that gets no answer for ns fails with BM_E_UNREACHABLE. 0: waits for ever. */
+void bm_client_set_timeout(struct bm_client *client, uint64_t ns);
+
 /*
  * Calls method. params (NULL: none) is always taken over. Waits for the answer; notifications that
  * come before it are kept for bm_client_event(). result (NULL is allowed) is the caller's. An
@@ -37,7 +41,8 @@ int bm_client_call(struct bm_client *client, const char *method, json_t *params,
 
 /*
  * The same in two steps, so that events can be seen while the call lasts: send gives the id, wait
- * returns 1 with the answer in result, or 0 with a notification in event, or -errno.
+ * returns 1 with the answer in result, or 0 with a notification in event, or -errno: -EINTR when a
+ * signal came, and the call may be waited for again.
  */
 int bm_client_send(struct bm_client *client, const char *method, json_t *params, int *id,
 		   struct bm_error *error);
