@@ -23,7 +23,7 @@
 #include "blockmirror/dev/open.h"
 #include "nbd-server/server.h"
 
-enum { ORDER_ALIGN = 4096, FIRST_PASSED_FD = 3, MAX_PASSED_FDS = 16 };
+enum { FIRST_PASSED_FD = 3, MAX_PASSED_FDS = 16 };
 
 static const char usage[] =
 	"Usage: blockmirror-nbd [OPTION]... URI\n"
@@ -287,7 +287,7 @@ static int open_image(struct program *p, struct bm_error *error)
 	if (r < 0)
 		return r;
 	bm_dev_start(p->lower, p->loop);
-	if (bm_order_new(p->lower, ORDER_ALIGN, NULL, &p->order) < 0)
+	if (bm_order_new(p->lower, bm_order_align(p->lower), NULL, &p->order) < 0)
 		return bm_fail_errno(error, ENOMEM, "cannot start");
 	bm_dev_start(p->order, p->loop);
 	return 0;

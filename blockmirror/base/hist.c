@@ -47,6 +47,15 @@ uint64_t bm_hist_percentile(const struct bm_hist *hist, double share)
 	return hist->max;
 }
 
+uint64_t bm_hist_above(const struct bm_hist *hist, uint64_t ns)
+{
+	uint64_t count = 0;
+
+	for (unsigned i = bucket_of(ns) + 1; i < BM_HIST_BUCKETS; i++)
+		count += hist->bucket[i];
+	return count;
+}
+
 void bm_hist_merge(struct bm_hist *hist, const struct bm_hist *from)
 {
 	for (unsigned i = 0; i < BM_HIST_BUCKETS; i++)

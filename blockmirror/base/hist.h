@@ -20,6 +20,9 @@ void bm_hist_add(struct bm_hist *hist, uint64_t ns);
 /* The value that share (0 … 1) of the samples do not exceed; 0 when there are none. */
 uint64_t bm_hist_percentile(const struct bm_hist *hist, double share);
 
+/* How many samples are above ns, to the bucket. */
+uint64_t bm_hist_above(const struct bm_hist *hist, uint64_t ns);
+
 /* Adds all samples of from to hist. */
 void bm_hist_merge(struct bm_hist *hist, const struct bm_hist *from);
 

@@ -105,5 +105,5 @@ int bm_mark_remove(const char *path)
 		return -errno;
 	if (is_file(path) || access(path, F_OK))
 		unlink(beside);
-	return 0;
+	return is_file(path) ? bm_sync_file(path) : 0;
 }

@@ -30,6 +30,7 @@
 
 #include "blockmirror/base/list.h"
 #include "blockmirror/base/log.h"
+#include "blockmirror/dev/open.h"
 
 enum {
 	SMALL = 64 << 10,
@@ -457,8 +458,10 @@ void bm_iscsi_free(struct iscsi *d)
 	for (unsigned i = 0; i < d->sessions; i++) {
 		struct iscsi_context *context = d->session[i].context;
 
-		if (context && iscsi_is_logged_in(context) &&
-		    !iscsi_logout_async(context, logged_out, NULL))
+		if (!context || !iscsi_is_logged_in(context))
+			continue;
+		bm_abort_on_close(iscsi_get_fd(context), false);
+		if (!iscsi_logout_async(context, logged_out, NULL))
 			iscsi_service(context, POLLOUT);
 	}
 	drop_sessions(d);

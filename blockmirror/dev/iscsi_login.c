@@ -18,6 +18,7 @@
 #include "blockmirror/base/cleanup.h"
 #include "blockmirror/base/uri.h"
 #include "blockmirror/dev/iscsi_open.h"
+#include "blockmirror/dev/open.h"
 
 enum {
 	TIMEOUT_S = 30, /* of one command */
@@ -160,6 +161,8 @@ static int connect_portal(struct iscsi_opening *o, struct iscsi_session *s, cons
 	r = bm_iscsi_wait(o, s);
 	if (!r && o->status != SCSI_STATUS_GOOD)
 		r = bm_iscsi_failed(o, BM_E_UNREACHABLE, o->why);
+	if (!r)
+		bm_abort_on_close(iscsi_get_fd(s->context), true);
 	return r;
 }
 

@@ -21,6 +21,7 @@
 #include "blockmirror/base/list.h"
 #include "blockmirror/base/log.h"
 #include "blockmirror/dev/extents.h"
+#include "blockmirror/dev/open.h"
 
 enum { SMALL = 64 << 10 };
 
@@ -359,8 +360,10 @@ void bm_nbd_free(struct nbd *n)
 {
 	/* nbd_close() alone would not say goodbye. */
 	for (unsigned i = 0; i < n->conns; i++)
-		if (n->conn[i].handle && nbd_aio_is_ready(n->conn[i].handle))
+		if (n->conn[i].handle && nbd_aio_is_ready(n->conn[i].handle)) {
+			bm_abort_on_close(nbd_aio_get_fd(n->conn[i].handle), false);
 			nbd_aio_disconnect(n->conn[i].handle, 0);
+		}
 	close_conns(n);
 	free(n->name);
 	free(n);

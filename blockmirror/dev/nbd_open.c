@@ -188,6 +188,7 @@ static void keep_alive(struct nbd_handle *h)
 		       {IPPROTO_TCP, TCP_USER_TIMEOUT, 30000}};
 	int fd = nbd_aio_get_fd(h);
 
+	bm_abort_on_close(fd, true);
 	for (size_t i = 0; i < sizeof(options) / sizeof(options[0]); i++)
 		setsockopt(fd, options[i].level, options[i].name, &options[i].value,
 			   sizeof(options[i].value));

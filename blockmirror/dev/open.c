@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <sys/socket.h>
 #include <time.h>
 
 #include "blockmirror/base/cleanup.h"
@@ -37,6 +38,14 @@ int bm_check_size(const char *name, uint64_t size, struct bm_error *error)
 	if (size > INT64_MAX)
 		return bm_fail(error, BM_E_SIZE, "%s: the image's size does not fit 63 bits", name);
 	return 0;
+}
+
+void bm_abort_on_close(int fd, bool abort)
+{
+	const struct linger linger = {.l_onoff = abort, .l_linger = 0};
+
+	if (fd >= 0)
+		setsockopt(fd, SOL_SOCKET, SO_LINGER, &linger, sizeof(linger));
 }
 
 int bm_wait_a_while(const struct bm_open_options *options, uint64_t ns)

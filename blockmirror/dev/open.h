@@ -24,6 +24,18 @@ int bm_file_create(const char *path, uint64_t size, struct bm_error *error);
 int bm_check_size(const char *name, uint64_t size, struct bm_error *error);
 
 /*
+ * What closing a TCP socket does with what was not sent yet. Default: the kernel goes on sending,
+ * for minutes, also when the process is dead. abort: it is thrown away, and the peer is told (RST).
+ *
+ *	The path to the target drops packets; a write waits in the socket; the session is given up
+ *	and closed. The path heals, a new session rewrites the range, is acknowledged and flushed.
+ *	Then the old socket's timer fires: the old write is sent again, and lands on top.
+ *
+ * So sessions abort, unless they are closed in good order. For other sockets it does nothing.
+ */
+void bm_abort_on_close(int fd, bool abort);
+
+/*
  * Sleeps for ns in steps, asking options->interrupted() between them. Returns 0, or -EINTR when
  * it said so.
  */

@@ -15,6 +15,7 @@
  *
  * A piece is what is in flight: [pos, end) of its request, [lock_start, lock_end) of the disk.
  */
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -493,6 +494,8 @@ int bm_order_new(struct bm_dev *lower, uint32_t align, struct bm_meter *meter, s
 
 	if (!o)
 		return -ENOMEM;
+	/* Else two writes to one block would rewrite each other's neighbours. */
+	assert(align >= lower->geometry.block);
 	o->dev.ops = &order_ops;
 	o->dev.geometry = lower->geometry;
 	o->dev.geometry.block = 1;
@@ -515,6 +518,11 @@ int bm_order_new(struct bm_dev *lower, uint32_t align, struct bm_meter *meter, s
 	}
 	*dev = &o->dev;
 	return 0;
+}
+
+uint32_t bm_order_align(const struct bm_dev *lower)
+{
+	return lower->geometry.block > BM_ORDER_ALIGN ? lower->geometry.block : BM_ORDER_ALIGN;
 }
 
 int bm_order_fit(struct bm_dev **dev, uint32_t block)

@@ -242,8 +242,8 @@ void control_job_cancel(void *arg, struct bm_rpc_call *call, json_t *params)
 
 	if (!job)
 		return;
-	if (job->switched) {
-		fail(call, BM_E_FINISHED, "too late: the disk is on its target already");
+	if (job->switched || job->phase == PHASE_FINISHING) {
+		fail(call, BM_E_FINISHED, "too late: it is done already");
 		return;
 	}
 	job_stop(job, BM_E_CANCELLED, "cancelled");

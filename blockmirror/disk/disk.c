@@ -31,7 +31,6 @@
 #include "blockmirror/disk/job.h"
 
 enum {
-	ALIGN = 4096, /* ranges are compared rounded out to this: the largest block there is */
 	OPENERS = 4,
 };
 #define TAKE_OVER 30000000000ull /* ns that a dying process gets to end its I/O */
@@ -149,6 +148,7 @@ static int open_image(struct disk *d, const struct disk_options *asked, struct b
 	const struct bm_open_options options = {.fence = !d->fresh};
 	enum owner_use use = asked->force ? OWNER_FORCE : OWNER_SERVE;
 	char shown[400];
+	uint32_t block;
 	int r;
 
 	/*
@@ -162,6 +162,7 @@ static int open_image(struct disk *d, const struct disk_options *asked, struct b
 		r = owner_check(d->record.uri, d->folder, use, error);
 	if (r < 0)
 		return r;
+	block = d->side[0]->geometry.block;
 	if (d->fresh)
 		d->record.size = d->side[0]->geometry.size;
 	if (d->side[0]->geometry.size < d->record.size)
@@ -169,7 +170,10 @@ static int open_image(struct disk *d, const struct disk_options *asked, struct b
 			       "%s has %" PRIu64 " bytes and the disk %" PRIu64 ": it was cut",
 			       bm_uri_redact(d->record.uri, shown, sizeof(shown)),
 			       d->side[0]->geometry.size, d->record.size);
-	r = bm_order_fit(&d->side[0], d->side[0]->geometry.block);
+	/* An image with larger blocks than the disk had before may end within one. */
+	while (d->record.size % block)
+		block /= 2;
+	r = bm_order_fit(&d->side[0], block);
 	return r < 0 ? bm_fail_errno(error, r, "disk %s", d->name) : 0;
 }
 
@@ -195,7 +199,8 @@ static int build_stack(struct disk *d, struct bm_error *error)
 	bm_dev_start(d->side[0], d->loop);
 	r = bm_mirror_new(d->loop, d->side[0], &config, &job_host, d, &d->mirror);
 	if (!r)
-		r = bm_order_new(bm_mirror_dev(d->mirror), ALIGN, &d->meter, &d->order);
+		r = bm_order_new(bm_mirror_dev(d->mirror), bm_order_align(d->side[0]), &d->meter,
+				 &d->order);
 	if (r < 0)
 		return bm_fail_errno(error, r, "disk %s", d->name);
 	bm_dev_start(d->order, d->loop);
@@ -275,11 +280,14 @@ int disk_open(struct bm_loop *loop, const struct disk_options *options, struct d
 	return 0;
 }
 
+/* A job that runs is left as it is; but nothing may be in flight when the devices are closed. */
 static void clients_gone(void *arg)
 {
 	struct disk *d = arg;
 
-	bm_loop_stop(d->loop);
+	d->leaving = true;
+	if (bm_mirror_detach(d->mirror) == -ENOTCONN)
+		bm_loop_stop(d->loop);
 }
 
 void disk_stop(struct disk *d)

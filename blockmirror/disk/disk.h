@@ -53,7 +53,7 @@ struct disk {
 	struct job *job; /* running, or the last one; NULL: there was none */
 	unsigned jobs;   /* number of the last one */
 	json_t *past;    /* jobs that have ended, newest last */
-	bool stopping, created;
+	bool stopping, leaving, created;
 	bool fresh; /* had no record when it was opened */
 	uint64_t started;
 };
@@ -107,6 +107,7 @@ struct target {
 	/* asked for */
 	const char *text;
 	bool overwrite;
+	bool fence; /* requests of an earlier session may be under way to an export */
 	uint64_t size;
 	const char *source;     /* the authority's URI */
 	const char *own_socket; /* of our own export */

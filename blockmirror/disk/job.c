@@ -20,6 +20,7 @@
 
 #define REOPEN_FIRST 250000000ull   /* ns, doubled up to … */
 #define REOPEN_MOST  30000000000ull /* … this */
+#define SWITCH_RETRY 1000000000ull  /* ns, doubled up to 32 times that */
 enum { GRANULE = 64 << 10, PAST_JOBS = 16 };
 
 static uint64_t realtime(void)
@@ -184,18 +185,47 @@ static void copied(void *arg, int error)
 		job_event(job, EV_FLUSHED);
 }
 
+const char *job_outcome_name(enum outcome outcome)
+{
+	return outcome == FORWARD ? "forward" : "back";
+}
+
 static enum job_phase ask_switch(struct job *job)
 {
+	struct disk *d = job->disk;
+
 	job->switch_wanted = true;
 	if (job->phase != PHASE_IN_SYNC)
 		return job->phase;
-	job->switch_started = bm_loop_now(job->disk->loop);
-	job->disk->meter.longest = 0;
+	if (job->preparing_records || bm_timer_armed(&job->switch_timer))
+		return job->phase;
+	job->switch_started = bm_loop_now(d->loop);
+	d->meter.longest = 0;
 	take_snapshot(job, "running", job->target.uri);
-	job->disk->generation++; /* the record back, too */
+	job->set_aside[FORWARD] = job->step_generation;
+	job->set_aside[BACK] = ++d->generation;
+	job->ready[FORWARD] = job->ready[BACK] = false;
 	job->preparing_records = true;
-	run(job, job->disk->recorder, &job->records);
+	run(job, d->recorder, &job->records);
 	return PHASE_SWITCHING;
+}
+
+/* No record could be written, or a side failed while one was. The guest does not notice. */
+static enum job_phase switch_failed(struct job *job)
+{
+	unsigned shift = job->switch_failures < 5 ? job->switch_failures++ : 5;
+
+	(void)bm_timer_set(job->disk->loop, &job->switch_timer,
+			   bm_loop_now(job->disk->loop) + (SWITCH_RETRY << shift));
+	return PHASE_IN_SYNC;
+}
+
+static void switch_again(struct bm_timer *timer)
+{
+	struct job *job = bm_container(timer, struct job, switch_timer);
+
+	if (job->switch_wanted)
+		job_event(job, EV_SWITCH);
 }
 
 static enum job_phase in_sync(struct job *job)
@@ -238,6 +268,7 @@ static enum job_phase detached(struct job *job)
 	}
 	job->longest_stall = d->meter.longest;
 	bm_timer_clear(d->loop, &job->reopen_timer);
+	bm_timer_clear(d->loop, &job->switch_timer);
 	bm_dev_close(d->side[side]);
 	d->side[side] = NULL;
 	return finish(job);
@@ -264,7 +295,8 @@ static enum job_phase (*const table[PHASES][EVENTS])(struct job *job) = {
 	[PHASE_STARTING] = {[EV_STARTED] = started, [EV_STOP] = give_up},
 	[PHASE_COPYING] = {[EV_IN_SYNC] = in_sync, [EV_SWITCH] = ask_switch, [EV_STOP] = detach},
 	[PHASE_IN_SYNC] = {[EV_SWITCH] = ask_switch, [EV_FLUSHED] = detach, [EV_STOP] = detach},
-	[PHASE_SWITCHING] = {[EV_SWITCHED] = switched, [EV_STOP] = detach},
+	[PHASE_SWITCHING] =
+		{[EV_SWITCHED] = switched, [EV_SWITCH_FAILED] = switch_failed, [EV_STOP] = detach},
 	[PHASE_DETACHING] = {[EV_SWITCHED] = switched, [EV_DETACHED] = detached},
 	[PHASE_FINISHING] = {[EV_FINISHED] = finished},
 };
@@ -277,9 +309,16 @@ static const char *const phase_names[PHASES] = {
 	[PHASE_FINISHING] = "finishing", [PHASE_ENDED] = "ended",
 };
 static const char *const event_names[EVENTS] = {
-	[EV_PREPARED] = "prepared", [EV_STARTED] = "started",   [EV_IN_SYNC] = "in-sync",
-	[EV_SWITCH] = "switch",     [EV_SWITCHED] = "switched", [EV_FLUSHED] = "flushed",
-	[EV_DETACHED] = "detached", [EV_FINISHED] = "finished", [EV_STOP] = "stop",
+	[EV_PREPARED] = "prepared",
+	[EV_STARTED] = "started",
+	[EV_IN_SYNC] = "in-sync",
+	[EV_SWITCH] = "switch",
+	[EV_SWITCHED] = "switched",
+	[EV_FLUSHED] = "flushed",
+	[EV_SWITCH_FAILED] = "switch-failed",
+	[EV_DETACHED] = "detached",
+	[EV_FINISHED] = "finished",
+	[EV_STOP] = "stop",
 };
 
 static void tell(struct job *job)
@@ -306,7 +345,7 @@ void job_event(struct job *job, enum job_event event)
 
 void job_stop(struct job *job, enum bm_code code, const char *text)
 {
-	if (job->error.code || !job_runs(job))
+	if (job->error.code || !job_runs(job) || job->phase == PHASE_FINISHING)
 		return;
 	bm_fail(&job->error, code, "%s", text);
 	job_event(job, EV_STOP);
@@ -367,10 +406,12 @@ static void records_done(struct bm_work *work)
 	if (job->phase != PHASE_SWITCHING)
 		return;
 	if (job->step_error.code) {
-		job_stop(job, job->step_error.code, job->step_error.text);
+		bm_log(BM_LOG_WARN, "%s.%u: %s; the switch is tried again", job->disk->name,
+		       job->number, job->step_error.text);
+		job_event(job, EV_SWITCH_FAILED);
 		return;
 	}
-	job->records_ready = true;
+	job->ready[FORWARD] = job->ready[BACK] = true;
 	bm_mirror_switch(job->disk->mirror);
 }
 
@@ -378,8 +419,6 @@ static void record_done(struct bm_work *work)
 {
 	struct job *job = bm_container(work, struct job, record);
 
-	job->records_ready =
-		job->records_ready && !job->step_error.code && strcmp(job->final_uri, job->source);
 	if (job->step_error.code)
 		bm_log(BM_LOG_ERROR, "%s.%u: %s", job->disk->name, job->number,
 		       job->step_error.text);
@@ -394,16 +433,21 @@ static void host_commit(void *arg, int side)
 {
 	struct disk *d = arg;
 	struct job *job = d->job;
-	bool forward = side != disk_authority(d);
-	const char *uri = forward ? job->target.uri : job->source;
+	enum outcome outcome = side == disk_authority(d) ? BACK : FORWARD;
+	const char *uri = outcome == FORWARD ? job->target.uri : job->source;
 
-	if (job->records_ready) { /* with the generations that were set aside for them */
+	job->commit_ready = job->ready[outcome] ? job_outcome_name(outcome) : NULL;
+	if (job->commit_ready) { /* with the generation that was set aside for it */
 		free(job->final_uri);
 		job->final_uri = strdup(uri);
-		job->step_generation = d->generation - forward;
+		job->step_generation = job->set_aside[outcome];
 	} else {
 		take_snapshot(job, "running", uri);
 	}
+	/* One that came back stands above the forward one; neither is there twice. */
+	job->ready[outcome] = false;
+	if (outcome == BACK)
+		job->ready[FORWARD] = false;
 	run(job, d->recorder, &job->record);
 }
 
@@ -491,8 +535,14 @@ static void host_event(void *arg, enum bm_mirror_event event)
 	case BM_MIRROR_SWITCHED:
 		job_event(d->job, EV_SWITCHED);
 		break;
+	case BM_MIRROR_SWITCH_FAILED:
+		job_event(d->job, EV_SWITCH_FAILED);
+		break;
 	case BM_MIRROR_DETACHED:
-		job_event(d->job, EV_DETACHED);
+		if (d->leaving) /* the record says that the job runs: the next process ends it */
+			bm_loop_stop(d->loop);
+		else
+			job_event(d->job, EV_DETACHED);
 		break;
 	case BM_MIRROR_LOST:
 		lost(d);
@@ -542,6 +592,7 @@ void job_forget(struct disk *d)
 	if (!d->job)
 		return;
 	bm_timer_clear(d->loop, &d->job->reopen_timer);
+	bm_timer_clear(d->loop, &d->job->switch_timer);
 	bm_fail(&error, BM_E_INTERRUPTED, "the disk's process ends");
 	if (d->job->start_call)
 		bm_rpc_fail(d->job->start_call, &error);
@@ -555,6 +606,17 @@ void job_forget(struct disk *d)
 	bm_dev_close(d->job->target.dev);
 	free_job(d->job);
 	d->job = NULL;
+}
+
+/*
+ * What a job sent to its target may still be under way when it was cut short; the next one may go
+ * to the same target. Files have their locks for that.
+ */
+static bool last_job_failed(const struct disk *d)
+{
+	const char *state = json_string_value(json_object_get(d->record.job, "state"));
+
+	return state && strcmp(state, "done") != 0;
 }
 
 void job_begin(struct disk *d, struct job_options *options, struct bm_rpc_call *call)
@@ -589,9 +651,11 @@ void job_begin(struct disk *d, struct job_options *options, struct bm_rpc_call *
 	job->finish = (struct bm_work){.run = step_finish, .done = finish_done};
 	job->reopen = (struct bm_work){.run = step_reopen, .done = reopen_done};
 	job->reopen_timer.run = reopen;
+	job->switch_timer.run = switch_again;
 	job->target = (struct target){
 		.text = job->options.target,
 		.overwrite = options->overwrite,
+		.fence = last_job_failed(d),
 		.size = d->record.size,
 		.source = job->source,
 		.own_socket = d->nbd_path,

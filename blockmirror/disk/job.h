@@ -32,12 +32,16 @@ enum job_event {
 	EV_IN_SYNC,
 	EV_SWITCH,
 	EV_SWITCHED,
+	EV_SWITCH_FAILED,
 	EV_FLUSHED, /* a copy is durable */
 	EV_DETACHED,
 	EV_FINISHED,
 	EV_STOP, /* cancelled by the user, or failed: job->error says which */
 	EVENTS
 };
+
+/* What a switch may come to. */
+enum outcome { FORWARD, BACK };
 
 struct job_options {
 	enum job_kind kind;
@@ -74,9 +78,13 @@ struct job {
 
 	struct bm_work prepare, start, finish; /* each with one step of steps.c */
 	struct bm_work record;                 /* host->commit() */
-	int commit_side;
-	struct bm_work records;
-	bool preparing_records, records_ready; /* both outcomes, ahead of the switch */
+	struct bm_work records;                /* both outcomes, ahead of the switch */
+	bool preparing_records;
+	bool ready[2];                /* prepared, by outcome, and not used yet */
+	uint64_t set_aside[2];        /* generations for them */
+	const char *commit_ready;     /* the step renames that one; NULL: it writes a new one */
+	struct bm_timer switch_timer; /* a switch that failed is tried again */
+	unsigned switch_failures;
 	struct bm_work reopen;
 	bool reopening;
 	struct bm_dev *reopened;
@@ -134,6 +142,9 @@ json_t *report_record(const struct job *job, const char *state);
 const char *report_phase(const struct job *job);
 /* The job that the record speaks of, which has ended. */
 json_t *report_past(const struct disk *disk);
+
+/* "forward" or "back": of which the name of a prepared record is made. */
+const char *job_outcome_name(enum outcome outcome);
 
 /* steps.c: run in workers; they read job->snapshot and write job->step_error. */
 void step_prepare(struct bm_work *work);

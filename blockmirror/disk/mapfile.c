@@ -49,7 +49,10 @@ uint8_t *mapfile_create(const char *path, const struct bm_record *record, unsign
 	header.sum = XXH64(&header, offsetof(struct header, sum), VERSION);
 	errno = posix_fallocate(fd, 0, (off_t)length(record->size, granule));
 	if (errno || pwrite(fd, &header, sizeof(header), 0) != sizeof(header)) {
+		int saved = errno ? errno : EIO;
+
 		unlink(path);
+		errno = saved;
 		return NULL;
 	}
 	map = mmap(NULL, length(record->size, granule), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);

@@ -55,12 +55,15 @@ void step_start(struct bm_work *work)
 void step_records(struct bm_work *work)
 {
 	struct job *job = bm_container(work, struct job, records);
-	struct bm_record forward = record_of(job, job->target.uri, job->step_generation);
-	struct bm_record back = record_of(job, job->source, job->step_generation + 1);
-	const char *folder = job->disk->folder;
+	char *const uris[] = {[FORWARD] = job->target.uri, [BACK] = job->source};
+	int r = 0;
 
-	if (!bm_record_prepare(folder, "forward", &forward, &job->step_error))
-		bm_record_prepare(folder, "back", &back, &job->step_error);
+	for (int outcome = FORWARD; outcome <= BACK && !r; outcome++) {
+		struct bm_record record = record_of(job, uris[outcome], job->set_aside[outcome]);
+
+		r = bm_record_prepare(job->disk->folder, job_outcome_name(outcome), &record,
+				      &job->step_error);
+	}
 }
 
 void step_commit(struct bm_work *work)
@@ -69,9 +72,8 @@ void step_commit(struct bm_work *work)
 	const char *folder = job->disk->folder;
 	struct bm_record record = record_of(job, job->final_uri, job->step_generation);
 
-	if (job->records_ready)
-		bm_record_commit(folder, strcmp(job->final_uri, job->source) ? "forward" : "back",
-				 &job->step_error);
+	if (job->commit_ready)
+		bm_record_commit(folder, job->commit_ready, &job->step_error);
 	else
 		bm_record_write(folder, &record, &job->step_error);
 }
@@ -97,6 +99,51 @@ static int remove_image(const char *uri)
 	return unlink(path) < 0 ? -errno : 0;
 }
 
+static void flushed(struct bm_request *rq, int error)
+{
+	rq->result = error;
+	rq->link.next = NULL;
+}
+
+/* In a loop of its own: the device was let go of already. */
+static int flush_once(const char *uri, struct bm_error *error)
+{
+	struct bm_request rq = {.op = BM_FLUSH, .done = flushed};
+	struct bm_loop *loop = bm_loop_new();
+	struct bm_dev *dev = NULL;
+	int r = loop ? bm_dev_open(uri, NULL, &dev, error)
+		     : bm_fail_errno(error, ENOMEM, "%s", uri);
+
+	if (!r) {
+		bm_dev_start(dev, loop);
+		rq.result = 1;
+		bm_submit(dev, &rq);
+		while (rq.result == 1 && bm_loop_turn(loop, UINT64_MAX) >= 0)
+			;
+		r = rq.result ? bm_fail_errno(error, rq.result, "cannot flush the copy") : 0;
+		bm_dev_close(dev);
+	}
+	bm_loop_free(loop);
+	return r;
+}
+
+/*
+ * A copy is what the disk was at the moment of letting go. What the guest wrote after the flush
+ * that ended the job is on it, and durable only now.
+ */
+static void finish_copy(struct job *job)
+{
+	const char *path = bm_uri_path(job->target.uri);
+	struct bm_error error;
+
+	if (flush_once(job->target.uri, &error) < 0) {
+		bm_log(BM_LOG_WARN, "%s.%u: %s", job->disk->name, job->number, error.text);
+		return; /* it stays marked as incomplete */
+	}
+	if (path)
+		note(job, bm_mark_remove(path), "take the mark from", job->target.uri);
+}
+
 /*
  * The end: marks first, then the record, so that a crash between them finds the job still running
  * and does it again.
@@ -117,9 +164,8 @@ void step_finish(struct bm_work *work)
 			     job->source);
 	} else if (job->target.created && job->error.code) {
 		note(job, remove_image(job->target.uri), "remove", job->target.uri);
-	} else if (!job->error.code && bm_uri_path(job->target.uri)) {
-		note(job, bm_mark_remove(bm_uri_path(job->target.uri)), "take the mark from",
-		     job->target.uri);
+	} else if (!job->error.code) {
+		finish_copy(job);
 	} else if (!job->attached) {
 		target_unmark(&job->target);
 	}

@@ -20,6 +20,7 @@
 
 enum { SCAN_LIMIT = 4096 }; /* granules looked at in one go */
 
+#define MISS_EVERY        2000000ull    /* ns */
 #define SOURCE_RETRY      1000000000ull /* ns */
 #define SOURCE_ERRORS_MAX 3             /* in a row, then the host is told */
 #define ZERO_UNIT         4096ull       /* bytes looked at together for zeros */
@@ -183,7 +184,8 @@ static void miss(struct bm_mirror *m, uint64_t g)
 	m->stats.collisions++;
 	if (granule->misses < BM_MISSES_MAX)
 		granule->misses++;
-	if (granule->misses < m->config.misses || m->hold || m->tracking)
+	if (granule->misses < m->config.misses || m->hold || m->tracking || m->paused ||
+	    bm_timer_armed(&m->source_retry))
 		return;
 	m->hold = true;
 	m->hold_granule = g;
@@ -221,6 +223,7 @@ static void end(struct copy *c, bool ok)
 	if (good)
 		m->stats.passed_bytes += c->end - c->offset;
 	bm_list_remove(&c->link);
+	governor_took(m, bm_loop_now(m->loop) - c->begun);
 	if (c->hold) {
 		if (m->hold && c->first == m->hold_granule)
 			copy_end_hold(m);
@@ -354,6 +357,7 @@ static void source_failed(struct copy *c, int error)
 	if (++m->source_errors == SOURCE_ERRORS_MAX)
 		mirror_tell(m, BM_MIRROR_SOURCE_ERROR);
 	(void)bm_timer_set(m->loop, &m->source_retry, bm_loop_now(m->loop) + SOURCE_RETRY);
+	copy_end_hold(m);
 	end(c, false);
 }
 
@@ -423,6 +427,7 @@ static void start(struct copy *c, uint64_t first, unsigned granules)
 
 	c->first = first;
 	c->granules = granules;
+	c->begun = bm_loop_now(m->loop);
 	c->collided = c->zero = 0;
 	c->offset = c->pos = start_of(m, first);
 	c->end = end_of(m, first + granules - 1);
@@ -455,8 +460,11 @@ static bool start_hole(struct bm_mirror *m, uint64_t g)
 		n++;
 	}
 	if (!n) {
-		struct copy *c = take(m);
+		struct copy *c;
 
+		if (!governor_admit(m, 0))
+			return false;
+		c = take(m);
 		while (n < MASK && g + n < m->map.granules && may_copy(m, g + n) &&
 		       known_hole(&m->window, g + n))
 			n++;
@@ -470,13 +478,12 @@ static bool start_hole(struct bm_mirror *m, uint64_t g)
 
 static bool start_data(struct bm_mirror *m, uint64_t g)
 {
-	unsigned most = m->config.chunk >> m->granule_shift, n = 1;
+	unsigned most = governor_chunk(m) >> m->granule_shift, n = 1;
 	struct bm_buf *buf;
 	struct copy *c;
 	uint64_t length;
 
-	if (most > MASK)
-		most = MASK;
+	most = !most ? 1 : most > MASK ? MASK : most;
 	while (n < most && g + n < m->map.granules && may_copy(m, g + n) &&
 	       !known_hole(&m->window, g + n))
 		n++;
@@ -492,6 +499,24 @@ static bool start_data(struct bm_mirror *m, uint64_t g)
 	m->cursor = g + n;
 	send(c, m->authority, BM_READ, c->end - c->offset);
 	return true;
+}
+
+/*
+ * Only granules that are being written to are left: each has spoiled a copy that could not even
+ * begin. That is looked at now and then, not as often as there is a reason to look.
+ */
+static void miss_busy(struct bm_mirror *m, uint64_t from)
+{
+	uint64_t g = bm_bitmap_next(&m->map.dirty, from);
+
+	if (bm_loop_now(m->loop) < m->next_miss)
+		return;
+	m->next_miss = bm_loop_now(m->loop) + MISS_EVERY;
+	for (int n = 0; n < SCAN_LIMIT && g != BM_BITMAP_NONE; n++) {
+		if (m->map.granule[g].busy && !bm_bitmap_test(&m->map.copying, g))
+			miss(m, g);
+		g = bm_bitmap_next(&m->map.dirty, g + 1);
+	}
 }
 
 /* The next dirty granule that can be copied, from the cursor on and round once. */
@@ -511,10 +536,9 @@ static uint64_t find(struct bm_mirror *m)
 		}
 		if (may_copy(m, g))
 			return g;
-		if (m->map.granule[g].busy && !bm_bitmap_test(&m->map.copying, g))
-			miss(m, g);
 		g = bm_bitmap_next(&m->map.dirty, g + 1);
 	}
+	miss_busy(m, 0);
 	return BM_BITMAP_NONE;
 }
 
@@ -558,6 +582,6 @@ void copy_run(struct bm_mirror *m)
 		return;
 	if (m->hold)
 		copy_held(m);
-	while (m->copying < m->governor.depth && m->copying < COPIES && start_one(m))
+	while (m->copying < governor_depth(m) && start_one(m))
 		;
 }

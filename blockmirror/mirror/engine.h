@@ -40,7 +40,8 @@ enum link {
 enum phase {
 	PHASE_IDLE,
 	PHASE_WAIT,  /* wanted; waits for sync */
-	PHASE_PRE,   /* flushes to make the last one short; FUA and FLUSH go to both from here on */
+	PHASE_PRE,   /* flushes to make the last one short */
+	PHASE_DRAIN, /* FUA and FLUSH go to both from here on; waits for those that did not */
 	PHASE_FLUSH, /* the flush that counts */
 	PHASE_REC,   /* the record "other side" is being written */
 	PHASE_ABORT  /* the record "authority as before" is being written, after that */
@@ -98,6 +99,7 @@ struct copy {
 	uint64_t offset, end; /* bytes of the disk */
 	uint64_t pos;         /* up to where it is done */
 	uint64_t started;     /* the request in flight, ns */
+	uint64_t begun;       /* the copy, ns */
 };
 
 /* What EXTENTS said about a stretch of the authority, as far as no write has touched it since. */
@@ -119,8 +121,14 @@ struct flusher {
 	int side;
 	uint64_t session, started;
 	uint64_t took;    /* ns, the last one */
-	uint64_t dirtied; /* mirror->dirtied at the submission */
+	uint64_t dirtied; /* mirror->dirtied at the submission … */
+	bool in_sync;     /* … when no copy was in flight, or due */
 	struct bm_timer timer;
+};
+
+/* Requests over a limit, and all, of the recent past. */
+struct bm_share {
+	double over, all;
 };
 
 struct governor {
@@ -129,13 +137,15 @@ struct governor {
 	uint64_t budget;                 /* as set: BM_LATENCY_… or ns */
 	struct bm_hist before;           /* of the guest alone, until a target is attached */
 	uint64_t p99_before, p50_before; /* ns, 0: not known */
-	uint64_t p99, p50;               /* of the last window */
-	uint64_t window_since, probe_until;
-	bool probing;                     /* no copy starts: what would the guest feel without? */
-	bool found;                       /* pace has met the guest's limit once */
-	unsigned stuck;                   /* windows over the limit at the least pace */
-	unsigned depth;                   /* copies in flight at most */
-	uint64_t pace;                    /* bytes/s that the guest's latency allows */
+	struct bm_hist shown;            /* since shown_since */
+	uint64_t p99, p50;               /* of the last half second */
+	uint64_t span_since, shown_since, probe_until;
+	bool probing;   /* no copy starts: what would the guest feel without? */
+	bool found;     /* the window was too large once */
+	unsigned stuck; /* ticks over the limit at the least pace */
+	struct bm_share share50, share99;
+	double window;                    /* bytes in flight that the guest's latency allows */
+	double service;                   /* ns that a copy takes */
 	bool limits, rate_limits;         /* what kept the last copy from starting */
 	uint64_t rate, tokens, filled_at; /* the cap: bytes/s, bytes, ns */
 	uint64_t next_start;              /* ns, after pace */
@@ -168,6 +178,7 @@ struct bm_mirror {
 
 	struct bm_map map;
 	uint64_t dirtied; /* counts whatever became dirty */
+	bool doubtful;    /* a flush of the authority failed, with or without another side */
 
 	struct op op[OPS];
 	struct bm_list free, running;
@@ -183,7 +194,8 @@ struct bm_mirror {
 	struct bm_list copies, copies_free;
 	unsigned copying; /* in flight */
 	uint64_t cursor;
-	bool hold; /* writes to hold_granule wait */
+	uint64_t next_miss; /* ns */
+	bool hold;          /* writes to hold_granule wait */
 	uint64_t hold_granule, hold_since;
 	struct copy *hold_copy; /* kept for it */
 	struct bm_pool *pool;   /* the copies' buffers */
@@ -198,7 +210,10 @@ struct bm_mirror {
 	bool both_durable; /* FUA and FLUSH go to both */
 	bool abort_needed; /* in D: the switch cannot succeed any more */
 	unsigned pre_rounds;
-	unsigned plain_fuas; /* ops in flight with plain_fua */
+	unsigned slow_flushes;        /* guest flushes that the other side was too slow for */
+	uint64_t switch_after;        /* ns: not begun before */
+	struct bm_timer switch_timer; /* … and then */
+	unsigned plain_fuas;          /* ops in flight with plain_fua */
 	bool in_sync_told;
 	struct bm_timer commit_retry;
 	unsigned commit_failures;
@@ -267,6 +282,7 @@ bool flush_start(struct bm_mirror *m); /* false: one is in flight already */
 void switch_run(struct bm_mirror *m);
 void switch_flushed(struct bm_mirror *m, bool good); /* a flush of the other side ended */
 void switch_interrupted(struct bm_mirror *m);        /* the other side is lost, full, leaving */
+void switch_too_slow(struct bm_mirror *m);           /* a flush ran into the deadline */
 void switch_init(struct bm_mirror *m);
 
 /* governor.c */
@@ -275,9 +291,15 @@ void governor_start(struct bm_mirror *m);
 void governor_stop(struct bm_mirror *m);
 void governor_fini(struct bm_mirror *m);
 void governor_pass_ended(struct bm_mirror *m); /* the copy has been all round the disk */
-/* Whether a copy of bytes may start now, and if so it must; else the mirror is kicked when it may.
+/* Copies in flight at most, and the most bytes of one. */
+unsigned governor_depth(const struct bm_mirror *m);
+unsigned governor_chunk(const struct bm_mirror *m);
+/*
+ * Whether a copy of bytes may start now (0: one that sends no data), and if so it must; else the
+ * mirror is kicked when it may.
  */
 bool governor_admit(struct bm_mirror *m, uint64_t bytes);
+void governor_took(struct bm_mirror *m, uint64_t ns);     /* a copy, from start to end */
 void governor_meter(struct bm_mirror *m, uint64_t bytes); /* the copy moved that much */
 const char *governor_limiter(const struct bm_mirror *m);
 

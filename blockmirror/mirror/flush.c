@@ -35,7 +35,8 @@ static void flushed(struct bm_request *rq, int error)
 			bm_map_settle(&m->map, &m->map.flushed);
 	}
 	switch_flushed(m, same && !error);
-	if (m->flush_done && same && !error && mirror_in_sync(m) && f->dirtied == m->dirtied) {
+	if (m->flush_done && same && !error && f->in_sync && mirror_in_sync(m) &&
+	    f->dirtied == m->dirtied) {
 		m->flush_done(m->flush_arg, 0);
 		m->flush_done = NULL;
 	}
@@ -54,6 +55,7 @@ bool flush_start(struct bm_mirror *m)
 	f->session = m->session;
 	f->started = bm_loop_now(m->loop);
 	f->dirtied = m->dirtied;
+	f->in_sync = mirror_in_sync(m);
 	bm_map_move(&m->map.closed, &m->map.open);
 	mirror_send(m, f->side, &f->rq);
 	return true;
@@ -98,7 +100,7 @@ void flush_guest_done(struct bm_mirror *m, struct op *op, bool good)
 	/* What it was to make durable no later flush will (the kernel counts it as written back).
 	 */
 	if (!good)
-		m->map.doubtful = true;
+		m->doubtful = true;
 	if (good && op->authority == m->authority && op->written > m->authority_flushed)
 		m->authority_flushed = op->written;
 	if (!covers || m->link == LINK_NONE)

@@ -2,55 +2,66 @@
 /*
  * How much the copy may take.
  *
- * The guest's latency is looked at in short windows. Within the limit the copy's pace grows, over
- * it the pace shrinks in proportion, down to a least share, so that every move ends. Copies are
- * started evenly at that pace: sixteen together would make a queue that the guest waits behind.
+ * The copy has a window, the bytes that it keeps in flight on average, as TCP has: two devices and
+ * the guest's own requests share one queue, and what the copy has in it is what the guest waits
+ * behind. A window below one copy means pauses between copies. Copies are started evenly, window
+ * bytes in the time that a copy takes: when the devices get slower, so do we, at once.
  *
- * The limit is relative to what the guest felt before (BM_LATENCY_AUTO), or an absolute p99. Where
- * the guest was idle before, or is slow although the copy is at its least (its load is another one
- * now, or the target is slow to mirror to), what it feels without a copy is measured: no copy
- * starts for a moment. In AUTO that is the new "before": the end of the move comes first. Under an
- * absolute limit it is the guest that comes first, and when it is the target's leg that is slow,
- * writes go to the authority alone ("tracking") as long as the copy gains on them; then the rest
- * is mirrored to the end whatever it costs.
+ * The guest's latency moves the window. A limit is a percentile, so requests over it are counted
+ * against all: one in a hundred may be over the limit for p99, one in two over that for p50. The
+ * p50 is that of some ticks; the p99 that of some hundreds of milliseconds, since a device, or who
+ * shares it, may stall ten times a second by itself, and the p99 of a tick is the largest of a few.
+ * What is left of the allowance makes the window grow, what is over it makes it shrink, by the same
+ * measure: on the average the guest is at its limit, and the copy as quick as that allows. Until a
+ * limit was met once, the window grows quickly.
+ *
+ * The limits are relative to what the guest felt before (BM_LATENCY_AUTO), or an absolute p99.
+ * Where the guest was idle before, or is slow although the copy is at its least (its load is
+ * another one now, or the target is slow to mirror to), what it feels without a copy is measured:
+ * no copy starts for a moment. In AUTO that is the new "before": the end of the move comes first.
+ * Under an absolute limit it is the guest that comes first, and when it is the target's leg that is
+ * slow, writes go to the authority alone ("tracking") as long as the copy gains on them; then the
+ * rest is mirrored to the end whatever it costs.
  *
  * A rate cap that the user sets is a token bucket beside all that.
  */
 #include "blockmirror/mirror/engine.h"
 
+#include <math.h>
+
 enum {
-	DEPTH_GUEST = 8,    /* copies in flight beside a guest */
-	DEPTH_ALL = 16,     /* when nobody minds */
-	ENOUGH = 128,       /* requests in a window that tell something */
-	FEW = 16,           /* … in one that tells that the guest is nearly idle */
-	STUCK = 12,         /* windows */
+	ENOUGH = 128,       /* requests that tell what the guest felt before */
+	FEW = 16,           /* … in a span: fewer, and the guest is nearly idle */
+	STUCK = 40,         /* ticks over the limit at the least pace */
 	LEAST_PERCENT = 10, /* of the best speed seen: the least share */
 	NEAR_END = 256,     /* granules: what is left is mirrored to the end */
+	PARTS = 2,          /* copies that make up a window */
+	CHUNK_LEAST = 512 << 10,
 };
 
 #define TICK         20000000ull   /* ns */
-#define WINDOW_MOST  300000000ull  /* ns: then few requests have to do */
+#define IDLE_AFTER   200000000ull  /* ns: then few requests have to do */
+#define P50_MEMORY   4.0           /* ticks */
+#define P99_MEMORY   20.0          /* ticks, and as many requests as needed … */
+#define P99_REQUESTS 400.0         /* … to have seen four over the limit */
+#define SHOWN_EVERY  500000000ull  /* ns: what users see of the guest's latency */
 #define PROBE        60000000ull   /* ns */
 #define BEFORE_EVERY 5000000000ull /* ns: "before" is the last five to ten seconds */
 #define LEAST_PACE   (8ull << 20)  /* bytes/s */
-#define FIRST_PACE   (128ull << 20)
-#define MOST_PACE    (64ull << 30)
+#define WINDOW_FIRST (512ull << 10)
+#define WINDOW_LEAST (16ull << 10)
+#define WINDOW_MOST  (16ull << 20)
 #define SECOND       1000000000ull
+
+#define LIMIT_P50    1.6 /* times before: the default limits */
+#define LIMIT_P99    2.0
+#define GROWTH_FIRST 0.26 /* of the window's logarithm, in a tick, until a limit was met */
+#define GROWTH       0.06 /* … with no request over the limit */
+#define SHRINK_MOST  0.30
 
 static void set_timer(struct bm_mirror *m, struct bm_timer *timer, uint64_t at)
 {
 	(void)bm_timer_set(m->loop, timer, at);
-}
-
-/* The guest's limits in ns; 0: none. */
-static uint64_t limit_p99(const struct governor *g)
-{
-	return g->budget == BM_LATENCY_AUTO ? 2 * g->p99_before : g->budget;
-}
-
-static uint64_t limit_p50(const struct governor *g)
-{
-	return g->budget == BM_LATENCY_AUTO ? g->p50_before * 7 / 5 : 0;
 }
 
 static uint64_t least_pace(const struct governor *g)
@@ -60,26 +71,69 @@ static uint64_t least_pace(const struct governor *g)
 	return share > LEAST_PACE ? share : LEAST_PACE;
 }
 
-/* How far the window is over the limit; below 1: within it. */
-static double excess(const struct governor *g)
+/* Bytes/s: a window in the time that a copy takes. */
+static uint64_t pace_of(const struct governor *g)
 {
-	uint64_t most99 = limit_p99(g), most50 = limit_p50(g);
-	double by99 = most99 ? (double)g->p99 / (double)most99 : 0;
-	double by50 = most50 ? (double)g->p50 / (double)most50 : 0;
+	double pace = g->window * 1e9 / g->service;
 
-	return by99 > by50 ? by99 : by50;
+	return pace < (double)least_pace(g) ? least_pace(g) : (uint64_t)pace;
 }
 
-static void set_pace(struct governor *g, double factor)
+static bool at_least_pace(const struct governor *g)
 {
-	double pace = (double)g->pace * factor;
+	return g->window * 1e9 / g->service < (double)least_pace(g);
+}
 
-	if (pace < (double)least_pace(g))
-		pace = (double)least_pace(g);
-	/* What is not reached anyway shall not have to be taken back step by step. */
-	if (g->speed && pace > 2 * (double)g->best + (double)FIRST_PACE)
-		pace = 2 * (double)g->best + (double)FIRST_PACE;
-	g->pace = pace < (double)MOST_PACE ? (uint64_t)pace : MOST_PACE;
+static uint64_t limit(uint64_t before, double factor)
+{
+	return (uint64_t)((double)before * factor);
+}
+
+/* How many of the requests are over the limits of the p50 and p99. */
+static void count_over(const struct governor *g, const struct bm_hist *h, double *p50, double *p99)
+{
+	bool automatic = g->budget == BM_LATENCY_AUTO;
+
+	*p50 = automatic ? (double)bm_hist_above(h, limit(g->p50_before, LIMIT_P50)) : 0;
+	*p99 = (double)bm_hist_above(h, automatic ? limit(g->p99_before, LIMIT_P99) : g->budget);
+}
+
+/* Adds to a share that forgets: after memory ticks, or requests, what was is a third of what is. */
+static void remember(struct bm_share *share, double over, double n, double ticks, double memory,
+		     double requests)
+{
+	double by_time = exp(-ticks / memory), by_count = exp(-n / requests);
+	double keep = by_time > by_count ? by_time : by_count;
+
+	share->over = share->over * keep + over;
+	share->all = share->all * keep + n;
+}
+
+/* How much of what may be over a limit is over it: 1 is just as much. */
+static double used(const struct bm_share *share, double allowed)
+{
+	return share->all > 0 ? share->over / (allowed * share->all) : 0;
+}
+
+static double used_most(const struct governor *g)
+{
+	double p50 = used(&g->share50, 0.5), p99 = used(&g->share99, 0.01);
+
+	return p50 > p99 ? p50 : p99;
+}
+
+static void move_window(struct governor *g, double by)
+{
+	double most = (double)WINDOW_MOST, least = (double)WINDOW_LEAST;
+
+	g->window *= exp(by < -SHRINK_MOST ? -SHRINK_MOST : by);
+	g->window = g->window > most ? most : g->window < least ? least : g->window;
+}
+
+static void forget(struct governor *g)
+{
+	g->share50 = g->share99 = (struct bm_share){0};
+	g->stuck = 0;
 }
 
 static void probe(struct bm_mirror *m)
@@ -134,45 +188,59 @@ void governor_pass_ended(struct bm_mirror *m)
 		end_tracking(m);
 }
 
-/* The window has enough in it to judge. */
-static void judge(struct bm_mirror *m, uint64_t requests)
+/* The last ticks tell something about the guest. */
+static void judge(struct bm_mirror *m, const struct bm_hist *h, double ticks)
 {
 	struct governor *g = &m->governor;
-	double over;
+	double p50, p99, most;
 
-	if (requests < FEW) { /* nearly idle: nobody is in the way */
-		set_pace(g, 1.5);
+	if (h->count < FEW) { /* nearly idle: nobody is in the way */
+		move_window(g, GROWTH_FIRST);
 		return;
 	}
 	if (g->budget == BM_LATENCY_AUTO && !g->p99_before) {
 		probe(m);
 		return;
 	}
-	over = excess(g);
-	if (over > 1) {
-		g->found = true;
-		g->stuck = g->pace <= least_pace(g) ? g->stuck + 1 : 0;
-		set_pace(g, over > 2 ? 0.5 : 1 / over);
-		if (g->stuck > STUCK) {
-			consider_tracking(m);
-			probe(m);
-		}
-	} else {
-		g->stuck = 0;
-		set_pace(g, !g->found ? 1.6 : over < 0.8 ? 1.15 : 1.04);
+	count_over(g, h, &p50, &p99);
+	remember(&g->share50, p50, (double)h->count, ticks, P50_MEMORY, FEW);
+	remember(&g->share99, p99, (double)h->count, ticks, P99_MEMORY, P99_REQUESTS);
+	most = used_most(g);
+	g->found |= most > 1;
+	move_window(g, (g->found ? GROWTH : GROWTH_FIRST) * (1 - most));
+	g->stuck = most > 1 && at_least_pace(g) ? g->stuck + (unsigned)ticks : 0;
+	if (g->stuck > STUCK) {
+		consider_tracking(m);
+		probe(m);
 	}
 }
 
-static void probe_ended(struct bm_mirror *m, uint64_t requests)
+static void probe_ended(struct bm_mirror *m, const struct bm_hist *h)
 {
 	struct governor *g = &m->governor;
+	double p50, p99;
 
 	g->probing = false;
-	if (requests >= FEW && g->budget == BM_LATENCY_AUTO && (!g->p99_before || excess(g) > 1)) {
-		g->p99_before = g->p99;
-		g->p50_before = g->p50;
+	count_over(g, h, &p50, &p99);
+	if (h->count >= FEW && g->budget == BM_LATENCY_AUTO &&
+	    (!g->p99_before || p50 > 0.5 * (double)h->count || p99 > 0.01 * (double)h->count)) {
+		g->p99_before = bm_hist_percentile(h, 0.99);
+		g->p50_before = bm_hist_percentile(h, 0.50);
 	}
+	forget(g);
 	mirror_kick(m);
+}
+
+/* What users see: the last half second. */
+static void show(struct governor *g, const struct bm_hist *h, uint64_t now)
+{
+	bm_hist_merge(&g->shown, h);
+	if (now - g->shown_since < SHOWN_EVERY)
+		return;
+	g->p99 = bm_hist_percentile(&g->shown, 0.99);
+	g->p50 = bm_hist_percentile(&g->shown, 0.50);
+	bm_hist_reset(&g->shown);
+	g->shown_since = now;
 }
 
 static void measure_speed(struct governor *g, uint64_t now)
@@ -200,7 +268,8 @@ static void look(struct bm_timer *timer)
 {
 	struct bm_mirror *m = bm_container(timer, struct bm_mirror, governor.timer);
 	struct governor *g = &m->governor;
-	uint64_t now = bm_loop_now(m->loop), requests;
+	struct bm_hist *h = &m->config.meter->window;
+	uint64_t now = bm_loop_now(m->loop);
 
 	if (m->link == LINK_NONE) {
 		look_alone(m);
@@ -210,18 +279,15 @@ static void look(struct bm_timer *timer)
 	measure_speed(g, now);
 	if (tracks(m) && m->map.dirty.count <= NEAR_END)
 		end_tracking(m);
-	requests = m->config.meter->window.count;
-	if (g->probing ? now < g->probe_until
-		       : requests < ENOUGH && now - g->window_since < WINDOW_MOST)
+	if (g->probing ? now < g->probe_until : h->count < FEW && now - g->span_since < IDLE_AFTER)
 		return;
-	g->p99 = bm_hist_percentile(&m->config.meter->window, 0.99);
-	g->p50 = bm_hist_percentile(&m->config.meter->window, 0.50);
 	if (g->probing)
-		probe_ended(m, requests);
+		probe_ended(m, h);
 	else if (g->budget != BM_LATENCY_OFF)
-		judge(m, requests);
-	bm_hist_reset(&m->config.meter->window);
-	g->window_since = now;
+		judge(m, h, (double)(now - g->span_since) / (double)TICK);
+	show(g, h, now);
+	bm_hist_reset(h);
+	g->span_since = now;
 }
 
 static void start_now(struct bm_timer *timer)
@@ -235,7 +301,6 @@ void governor_init(struct bm_mirror *m)
 
 	g->timer.run = look;
 	g->start_timer.run = start_now;
-	g->depth = DEPTH_GUEST;
 	if (m->config.meter)
 		set_timer(m, &g->timer, bm_loop_now(m->loop) + BEFORE_EVERY);
 }
@@ -245,13 +310,15 @@ void governor_start(struct bm_mirror *m)
 	struct governor *g = &m->governor;
 	uint64_t now = bm_loop_now(m->loop);
 
-	g->pace = FIRST_PACE;
+	g->window = (double)WINDOW_FIRST;
+	g->service = 1e6;
 	g->next_start = g->tokens = g->speed = g->best = g->metered = 0;
-	g->metered_since = g->window_since = g->filled_at = now;
-	g->found = g->probing = g->tracked_out = false;
-	g->stuck = 0;
+	g->metered_since = g->span_since = g->shown_since = g->filled_at = now;
+	g->probing = g->found = g->tracked_out = false;
+	forget(g);
 	bm_hist_reset(&g->leg[0]);
 	bm_hist_reset(&g->leg[1]);
+	bm_hist_reset(&g->shown);
 	g->p99_before = g->p50_before = g->p99 = g->p50 = 0;
 	if (!m->config.meter)
 		return;
@@ -302,27 +369,56 @@ static bool admit_rate(struct bm_mirror *m, uint64_t bytes, uint64_t now)
 				     1);
 }
 
+/* Nobody has to be spared: the window is as large as can be. */
+static bool free_rein(const struct bm_mirror *m)
+{
+	return !m->config.meter || m->governor.budget == BM_LATENCY_OFF;
+}
+
+static double window_of(const struct bm_mirror *m)
+{
+	return free_rein(m) ? (double)WINDOW_MOST : m->governor.window;
+}
+
+unsigned governor_chunk(const struct bm_mirror *m)
+{
+	double part = window_of(m) / PARTS;
+	unsigned chunk = CHUNK_LEAST;
+
+	while (chunk < m->config.chunk && chunk * 2 <= part)
+		chunk *= 2;
+	return chunk < m->config.chunk ? chunk : m->config.chunk;
+}
+
+unsigned governor_depth(const struct bm_mirror *m)
+{
+	unsigned depth = (unsigned)(window_of(m) / governor_chunk(m)) + 1;
+
+	return depth < COPIES ? depth : COPIES;
+}
+
+/* Evenly, at the window's pace. */
+static bool admit_pace(struct bm_mirror *m, uint64_t bytes, uint64_t now)
+{
+	struct governor *g = &m->governor;
+	uint64_t step;
+
+	g->limits = !free_rein(m) && (g->probing || now < g->next_start);
+	if (g->limits)
+		return g->probing ? false : wait_until(m, g->next_start);
+	/* A late start may be made up for, by one copy, not by a burst. */
+	step = (uint64_t)((double)bytes * 1e9 / (double)pace_of(g));
+	g->next_start = (now - g->next_start > step ? now : g->next_start) + step;
+	return true;
+}
+
 bool governor_admit(struct bm_mirror *m, uint64_t bytes)
 {
 	struct governor *g = &m->governor;
-	uint64_t now = bm_loop_now(m->loop), step;
+	uint64_t now = bm_loop_now(m->loop);
 
-	if (g->probing) {
-		g->limits = true;
+	if (!admit_rate(m, bytes, now) || !admit_pace(m, bytes ? bytes : governor_chunk(m), now))
 		return false;
-	}
-	if (!admit_rate(m, bytes, now))
-		return false;
-	g->limits = false;
-	if (m->config.meter && g->budget != BM_LATENCY_OFF) {
-		if (now < g->next_start) {
-			g->limits = true;
-			return wait_until(m, g->next_start);
-		}
-		/* A late start may be made up for, by one copy, not by a burst. */
-		step = (uint64_t)((double)bytes * 1e9 / (double)g->pace);
-		g->next_start = (now - g->next_start > step ? now : g->next_start) + step;
-	}
 	if (g->rate)
 		g->tokens -= bytes;
 	return true;
@@ -331,6 +427,18 @@ bool governor_admit(struct bm_mirror *m, uint64_t bytes)
 void governor_meter(struct bm_mirror *m, uint64_t bytes)
 {
 	m->governor.metered += bytes;
+}
+
+void governor_took(struct bm_mirror *m, uint64_t ns)
+{
+	struct governor *g = &m->governor;
+
+	double took = (double)ns < 2 * g->service ? (double)ns : 2 * g->service;
+
+	/* A stall is no reason to go slowly after it: it counts as twice the usual. */
+	g->service += (took - g->service) / 8;
+	if (g->service < 1e4)
+		g->service = 1e4;
 }
 
 const char *governor_limiter(const struct bm_mirror *m)
@@ -366,8 +474,6 @@ void bm_mirror_set_rate(struct bm_mirror *m, uint64_t rate)
 void bm_mirror_set_latency(struct bm_mirror *m, uint64_t p99)
 {
 	m->governor.budget = p99;
-	m->governor.found = false;
-	m->governor.depth = p99 == BM_LATENCY_OFF ? DEPTH_ALL : DEPTH_GUEST;
 	m->governor.probing = false;
 	mirror_kick(m);
 }

@@ -73,7 +73,7 @@ static bool at_rest(const struct bm_map *map, uint64_t g)
 
 void bm_map_settle(struct bm_map *map, struct bm_bitmap *set)
 {
-	bool settles = map->settled && !map->doubtful;
+	bool settles = map->settled && !(map->doubtful && *map->doubtful);
 
 	bm_bitmap_each(g, set) {
 		bm_bitmap_clear(set, g);

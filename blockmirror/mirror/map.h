@@ -35,8 +35,8 @@ struct bm_map {
 	struct bm_bitmap dirty, copying, zero;
 	struct bm_bitmap open, closed, flushed, covered; /* unstable */
 	struct bm_granule *granule;
-	uint8_t *settled; /* the host's memory, bit n % 8 of byte n / 8; may be NULL */
-	bool doubtful;    /* a flush of the authority failed: nothing more is ever settled */
+	uint8_t *settled;     /* the host's memory, bit n % 8 of byte n / 8; may be NULL */
+	const bool *doubtful; /* a flush of the authority failed: nothing more is ever settled */
 };
 
 /*

@@ -136,6 +136,7 @@ int bm_mirror_attach(struct bm_mirror *m, struct bm_dev *target, bool zeroed, ui
 	r = bm_map_init(&m->map, m->size, m->granule_shift, settled);
 	if (r < 0)
 		return r;
+	m->map.doubtful = &m->doubtful;
 	m->side[other(m)] = target;
 	r = copy_init(m);
 	if (r < 0) {
@@ -256,6 +257,7 @@ int bm_mirror_detach(struct bm_mirror *m)
 	if (m->link == LINK_LEAVING)
 		return 0;
 	m->phase = PHASE_IDLE;
+	m->both_durable = false;
 	drop_other(m, LINK_LEAVING);
 	return 0;
 }
@@ -270,6 +272,8 @@ static void forget_other(struct bm_mirror *m)
 	bm_timer_clear(m->loop, &m->flusher.timer);
 	bm_timer_clear(m->loop, &m->full_timer);
 	bm_timer_clear(m->loop, &m->source_retry);
+	bm_timer_clear(m->loop, &m->switch_timer);
+	m->switch_after = m->slow_flushes = 0;
 	m->covering = NULL;
 	copy_fini(m);
 	bm_map_unsettle_all(&m->map); /* writes are not noted in it any more */
@@ -341,6 +345,8 @@ int bm_mirror_flush_target(struct bm_mirror *m, void (*done)(void *arg, int erro
 void bm_mirror_pause(struct bm_mirror *m, bool paused)
 {
 	m->paused = paused;
+	if (paused) /* nobody waits for a copy that does not go on */
+		copy_end_hold(m);
 	if (!paused && m->full) /* a user who resumes has made space */
 		set_timer_in(m, &m->full_timer, 0);
 	mirror_kick(m);
@@ -398,7 +404,9 @@ static int take_config(struct bm_mirror *m, const struct bm_mirror_config *confi
 	m->granule_shift = (unsigned)__builtin_ctz(granule);
 	m->block = m->side[0]->geometry.block;
 	m->size = config->size ? config->size : m->side[0]->geometry.size;
-	return m->size && m->block <= granule && fits(m, m->side[0]) ? 0 : -EINVAL;
+	if (!m->size || m->size % m->block || m->block > granule)
+		return -EINVAL;
+	return fits(m, m->side[0]) ? 0 : -EINVAL;
 }
 
 int bm_mirror_new(struct bm_loop *loop, struct bm_dev *source,
@@ -445,6 +453,7 @@ void bm_mirror_free(struct bm_mirror *m)
 	bm_timer_clear(m->loop, &m->deadline);
 	bm_timer_clear(m->loop, &m->flusher.timer);
 	bm_timer_clear(m->loop, &m->commit_retry);
+	bm_timer_clear(m->loop, &m->switch_timer);
 	bm_timer_clear(m->loop, &m->full_timer);
 	bm_timer_clear(m->loop, &m->source_retry);
 	governor_fini(m);
@@ -502,7 +511,7 @@ void bm_mirror_get_stats(const struct bm_mirror *m, struct bm_mirror_stats *stat
 	stats->read_p50 = bm_hist_percentile(&m->read_latency, 0.5);
 	stats->write_p50 = bm_hist_percentile(&m->write_latency, 0.5);
 	stats->flush_last = m->flusher.took;
-	stats->depth = m->governor.depth;
+	stats->depth = m->link == LINK_NONE ? 0 : governor_depth(m);
 	stats->limiter = governor_limiter(m);
 }
 

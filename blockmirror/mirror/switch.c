@@ -3,9 +3,9 @@
  * The switchover: authority passes to the other side while the guest goes on.
  *
  *   WAIT   until both are in sync, and again whenever something interferes before REC
- *   PRE    flushes of the other side, at most two, so that the next one is short; from the first
- * one on FUA and FLUSH of the guest go to both. Ends when no FUA that went out plain before is in
- *          flight: its data would not be covered by the flush that counts.
+ *   PRE    flushes of the other side, at most two, so that the next one is short
+ *   DRAIN  from here on FUA and FLUSH of the guest go to both. Ends when no FUA that went out plain
+ *          before is in flight: its data would not be covered by the flush that counts.
  *   FLUSH  the flush that counts: it does only if nothing became dirty since its submission
  *   REC    the record "generation n+1: the other side" is being written. From here until
  *          authority is settled an answer needs both sides (write.c).
@@ -19,6 +19,7 @@
 
 enum { PRE_ROUNDS = 2 };
 
+#define SLOW_RETRY   1000000000ull  /* ns, doubled up to 32 times that */
 #define PRE_ENOUGH   20000000ull    /* ns: a flush that short needs no second round */
 #define COMMIT_RETRY 250000000ull   /* ns, doubled up to … */
 #define COMMIT_WAIT  10000000000ull /* … this */
@@ -31,7 +32,7 @@ static void commit(struct bm_mirror *m, enum phase phase, int side)
 
 void switch_interrupted(struct bm_mirror *m)
 {
-	if (m->phase == PHASE_PRE || m->phase == PHASE_FLUSH) {
+	if (m->phase == PHASE_PRE || m->phase == PHASE_DRAIN || m->phase == PHASE_FLUSH) {
 		m->phase = PHASE_WAIT;
 		m->both_durable = false;
 	} else if (unsettled(m)) {
@@ -53,11 +54,14 @@ void switch_flushed(struct bm_mirror *m, bool good)
 	}
 }
 
-static void begin(struct bm_mirror *m)
+/* The other side takes its time to flush, and the guest has waited for it long enough. */
+void switch_too_slow(struct bm_mirror *m)
 {
-	m->phase = PHASE_PRE;
-	m->pre_rounds = 0;
-	m->both_durable = true;
+	uint64_t wait = SLOW_RETRY << (m->slow_flushes < 5 ? m->slow_flushes++ : 5);
+
+	switch_interrupted(m);
+	m->switch_after = bm_loop_now(m->loop) + wait;
+	(void)bm_timer_set(m->loop, &m->switch_timer, m->switch_after);
 }
 
 static void pre_flush(struct bm_mirror *m)
@@ -67,20 +71,33 @@ static void pre_flush(struct bm_mirror *m)
 	if (!m->pre_rounds || (m->pre_rounds < PRE_ROUNDS && m->flusher.took > PRE_ENOUGH)) {
 		m->pre_rounds++;
 		flush_start(m);
-	} else if (!m->plain_fuas && mirror_in_sync(m)) {
+	} else {
+		m->phase = PHASE_DRAIN;
+		m->both_durable = true;
+	}
+}
+
+static void drain(struct bm_mirror *m)
+{
+	if (!mirror_in_sync(m)) {
+		switch_interrupted(m);
+	} else if (!m->plain_fuas && !m->flusher.active) {
 		m->phase = PHASE_FLUSH;
 		flush_start(m);
-	} else if (!mirror_in_sync(m)) {
-		switch_interrupted(m);
 	}
 }
 
 void switch_run(struct bm_mirror *m)
 {
-	if (m->phase == PHASE_WAIT && mirror_in_sync(m))
-		begin(m);
+	if (m->phase == PHASE_WAIT && mirror_in_sync(m) &&
+	    bm_loop_now(m->loop) >= m->switch_after) {
+		m->phase = PHASE_PRE;
+		m->pre_rounds = 0;
+	}
 	if (m->phase == PHASE_PRE)
 		pre_flush(m);
+	if (m->phase == PHASE_DRAIN)
+		drain(m);
 }
 
 /*
@@ -92,7 +109,7 @@ static void flip(struct bm_mirror *m)
 	m->authority = other(m);
 	m->phase = PHASE_IDLE;
 	m->both_durable = false;
-	m->commit_failures = 0;
+	m->commit_failures = m->slow_flushes = 0;
 	bm_bitmap_clear_all(&m->map.zero);
 	flush_roles_changed(m);
 	copy_forget_window(m);
@@ -102,7 +119,7 @@ static void flip(struct bm_mirror *m)
 
 static void settled_as_before(struct bm_mirror *m)
 {
-	m->phase = m->detach_wanted ? PHASE_IDLE : PHASE_WAIT;
+	m->phase = PHASE_IDLE; /* to be asked for again */
 	m->both_durable = false;
 	m->commit_failures = 0;
 	mirror_tell(m, BM_MIRROR_SWITCH_FAILED);
@@ -154,7 +171,13 @@ int bm_mirror_switch_cancel(struct bm_mirror *m)
 	return 0;
 }
 
+static void go_on(struct bm_timer *timer)
+{
+	mirror_kick(bm_container(timer, struct bm_mirror, switch_timer));
+}
+
 void switch_init(struct bm_mirror *m)
 {
+	m->switch_timer.run = go_on;
 	m->commit_retry.run = retry_commit;
 }

@@ -362,6 +362,20 @@ static bool asked_again(struct op *op, int side)
 	return true;
 }
 
+/*
+ * The other side's leg of an op of this session has failed. Where it was to make something durable,
+ * what it has not written is gone, and no later flush will tell: that is a loss, even for -ENOSPC.
+ */
+static void failed(struct op *op, int error)
+{
+	const struct bm_request *rq = &op->leg[other(op->mirror)].rq;
+
+	if (op->flushes || rq->flags & BM_FUA)
+		mirror_lose(op->mirror, error);
+	else
+		mirror_other_failed(op->mirror, error);
+}
+
 static void leg_done(struct bm_request *rq, int error)
 {
 	struct mirror_leg *leg = bm_container(rq, struct mirror_leg, rq);
@@ -386,7 +400,7 @@ static void leg_done(struct bm_request *rq, int error)
 		if (op->counted)
 			mark_all_dirty(op);
 		if (side == other(m) && op->session == m->session)
-			mirror_other_failed(m, error);
+			failed(op, error);
 	}
 	leg->ended = true;
 	if (side == op->authority && op->flushes)
@@ -406,7 +420,7 @@ void write_check_deadline(struct bm_timer *timer)
 {
 	struct bm_mirror *m = bm_container(timer, struct bm_mirror, deadline);
 	uint64_t now = bm_loop_now(m->loop);
-	bool lose = false;
+	bool lose = false, slow = false;
 
 	(void)bm_timer_set(m->loop, timer, now + m->config.deadline / 8);
 	bm_list_each(node, &m->running) {
@@ -417,12 +431,19 @@ void write_check_deadline(struct bm_timer *timer)
 		    now - op->started < m->config.deadline)
 			continue;
 		op->late = true;
+		/* A flush may take long where a write does not: that ends the switchover alone. */
+		if (op->flushes && !unsettled(m)) {
+			slow = true;
+			continue;
+		}
 		lose = true;
 		if (op->counted)
 			mark_all_dirty(op);
 	}
 	if (lose)
 		mirror_lose(m, -ETIMEDOUT);
+	else if (slow)
+		switch_too_slow(m);
 	bm_list_each_safe(late, &m->running)
 		answer_late(bm_container(late, struct op, link));
 	if (m->hold && now - m->hold_since > m->config.deadline)

@@ -181,6 +181,10 @@ static inline void bm_dev_close(struct bm_dev *dev)
  */
 int bm_order_new(struct bm_dev *lower, uint32_t align, struct bm_meter *meter, struct bm_dev **dev);
 
+/* The align for a device that may be moved to others: their blocks have up to 4 KiB, or lower's. */
+#define BM_ORDER_ALIGN 4096u
+uint32_t bm_order_align(const struct bm_dev *lower);
+
 /*
  * Makes *dev, which is not started, take requests of multiples of block, transfers of BM_BUF_MAX
  * and zeros of BM_MAX_ZERO bytes: where it does not, an order device that owns it takes its place.

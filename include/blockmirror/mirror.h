@@ -37,7 +37,7 @@ enum bm_mirror_event {
 	BM_MIRROR_MIRRORING,     /* ... and to both again */
 	BM_MIRROR_SOURCE_ERROR,  /* the copy cannot read the authority: see the statistics */
 	BM_MIRROR_SWITCHED,      /* authority passed; still mirroring, the other way round */
-	BM_MIRROR_SWITCH_FAILED, /* authority stayed; the switch is tried again when in sync */
+	BM_MIRROR_SWITCH_FAILED, /* authority stayed; ask again, with new records */
 	BM_MIRROR_DETACHED       /* the mirror is done with the other side: close it */
 };
 
@@ -90,7 +90,8 @@ struct bm_dev *bm_mirror_dev(struct bm_mirror *mirror);
 uint64_t bm_mirror_map_bytes(uint64_t size, unsigned granule);
 
 /*
- * Attaches a target (started, at least as large as the disk) and begins to mirror and to copy.
+ * Attaches a target (started, at least as large as the disk) and begins to mirror and to copy. No
+ * request of an earlier session with it may still be carried out.
  * zeroed: it is known to hold nothing but zeros, durably. settled: see bm_mirror_map_bytes(), NULL
  * for none. Returns 0; -EBUSY when there is another side; -EINVAL when it is too small, read-only,
  * or not made to fit; -ENOMEM.
@@ -113,7 +114,8 @@ int bm_mirror_detach(struct bm_mirror *mirror);
 
 /*
  * Passes authority to the other side as soon as both are in sync; tried again when something
- * interferes, until it succeeded or bm_mirror_switch_cancel(). -ENOTCONN without other side.
+ * interferes, until it succeeded, bm_mirror_switch_cancel(), or BM_MIRROR_SWITCH_FAILED: then a
+ * record was asked for. -ENOTCONN without other side.
  */
 int bm_mirror_switch(struct bm_mirror *mirror);
 

@@ -334,3 +334,11 @@ bool fake_disk_has_stale(const struct fake_disk *d)
 			return true;
 	return false;
 }
+
+bool fake_disk_durable(const struct fake_disk *d)
+{
+	for (int s = 0; s < SECTORS; s++)
+		if (d->histories[s] > 1)
+			return false;
+	return true;
+}

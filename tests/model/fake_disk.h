@@ -72,6 +72,9 @@ void fake_disk_power_cut(struct fake_disk *d);
 
 bool fake_disk_has_stale(const struct fake_disk *d);
 
+/* Whether a power cut would take nothing back. */
+bool fake_disk_durable(const struct fake_disk *d);
+
 /* What a guest puts in, and finds in, a sector. */
 void sector_fill(uint8_t *data, int value);
 int sector_value(const uint8_t *data); /* -1: torn */

@@ -61,6 +61,8 @@ static struct world {
 	bool power; /* the authority of the next start lost power: only what was durable is owed */
 	bool cut;   /* ... just now: all that it holds is durable */
 	bool target_power;
+	bool sound;       /* errors hit the other side only */
+	bool guest_wrote; /* since a flush of the target was asked for */
 	uint8_t settled[8];
 	int record, generation;
 	bool record_pending, record_applied;
@@ -383,6 +385,8 @@ static void guest_done(struct bm_request *rq, int error)
 
 	trace("guest op %d [%d,+%d) done %d", (int)rq->op, first, (int)(rq->length / SECTOR),
 	      error);
+	if (error && w.sound)
+		violation("an error of the other side reached the guest: %d", error);
 	if (rq->op == BM_FLUSH) {
 		oracle_flushed(&oracle, g->id, !error);
 		if (error)
@@ -471,6 +475,7 @@ static void guest_op(void)
 			value = ++oracle.next_value;
 		if (percent(10))
 			g->rq.flags = BM_FUA;
+		w.guest_wrote = true;
 		for (int i = 0; g->rq.op == BM_WRITE && i < n; i++)
 			sector_fill(g->rq.data + (size_t)i * SECTOR, value);
 		g->id = oracle_write(&oracle, value, (int)(g->rq.offset / SECTOR), n,
@@ -483,6 +488,12 @@ static void guest_op(void)
 
 /* The world moves */
 
+/* In some seeds the authority is sound: then the guest never sees an error. */
+static bool may_fail(const struct fake_disk *d)
+{
+	return !w.sound || !w.alive || d != disk_of(w.m->authority);
+}
+
 static void disk_step(void)
 {
 	struct fake_disk *d = &w.disk[below(2)];
@@ -493,11 +504,11 @@ static void disk_step(void)
 		return;
 	while (rounds-- && io->left)
 		fake_io_apply(io);
-	if (io->rq && w.faults && percent(w.error_percent)) {
+	if (io->rq && w.faults && percent(w.error_percent) && may_fail(d)) {
 		trace("disk %d: op %d [%d,+%d) fails", (int)(d - w.disk), (int)io->op, io->first,
 		      io->n);
 		w.flush_failed[d - w.disk] |= io->op == BM_FLUSH;
-		fake_io_end(io, percent(20) && io->op != BM_FLUSH ? -ENOSPC : -EIO);
+		fake_io_end(io, percent(20) ? -ENOSPC : -EIO);
 	} else if (!io->left && percent(60)) {
 		trace("disk %d: op %d [%d,+%d) ends", (int)(d - w.disk), (int)io->op, io->first,
 		      io->n);
@@ -527,8 +538,12 @@ static void record_step(void)
 static void flush_target_done(void *arg, int error)
 {
 	(void)arg;
-	if (!error && w.alive && !mirror_in_sync(w.m))
+	if (error || !w.alive)
+		return;
+	if (!mirror_in_sync(w.m))
 		violation("flush of the target done and not in sync");
+	if (!w.guest_wrote && !fake_disk_durable(disk_of(other(w.m))))
+		violation("flush of the target done and not durable");
 }
 
 static void host_step(void)
@@ -551,8 +566,8 @@ static void host_step(void)
 		bm_mirror_detach(w.m);
 	else if (x == 16)
 		bm_mirror_switch_cancel(w.m);
-	else if (x == 17)
-		(void)bm_mirror_flush_target(w.m, flush_target_done, NULL);
+	else if (x == 17 && !bm_mirror_flush_target(w.m, flush_target_done, NULL))
+		w.guest_wrote = live() != 0;
 }
 
 static void fault_step(void)
@@ -639,6 +654,7 @@ static void run_seed(uint64_t seed)
 	w.block1 = percent(50) ? SECTOR : 2 * SECTOR;
 	w.fault_permille = percent(30) ? 0 : 10;
 	w.error_percent = percent(50) ? 0 : percent(50) ? 2 : 8;
+	w.sound = percent(30);
 	w.depth = 1 + below(GUESTS);
 	fake_disk_init(&w.disk[0], value[0], SECTOR, chance);
 	fake_disk_init(&w.disk[1], value[1], w.block1, chance);
@@ -656,6 +672,8 @@ static void run_seed(uint64_t seed)
 			dead_step();
 		check_clean("running");
 		check_settled("running");
+		if (w.alive && w.m->hold && w.m->paused)
+			violation("a write waits for a copy while copying is paused");
 		if (w.draining && quiet())
 			break;
 		if (w.step > STEPS + DRAIN_STEPS)

@@ -71,6 +71,7 @@ static void a_bitmap_is_what_was_set_in_it(void **state)
 /* Granule 3 in one state after the other. */
 static void settled_is_what_is_clean_idle_and_flushed(void **state)
 {
+	const bool doubtful = true;
 	uint8_t settled[2] = {0xff, 0xff};
 	struct bm_map map;
 
@@ -104,7 +105,7 @@ static void settled_is_what_is_clean_idle_and_flushed(void **state)
 
 	bm_map_unsettle(&map, 3);
 	assert_false(bm_map_is_settled(&map, 3));
-	map.doubtful = true;
+	map.doubtful = &doubtful;
 	bm_bitmap_set(&map.covered, 3);
 	bm_map_settle(&map, &map.covered);
 	assert_false(bm_map_is_settled(&map, 3));
