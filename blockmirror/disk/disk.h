@@ -8,6 +8,7 @@
  *   target.c    targets: names, checks, creation, opening (in a worker)
  *   mapfile.c   the settled map in RUN
  *   job.c       the life of a relocation: states and events as a table
+ *   host.c      what the mirror asks for and tells while a job runs
  *   steps.c     what a job does off the loop: records, marks, removal
  *   report.c    jobs and disks as JSON
  *   control.c   the control socket

@@ -18,9 +18,7 @@
 #include "blockmirror/base/log.h"
 #include "blockmirror/base/uri.h"
 
-#define REOPEN_FIRST 250000000ull   /* ns, doubled up to … */
-#define REOPEN_MOST  30000000000ull /* … this */
-#define SWITCH_RETRY 1000000000ull  /* ns, doubled up to 32 times that */
+#define SWITCH_RETRY 1000000000ull /* ns, doubled up to 32 times that */
 enum { GRANULE = 64 << 10, PAST_JOBS = 16 };
 
 static uint64_t realtime(void)
@@ -31,7 +29,7 @@ static uint64_t realtime(void)
 	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-static void run(struct job *job, struct bm_workers *workers, struct bm_work *work)
+void job_run(struct job *job, struct bm_workers *workers, struct bm_work *work)
 {
 	if (work != &job->reopen)
 		job->step_error.code = BM_OK;
@@ -39,7 +37,7 @@ static void run(struct job *job, struct bm_workers *workers, struct bm_work *wor
 }
 
 /* The snapshot is the step's while it runs, so there is one record step at a time. */
-static void take_snapshot(struct job *job, const char *state, const char *uri)
+void job_take_snapshot(struct job *job, const char *state, const char *uri)
 {
 	json_decref(job->snapshot);
 	job->snapshot = report_record(job, state);
@@ -49,7 +47,7 @@ static void take_snapshot(struct job *job, const char *state, const char *uri)
 }
 
 /* What a step wrote is what the disk's record is. */
-static void believe_record(struct job *job)
+void job_believe_record(struct job *job)
 {
 	struct bm_record *record = &job->disk->record;
 
@@ -99,8 +97,8 @@ static enum job_phase prepared(struct job *job)
 		job_event(job, EV_STARTED);
 		return job->phase;
 	}
-	take_snapshot(job, "running", job->source);
-	run(job, job->disk->recorder, &job->start);
+	job_take_snapshot(job, "running", job->source);
+	job_run(job, job->disk->recorder, &job->start);
 	return PHASE_STARTING;
 }
 
@@ -113,12 +111,12 @@ static enum job_phase finish(struct job *job)
 
 	mapfile_remove(job->disk->map_path, job->map, job->disk->record.size, GRANULE);
 	job->map = NULL;
-	take_snapshot(job, state, uri);
+	job_take_snapshot(job, state, uri);
 	if (job->error.code)
 		json_object_set_new(job->snapshot, "error",
 				    json_pack("{s:s s:s}", "code", bm_code_name(job->error.code),
 					      "message", job->error.text));
-	run(job, job->disk->recorder, &job->finish);
+	job_run(job, job->disk->recorder, &job->finish);
 	return PHASE_FINISHING;
 }
 
@@ -162,7 +160,7 @@ static enum job_phase started(struct job *job)
 	if (job->step_error.code && !job->error.code)
 		job->error = job->step_error;
 	else if (d->folder && !job->step_error.code)
-		believe_record(job);
+		job_believe_record(job);
 	if (job->error.code || attach(job) < 0) {
 		bm_dev_close(d->side[side]);
 		d->side[side] = NULL;
@@ -201,12 +199,12 @@ static enum job_phase ask_switch(struct job *job)
 		return job->phase;
 	job->switch_started = bm_loop_now(d->loop);
 	d->meter.longest = 0;
-	take_snapshot(job, "running", job->target.uri);
+	job_take_snapshot(job, "running", job->target.uri);
 	job->set_aside[FORWARD] = job->step_generation;
 	job->set_aside[BACK] = ++d->generation;
 	job->ready[FORWARD] = job->ready[BACK] = false;
 	job->preparing_records = true;
-	run(job, d->recorder, &job->records);
+	job_run(job, d->recorder, &job->records);
 	return PHASE_SWITCHING;
 }
 
@@ -280,7 +278,7 @@ static enum job_phase finished(struct job *job)
 		bm_log(BM_LOG_ERROR, "%s.%u: %s", job->disk->name, job->number,
 		       job->step_error.text);
 	else if (job->disk->folder)
-		believe_record(job);
+		job_believe_record(job);
 	return end(job);
 }
 
@@ -415,162 +413,6 @@ static void records_done(struct bm_work *work)
 	bm_mirror_switch(job->disk->mirror);
 }
 
-static void record_done(struct bm_work *work)
-{
-	struct job *job = bm_container(work, struct job, record);
-
-	if (job->step_error.code)
-		bm_log(BM_LOG_ERROR, "%s.%u: %s", job->disk->name, job->number,
-		       job->step_error.text);
-	else
-		believe_record(job);
-	bm_mirror_committed(job->disk->mirror, job->step_error.code ? -EIO : 0);
-}
-
-/* What the mirror asks for, and tells */
-
-static void host_commit(void *arg, int side)
-{
-	struct disk *d = arg;
-	struct job *job = d->job;
-	enum outcome outcome = side == disk_authority(d) ? BACK : FORWARD;
-	const char *uri = outcome == FORWARD ? job->target.uri : job->source;
-
-	job->commit_ready = job->ready[outcome] ? job_outcome_name(outcome) : NULL;
-	if (job->commit_ready) { /* with the generation that was set aside for it */
-		free(job->final_uri);
-		job->final_uri = strdup(uri);
-		job->step_generation = job->set_aside[outcome];
-	} else {
-		take_snapshot(job, "running", uri);
-	}
-	/* One that came back stands above the forward one; neither is there twice. */
-	job->ready[outcome] = false;
-	if (outcome == BACK)
-		job->ready[FORWARD] = false;
-	run(job, d->recorder, &job->record);
-}
-
-static void reopen(struct bm_timer *timer)
-{
-	struct job *job = bm_container(timer, struct job, reopen_timer);
-
-	if (job->reopening)
-		return;
-	job->reopening = true;
-	run(job, job->disk->workers, &job->reopen);
-}
-
-static void reopen_later(struct job *job)
-{
-	unsigned shift = job->reopen_failures < 8 ? job->reopen_failures++ : 8;
-	uint64_t wait = REOPEN_FIRST << shift;
-
-	(void)bm_timer_set(job->disk->loop, &job->reopen_timer,
-			   bm_loop_now(job->disk->loop) +
-				   (wait < REOPEN_MOST ? wait : REOPEN_MOST));
-}
-
-static void reopen_done(struct bm_work *work)
-{
-	struct job *job = bm_container(work, struct job, reopen);
-	struct disk *d = job->disk;
-	int side = !disk_authority(d);
-
-	job->reopening = false;
-	if (job->phase >= PHASE_DETACHING) {
-		bm_dev_close(job->reopened);
-		job->reopened = NULL;
-		if (job->let_go)
-			job_event(job, EV_DETACHED);
-		return;
-	}
-	if (job->reopened &&
-	    !bm_order_fit(&job->reopened, bm_mirror_dev(d->mirror)->geometry.block)) {
-		bm_dev_start(job->reopened, d->loop);
-		if (!bm_mirror_reattach(d->mirror, job->reopened)) {
-			bm_log(BM_LOG_NOTICE, "%s.%u: the target is back", d->name, job->number);
-			d->side[side] = bm_steal(job->reopened);
-			job->reopen_failures = 0;
-			return;
-		}
-		job_stop(job, BM_E_SIZE, "the target came back with another size, or read-only");
-	}
-	bm_dev_close(job->reopened);
-	job->reopened = NULL;
-	reopen_later(job);
-}
-
-static void lost(struct disk *d)
-{
-	struct bm_mirror_stats stats;
-
-	bm_mirror_get_stats(d->mirror, &stats);
-	bm_log(BM_LOG_WARN,
-	       "%s.%u: the target is lost (%s); the guest goes on, the target is tried again",
-	       d->name, d->job->number, strerror(-stats.error));
-}
-
-static void source_error(struct disk *d)
-{
-	struct bm_mirror_stats stats;
-	char text[200];
-
-	bm_mirror_get_stats(d->mirror, &stats);
-	snprintf(text, sizeof(text), "the source cannot be read at %" PRIu64 ": %s",
-		 stats.error_offset, strerror(-stats.error));
-	job_stop(d->job, BM_E_IO, text);
-}
-
-static void host_event(void *arg, enum bm_mirror_event event)
-{
-	struct disk *d = arg;
-	int side = !disk_authority(d);
-
-	switch (event) {
-	case BM_MIRROR_IN_SYNC: /* for the first time, or again */
-		job_event(d->job, EV_IN_SYNC);
-		job_tell_waiters(d->job);
-		break;
-	case BM_MIRROR_SWITCHED:
-		job_event(d->job, EV_SWITCHED);
-		break;
-	case BM_MIRROR_SWITCH_FAILED:
-		job_event(d->job, EV_SWITCH_FAILED);
-		break;
-	case BM_MIRROR_DETACHED:
-		if (d->leaving) /* the record says that the job runs: the next process ends it */
-			bm_loop_stop(d->loop);
-		else
-			job_event(d->job, EV_DETACHED);
-		break;
-	case BM_MIRROR_LOST:
-		lost(d);
-		break;
-	case BM_MIRROR_LOST_IDLE:
-		bm_dev_close(d->side[side]);
-		d->side[side] = NULL;
-		reopen_later(d->job);
-		break;
-	case BM_MIRROR_FULL:
-		bm_log(BM_LOG_WARN,
-		       "%s.%u: the target is full; the guest goes on, the copy waits for space",
-		       d->name, d->job->number);
-		break;
-	case BM_MIRROR_SOURCE_ERROR:
-		source_error(d);
-		break;
-	default:
-		break;
-	}
-	if (d->rpc)
-		bm_rpc_notify(
-			d->rpc, "mirror",
-			json_pack("{s:i s:o}", "event", (int)event, "job", report_job(d->job)));
-}
-
-const struct bm_mirror_host job_host = {.commit = host_commit, .event = host_event};
-
 /* Beginning */
 
 static void free_job(struct job *job)
@@ -647,10 +489,8 @@ void job_begin(struct disk *d, struct job_options *options, struct bm_rpc_call *
 	job->prepare = (struct bm_work){.run = step_prepare, .done = prepare_done};
 	job->start = (struct bm_work){.run = step_start, .done = start_done};
 	job->records = (struct bm_work){.run = step_records, .done = records_done};
-	job->record = (struct bm_work){.run = step_commit, .done = record_done};
 	job->finish = (struct bm_work){.run = step_finish, .done = finish_done};
-	job->reopen = (struct bm_work){.run = step_reopen, .done = reopen_done};
-	job->reopen_timer.run = reopen;
+	host_init(job);
 	job->switch_timer.run = switch_again;
 	job->target = (struct target){
 		.text = job->options.target,
@@ -663,5 +503,5 @@ void job_begin(struct disk *d, struct job_options *options, struct bm_rpc_call *
 		.record = &d->record,
 		.folder = d->folder ? d->folder : "",
 	};
-	run(job, d->workers, &job->prepare);
+	job_run(job, d->workers, &job->prepare);
 }

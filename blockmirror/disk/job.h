@@ -98,8 +98,9 @@ struct job {
 	_Atomic bool give_up; /* asked by steps that wait */
 };
 
-/* What disk.c gives the mirror. */
+/* host.c: what disk.c gives the mirror; and its part of a new job. */
 extern const struct bm_mirror_host job_host;
+void host_init(struct job *job);
 
 /*
  * Begins a job. call is answered when it runs, or with why it does not: then nothing was changed.
@@ -130,6 +131,15 @@ static inline struct job *job_of(const struct disk *disk)
 }
 
 bool job_in_sync(const struct job *job);
+
+/* Begins a step of steps.c in workers. */
+void job_run(struct job *job, struct bm_workers *workers, struct bm_work *work);
+
+/* Sets down what a step will write into a record: the disk is on uri, with the next generation. */
+void job_take_snapshot(struct job *job, const char *state, const char *uri);
+
+/* What the step wrote is what the disk's record is. */
+void job_believe_record(struct job *job);
 
 /* Answers who waits for what the job has reached. */
 void job_tell_waiters(struct job *job);

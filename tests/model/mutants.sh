@@ -44,7 +44,7 @@ mutants() {
 
 count=0 failed=0
 one() {
-	local head=$1 name=${1%%:*} files file result seed
+	local head=$1 name=${1%%:*} files file result seed status
 	count=$((count + 1))
 	rm -rf "$work/src" && mkdir "$work/src" && cp -r blockmirror include tests "$work/src/"
 	if ! files=$(mutants "$name" "$work/src" 2>"$work/why"); then
@@ -62,10 +62,12 @@ one() {
 	done
 	${CC:-cc} -pthread -o "$work/test" "${objects[@]}" "$work/lib.a" -laio -lm 2>"$work/why" || {
 		echo "not ok $count - $head (does not link)"; sed 's/^/# /' "$work/why"; failed=1; return; }
-	if result=$(timeout 600 "$work/test" -q -n "$SEEDS" 2>&1); then
-		echo "not ok $count - $head: NOT noticed in $SEEDS seeds"; failed=1
+	result=$(timeout 600 "$work/test" -q -n "$SEEDS" 2>&1)
+	status=$?
+	if [ $status -eq 0 ] || [ $status -eq 124 ]; then
+		echo "not ok $count - $head: NOT noticed in $SEEDS seeds, or ten minutes"; failed=1
 	else
-		seed=$(grep -m1 -oE 'seed [0-9]+ .*|Assertion .*' <<<"$result")
+		seed=$(grep -m1 -oE 'seed [0-9]+ .*|Assertion .*' <<<"$result") || seed="it ended with status $status"
 		echo "ok $count - $head"
 		echo "# caught: ${seed:-$(tail -n 1 <<<"$result")}"
 	fi
