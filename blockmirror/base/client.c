@@ -89,6 +89,12 @@ bool bm_client_pending(const struct bm_client *client)
 	       (client->used && memchr(client->data, '\n', client->used));
 }
 
+static int gone(struct bm_error *error)
+{
+	bm_fail(error, BM_E_UNREACHABLE, "the process at the control socket ended");
+	return -ECONNRESET;
+}
+
 static int send_all(int fd, const char *data, size_t length)
 {
 	while (length) {
@@ -118,7 +124,7 @@ int bm_client_send(struct bm_client *client, const char *method, json_t *params,
 	r = send_all(client->fd, line, strlen(line));
 	r = r ? r : send_all(client->fd, "\n", 1);
 	*id = client->next_id;
-	return r ? bm_fail_errno(error, r, "the control connection broke") : 0;
+	return r ? gone(error) : 0;
 }
 
 static int read_more(struct bm_client *client)
@@ -155,8 +161,7 @@ static int read_object(struct bm_client *client, json_t **object, struct bm_erro
 			return bm_fail(error, BM_E_UNREACHABLE,
 				       "the process at the control socket does not answer");
 		if (r < 0)
-			return bm_fail(error, BM_E_UNREACHABLE,
-				       "the process at the control socket ended");
+			return gone(error);
 	}
 	length = (size_t)(newline - client->data);
 	*object = json_loadb(client->data, length, 0, NULL);

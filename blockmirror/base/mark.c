@@ -97,9 +97,12 @@ int bm_mark_write(const char *path, const struct bm_mark *mark)
 int bm_mark_remove(const char *path)
 {
 	bm_free char *beside = sidecar(path);
+	struct stat st;
 
 	if (!beside)
 		return -ENOMEM;
+	if (!stat(path, &st) && !S_ISREG(st.st_mode))
+		return 0;
 	if (removexattr(path, ATTRIBUTE) < 0 && errno != ENODATA && errno != EOPNOTSUPP &&
 	    errno != ENOENT)
 		return -errno;

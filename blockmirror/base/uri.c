@@ -163,16 +163,17 @@ struct secret {
  */
 static struct secret user_password(const char *text)
 {
-	const char *user = strstr(text, "://"), *at, *end, *mark;
+	const char *iscsi = strcasestr(text, "iscsi:"),
+		   *user = iscsi ? iscsi + 6 : strstr(text, "://");
+	const char *at, *end, *mark;
 
 	if (!user)
 		return (struct secret){0, 0};
-	user += 3;
+	user += strspn(user, ":/");
 	end = user + strcspn(user, "?");
 	at = memchr(user, '@', (size_t)(end - user));
 	/* Elsewhere a path may have an @. A password of libiscsi's may have a slash. */
-	if (at && memchr(user, '/', (size_t)(at - user)) &&
-	    (user - text < 8 || strncasecmp(user - 8, "iscsi", 5)))
+	if (at && !iscsi && memchr(user, '/', (size_t)(at - user)))
 		at = NULL;
 	mark = at ? memchr(user, '%', (size_t)(at - user)) : NULL;
 	if (at && !mark)
@@ -249,8 +250,9 @@ char *bm_uri_absolute(const char *text)
 	if (path)
 		return *path == '/' || !*path ? strdup(path) : from_here(path);
 	part = socket_part(text, &length);
-	return part && length && *part != '/' && *part != '%' ? absolute_socket(text, part)
-							      : strdup(text);
+	if (!part || !length || *part == '/' || !strncasecmp(part, "%2f", 3))
+		return strdup(text);
+	return absolute_socket(text, part);
 }
 
 /* What realpath() gives for a file that is to be created: its folder's path, and its name. */

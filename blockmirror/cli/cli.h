@@ -81,7 +81,7 @@ int cli_spawn(char *const argv[], int *output, const char *log, const int *keep_
 /*
  * A transient blockmirror-disk --one-off, and a client connected to it. It ends with the client.
  */
-int cli_one_off(struct bm_client **client, struct bm_error *error);
+int cli_one_off(const struct cli *cli, struct bm_client **client, struct bm_error *error);
 
 /* Sizes, rates and guest latency as options have them; exit code 2 with a message, or 0. */
 int cli_size(const struct cli *cli, const char *option, const char *value, uint64_t *bytes);

@@ -225,31 +225,34 @@ static bool over(const json_t *job, bool stop_in_sync)
 	return !strcmp(phase, "ended") || (stop_in_sync && !strcmp(phase, "in-sync"));
 }
 
-int cli_begin(const struct cli *cli, struct bm_client *client, const char *method, json_t *params,
-	      const char *name, json_t **job)
-{
-	struct bm_error error;
-
-	catch_interrupt();
-	if (!bm_client_call(client, method, params, job, &error))
-		return 0;
-	if (!interrupted)
-		return cli_fail(cli, &error);
-	if (name)
-		say_goes_on(cli, name);
-	return 130;
-}
-
 /* The disk's process ended, and the job with it: when it is served again, its record tells. */
 static int job_interrupted(const struct cli *cli, const char *id)
 {
 	struct bm_error error;
 
 	bm_fail(&error, BM_E_INTERRUPTED,
-		"job %s was interrupted: the process that ran it ended; when the disk is served "
-		"again, 'blockmirror show' tells where it is",
+		"job %s was interrupted: the disk's process ended; when the disk is served again, "
+		"'blockmirror show' tells where it is",
 		id);
 	return cli_fail(cli, &error);
+}
+
+int cli_begin(const struct cli *cli, struct bm_client *client, const char *method, json_t *params,
+	      const char *name, json_t **job)
+{
+	struct bm_error error;
+	int r;
+
+	catch_interrupt();
+	r = bm_client_call(client, method, params, job, &error);
+	if (!r)
+		return 0;
+	if (interrupted) {
+		if (name)
+			say_goes_on(cli, name);
+		return 130;
+	}
+	return r == -ECONNRESET && name ? job_interrupted(cli, name) : cli_fail(cli, &error);
 }
 
 int cli_follow(const struct cli *cli, struct bm_client *client, const char *id, bool stop_in_sync,

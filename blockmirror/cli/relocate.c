@@ -174,7 +174,7 @@ int cmd_copy(struct cli *cli, int argc, char **argv)
 	if (!r) {
 		served = cli_is_served(cli, argv[optind]);
 		if (served ? cli_connect(cli, argv[optind], &client, &error) < 0
-			   : cli_one_off(&client, &error) < 0)
+			   : cli_one_off(cli, &client, &error) < 0)
 			r = cli_fail(cli, &error);
 	}
 	if (!r && !served)

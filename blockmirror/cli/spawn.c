@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "blockmirror/base/cleanup.h"
+#include "blockmirror/base/uri.h"
 #include "blockmirror/cli/cli.h"
 
 #define PROGRAM "blockmirror-disk"
@@ -75,10 +76,16 @@ int cli_spawn(char *const argv[], int *output, const char *log, const int *keep_
 	return pid < 0 ? -errno : pid;
 }
 
-int cli_one_off(struct bm_client **client, struct bm_error *error)
+int cli_one_off(const struct cli *cli, struct bm_client **client, struct bm_error *error)
 {
-	char number[16], *argv[] = {(char *)PROGRAM, (char *)"--one-off", number, NULL};
+	bm_free char *state = bm_uri_absolute(cli->state_dir);
+	char number[16], *argv[] = {(char *)PROGRAM, (char *)"--one-off",
+				    number,          (char *)"--state-dir",
+				    state,           NULL};
 	int ends[2], r;
+
+	if (!state)
+		return bm_fail_errno(error, errno, "%s", cli->state_dir);
 
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) < 0)
 		return bm_fail_errno(error, errno, "cannot make a socket");

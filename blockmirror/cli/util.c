@@ -155,11 +155,16 @@ int cli_connect(const struct cli *cli, const char *name, struct bm_client **clie
 
 char *cli_hint(const struct cli *cli)
 {
-	char *hint;
+	bm_free char *quoted = malloc(4 * strlen(cli->run_dir) + 1);
+	char *to = quoted, *hint;
 
 	if (!cli->run_dir_given)
 		return strdup("blockmirror");
-	return asprintf(&hint, "blockmirror --run-dir %s", cli->run_dir) < 0 ? NULL : hint;
+	if (!quoted)
+		return NULL;
+	for (const char *from = cli->run_dir; *from; from++)
+		to = stpcpy(to, *from == '\'' ? "'\\''" : (char[]){*from, '\0'});
+	return asprintf(&hint, "blockmirror --run-dir '%s'", quoted) < 0 ? NULL : hint;
 }
 
 bool cli_is_served(const struct cli *cli, const char *name)

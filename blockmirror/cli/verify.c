@@ -67,7 +67,7 @@ int cmd_verify(struct cli *cli, int argc, char **argv)
 		return r < 0 ? 0 : r;
 	a = argv[optind];
 	b = argv[optind + 1];
-	if (cli_one_off(&client, &error) < 0 ||
+	if (cli_one_off(cli, &client, &error) < 0 ||
 	    bm_client_call(client, "verify",
 			   json_pack("{s:o s:o}", "a", uri_of(cli, a), "b", uri_of(cli, b)),
 			   &result, &error) < 0)

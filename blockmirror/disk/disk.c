@@ -51,9 +51,10 @@ static int make_paths(struct disk *d, const struct disk_options *options, struct
 	if (r < 0)
 		return bm_fail_errno(error, r, "cannot create %s", disks);
 	d->folder = realpath(state, NULL);
+	d->records = d->folder ? strdup(d->folder) : NULL;
 	run = realpath(disks, NULL);
 	d->name = strdup(options->name);
-	if (!d->folder || !run || !d->name ||
+	if (!d->records || !run || !d->name ||
 	    asprintf(&d->nbd_path, "%s/%s.nbd", run, d->name) < 0 ||
 	    asprintf(&d->control_path, "%s/%s.sock", run, d->name) < 0 ||
 	    asprintf(&d->map_path, "%s/%s.map", run, d->name) < 0)
@@ -318,6 +319,7 @@ void disk_fini(struct disk *d)
 	json_decref(d->past);
 	free(d->name);
 	free(d->folder);
+	free(d->records);
 	free(d->nbd_path);
 	free(d->control_path);
 	free(d->map_path);

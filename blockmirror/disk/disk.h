@@ -38,7 +38,8 @@ struct disk_options {
 
 struct disk {
 	struct bm_loop *loop;
-	char *name, *folder; /* STATE/disks/NAME */
+	char *name, *folder; /* STATE/disks/NAME; NULL for a one-off, which has no record */
+	char *records;       /* the same; of a one-off, STATE/disks/: whose images are whose */
 	char *nbd_path, *control_path, *map_path;
 	int folder_lock;
 	struct bm_record record;     /* as it is on stable storage, as far as is known */
@@ -82,8 +83,8 @@ static inline int disk_authority(const struct disk *disk)
 }
 
 /*
- * owner.c: whether the image may be used by the record in folder ("": by none), and the mark that
- * says so. For URIs that are neither files nor block devices both do nothing.
+ * owner.c: whether the image may be used by the record in folder (STATE/disks/: by none of them),
+ * and the mark that says so. For URIs that are neither files nor block devices both do nothing.
  */
 enum owner_use {
 	OWNER_SERVE,
@@ -114,7 +115,7 @@ struct target {
 	const char *own_socket; /* of our own export */
 	const char *name;       /* for a folder that the source's name does not give one for */
 	const struct bm_record *record;
-	const char *folder; /* of the record; "": there is none */
+	const char *folder; /* of the record, or of all records */
 	bool (*interrupted)(void *arg);
 	void *arg;
 	/* found */

@@ -501,7 +501,7 @@ void job_begin(struct disk *d, struct job_options *options, struct bm_rpc_call *
 		.own_socket = d->nbd_path,
 		.name = d->name,
 		.record = &d->record,
-		.folder = d->folder ? d->folder : "",
+		.folder = d->records,
 	};
 	job_run(job, d->workers, &job->prepare);
 }

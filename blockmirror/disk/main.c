@@ -174,7 +174,7 @@ int main(int argc, char **argv)
 		return 1;
 	}
 	if (control >= 0)
-		status = oneoff_run(loop, control, &error) < 0 ? fail(&error) : 0;
+		status = oneoff_run(loop, control, disk.state_dir, &error) < 0 ? fail(&error) : 0;
 	else
 		status = serve(loop, &signals, &disk);
 	bm_loop_free(loop);

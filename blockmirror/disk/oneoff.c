@@ -59,7 +59,7 @@ static void open_devices(struct bm_work *work)
 		if (bm_dev_open(o->uri[i], &options, &o->dev[i], &o->error) < 0)
 			return;
 	if (!o->verifies)
-		owner_check(o->uri[0], "", OWNER_READ, &o->error);
+		owner_check(o->uri[0], o->disk.records, OWNER_READ, &o->error);
 }
 
 static void answer_failure(struct oneoff *o)
@@ -267,7 +267,7 @@ static void client_gone(void *arg)
 	check_end(&o->end);
 }
 
-int oneoff_run(struct bm_loop *loop, int control, struct bm_error *error)
+int oneoff_run(struct bm_loop *loop, int control, const char *state_dir, struct bm_error *error)
 {
 	struct oneoff *o = calloc(1, sizeof(*o));
 	struct disk *d = o ? &o->disk : NULL;
@@ -282,9 +282,11 @@ int oneoff_run(struct bm_loop *loop, int control, struct bm_error *error)
 	d->workers = bm_workers_new(2);
 	d->recorder = bm_workers_new(1);
 	bm_identity(id);
-	d->record.name = strdup("copy");
+	d->name = strdup("copy");
 	d->record.disk = strdup(id);
-	if (d->past && d->workers && d->recorder && d->record.name && d->record.disk)
+	if (asprintf(&d->records, "%s/disks/", state_dir) < 0)
+		d->records = NULL;
+	if (d->past && d->workers && d->recorder && d->name && d->record.disk && d->records)
 		r = bm_rpc_new(loop, methods, d, &d->rpc);
 	if (!r)
 		r = bm_rpc_serve_fd(d->rpc, control, client_gone);

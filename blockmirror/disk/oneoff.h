@@ -7,6 +7,6 @@
 #include "blockmirror/loop.h"
 
 /* Serves the control descriptor (a connected socket) until its client goes. */
-int oneoff_run(struct bm_loop *loop, int control, struct bm_error *error);
+int oneoff_run(struct bm_loop *loop, int control, const char *state_dir, struct bm_error *error);
 
 #endif

@@ -34,7 +34,8 @@ void bm_client_set_timeout(struct bm_client *client, uint64_t ns);
 /*
  * Calls method. params (NULL: none) is always taken over. Waits for the answer; notifications that
  * come before it are kept for bm_client_event(). result (NULL is allowed) is the caller's. An
- * error of the other side is passed on with its code and text; BM_E_UNREACHABLE when it ends.
+ * error of the other side is passed on with its code and text; BM_E_UNREACHABLE and -ECONNRESET
+ * when it ends.
  */
 int bm_client_call(struct bm_client *client, const char *method, json_t *params, json_t **result,
 		   struct bm_error *error);

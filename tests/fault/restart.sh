@@ -1,0 +1,168 @@
+#!/bin/bash
+# SPDX-License-Identifier: BSD-3-Clause
+# The process that serves a disk is killed in every phase of a move, with a guest at work. The next
+# one takes over at once and serves what the record says, the source or the target, with all that
+# the guest was told is written; the job has ended, and everybody says so.
+# shellcheck source-path=SCRIPTDIR/../system source=../system/disk.bash
+. "$(dirname "$0")/../system/disk.bash"
+
+have qemu-nbd nbdkit nbdcopy jq getfattr strace ||
+	{ skip "restarts" "qemu-utils, nbdkit, libnbd-bin, jq, attr, strace"; exit; }
+image_size=$((64 * M)) half=$((32 * M)) # behind it no load touches
+record=$BLOCKMIRROR_STATE_DIR/disks/disk/record
+mkdir "$dir/a" "$dir/b"
+head -c $image_size /dev/urandom >"$dir/a/disk.img"
+cp "$dir/a/disk.img" "$dir/original"
+tracer=''
+
+# begin TARGET [OPTION…]: a move in the background, $mover; what it says is in $dir/said.
+begin() {
+	: >"$dir/said"
+	log=$dir/said spawn "$bm" relocate disk "$@"
+	mover=$pid
+}
+
+# mover_is_told NAME: what was begun ends with status 1, and says why.
+mover_is_told() {
+	local status
+	wait "$mover"
+	status=$?
+	lib_forget "$mover"
+	echo "exit status $status" >>"$dir/said"
+	[ $status -eq 1 ] && grep -q "^blockmirror: E_INTERRUPTED: " "$dir/said"
+	result $? "$1" "$dir/said"
+}
+
+# crash: SIGKILL; the next process begins while the kernel may still end the old one's I/O.
+crash() {
+	kill -KILL "$disk_pid"
+	lib_forget "$disk_pid"
+	[ -z "$tracer" ] || kill9 "$tracer" # who would hold it
+	tracer=''
+	timeout 60 "$bm" serve disk || return
+	disk_pid=$(show disk .pid)
+	lib_pids+=("$disk_pid")
+}
+
+disk_is_on() { [ "$(show disk .uri)" = "$1" ] || { show disk .uri; return 1; }; }
+works() { # the guest got answers since
+	local before
+	before=$(show disk .requests.write)
+	wait_for 10 more_writes "$before" && ! lib_gone "$load"
+}
+more_writes() { [ "$(show disk .requests.write)" -gt "$1" ]; }
+
+# interrupted PHASE SOURCE TARGET: a crash now, and the disk stays.
+interrupted() {
+	check "$1: another process takes over" crash
+	check "$1: the disk is on the source" disk_is_on "$2"
+	mover_is_told "$1: who waited is told"
+	check "$1: the guest goes on" works
+	check "$1: the job was interrupted" \
+		job_is disk '"\(.state) \(.error.code)"' "interrupted E_INTERRUPTED"
+	check_fails "$1: job wait says so, too" 1 E_INTERRUPTED "$bm" job wait disk
+	check "$1: and the record" jq -e '.job.state == "interrupted"' <(head -n 1 "$record")
+	check "$1: the target is marked" marked "$3" incomplete
+	check_fails "$1: and not served" 3 E_UNUSABLE "$bm" serve thief "$3"
+	check "$1: the source is marked" marked "$2" active
+}
+
+# passed PHASE SOURCE TARGET: a crash now, and the disk is on the target.
+passed() {
+	check "$1: another process takes over" crash
+	check "$1: the disk is on the target" disk_is_on "$3"
+	mover_is_told "$1: who waited is told"
+	check "$1: the guest goes on" works
+	check "$1: the job is done" job_is disk '"\(.state) \(.error.code)"' "done null"
+	check "$1: job wait says so, too" "$bm" job wait disk
+	check "$1: and the record" jq -e '.job.state == "done"' <(head -n 1 "$record")
+	check "$1: the target is marked" marked "$3" active
+	check "$1: the source is marked" marked "$2" retired
+	check_fails "$1: and not served" 3 "E_RETIRED: .*$3" "$bm" serve thief "$2"
+}
+
+preparing() {
+	truncate -s $image_size "$dir/hung.img"
+	start_qemu_nbd "$dir/hung.sock" "$dir/hung.img"
+	local server=$pid
+	kill -STOP "$server"
+	begin "$uri" --overwrite
+	sleep 0.5
+	check "preparing: another process takes over" crash
+	mover_is_told "preparing: who waited is told"
+	check "preparing: the disk is where it was" disk_is_on "$dir/a/disk.img"
+	check "preparing: the guest goes on" works
+	check "preparing: there was no job yet" test "$(show disk .job)" = null
+	kill9 "$server"
+}
+
+copying() {
+	begin "$dir/b" --rate 2M
+	check "copying: it does" wait_for 10 job_is disk '.progress.mirrored_writes > 20' true
+	interrupted copying "$dir/a/disk.img" "$dir/b/disk.img"
+}
+
+in_sync() {
+	check "in sync: it is" "$bm" relocate disk "$dir/b" --overwrite --switch manual
+	: >"$dir/said"
+	log=$dir/said spawn "$bm" job wait disk
+	mover=$pid
+	sleep 0.5
+	check "in sync: it stays so" phase_is disk in-sync
+	interrupted "in sync" "$dir/a/disk.img" "$dir/b/disk.img"
+}
+
+# switching_at INJECTION SOURCE TARGET: in sync; then system calls of the disk's process are held
+# as INJECTION says (strace(1)), and it is told to switch.
+switching_at() {
+	"$bm" relocate disk "$3" --overwrite --switch manual >>"$dir/log" 2>&1
+	: >"$dir/tracer"
+	log=$dir/tracer spawn strace -f -q -q -p "$disk_pid" -o /dev/null -e "trace=${1%%:*}" -e "inject=$1"
+	tracer=$pid
+	wait_for 10 traced
+	: >"$dir/said"
+	log=$dir/said spawn "$bm" switch disk
+	mover=$pid
+}
+traced() { ! grep -q '^TracerPid:.0$' /proc/"$disk_pid"/task/*/status; }
+record_is_on() { head -n 1 "$record" | jq -e --arg uri "$1" '.uri == $uri' >>"$dir/log"; }
+marks_are_made() { [ "$(mark "$1")" = retired ] && [ "$(mark "$2")" = active ]; }
+
+switching() {
+	local a=$dir/a/disk.img b=$dir/b/disk.img held=20000000
+	switching_at "/rename:delay_enter=$held" "$a" "$b"
+	check "before the record: both outcomes are prepared" wait_for 10 test -e "$record.back"
+	sleep 0.3
+	check "before the record: it is switching" phase_is disk switching
+	check "before the record: which says what it said" record_is_on "$a"
+	interrupted "before the record" "$a" "$b"
+
+	switching_at "/rename:delay_exit=$held" "$a" "$b"
+	check "after the record: it is" wait_for 10 record_is_on "$b"
+	check "after the record: it is switching" phase_is disk switching
+	passed "after the record" "$a" "$b"
+
+	switching_at "/setxattr:delay_enter=$held" "$b" "$a"
+	check "before the marks: it has switched" wait_for 10 phase_is disk finishing
+	check "before the marks: they are what they were" marked "$b" active
+	passed "before the marks" "$b" "$a"
+
+	switching_at "/rename:delay_enter=$held:when=2" "$a" "$b"
+	check "after the marks: they are made" wait_for 10 marks_are_made "$a" "$b"
+	check "after the marks: the job is not done" \
+		jq -e '.job.state == "running"' <(head -n 1 "$record")
+	passed "after the marks" "$a" "$b"
+}
+
+serve disk "$dir/a/disk.img"
+start_load disk --initial any --reconnect 60 --iops 500 --sizes 512:128k
+preparing
+copying
+in_sync
+switching
+check "in the end it moves" "$bm" relocate disk "$dir/a" --overwrite
+check "the guest lost nothing, through all of that" end_load
+check "it is there for others, too" image_fits "$dir/a/disk.img"
+check "so is what it never touched" cmp -i $half -n $half "$dir/a/disk.img" "$dir/original"
+check "it was cut off each time" json_is "$report" '.reconnects >= 7'
+check "it is stopped in the end" unserve disk
