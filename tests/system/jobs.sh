@@ -81,7 +81,7 @@ rate() {
 	awk "BEGIN { print int(($after - $before) / $1) }"
 }
 
-# Data to copy: what the load has left, and 24 MiB of noise.
+# Data to copy: what the load has left, and 12 MiB of noise.
 limiting() {
 	local slow fast
 	check "a move with a limit" "$bm" relocate disk "$dir/c" --rate 4M --guest-latency off --detach

@@ -35,7 +35,7 @@ under_full_load() {
 
 back_and_forth() {
 	local to
-	start_load disk --initial any
+	start_load disk --initial any --sizes 512:256k
 	for to in a b a b a; do
 		check "to $to" "$bm" relocate disk "$dir/$to" --overwrite --guest-latency off
 	done
@@ -49,7 +49,7 @@ back_and_forth() {
 # Flushes and FUA go to one side, then to both, then to the other.
 durable_writes() {
 	local to
-	start_load disk --initial any --fua 60 --mix read=15,write=40,zero=5,trim=5,flush=35
+	start_load disk --initial any --sizes 512:64k --iops 1500 --fua 60 --mix read=15,write=40,zero=5,trim=5,flush=35
 	for to in b a b; do
 		check "to $to, with flushes and FUA" "$bm" relocate disk "$dir/$to" --overwrite \
 			--guest-latency off
