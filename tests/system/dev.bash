@@ -68,13 +68,22 @@ wait_for() {
 	done
 }
 
+# has_begun FILE: waits until the devcheck that writes there is in the middle of it.
+has_begun() {
+	for _ in $(seq 1000); do
+		grep -q ^begun "$1" && break
+		sleep 0.02
+	done
+	sleep 0.3
+}
+
 # dies_with PID NAME URI [OPTION…]: devcheck while the server PID is killed.
 dies_with() {
 	local pid=$1 name=$2 uri=$3 check
 	shift 3
 	timeout 120 "$devcheck" -k "$@" "$uri" 20 >"$dir/out" 2>&1 &
 	check=$!
-	sleep 1
+	has_begun "$dir/out"
 	kill -KILL "$pid"
 	wait $check
 	result $? "$name"

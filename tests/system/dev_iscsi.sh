@@ -20,7 +20,7 @@ portal=${portal%%/*}
 # A target that stops in the middle: 30 s later the commands time out. Looked at in the end.
 timeout 120 "$devcheck" -k "$hung:disk/1" 90 >"$dir/hung.out" 2>&1 &
 hung_check=$!
-sleep 1
+has_begun "$dir/hung.out"
 fixtures/tgt.sh pause "$dir/hung"
 
 names=([1]="thin unit" "unit that claims UNMAP and WRITE SAME" "thick unit" "" "blocks of 4096 bytes")
@@ -72,7 +72,7 @@ result $? "an interruption is noticed at once"
 # Ends
 timeout 60 "$devcheck" -k "$target:disk/3" 20 >"$dir/out" 2>&1 &
 check=$!
-sleep 1
+has_begun "$dir/out"
 "$devcheck" -f -i "$target:disk/3" >/dev/null
 wait $check
 result $? "a unit that somebody else resets is lost"

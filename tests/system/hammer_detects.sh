@@ -283,8 +283,8 @@ liar() {
 	local name=$1
 	shift
 	server "$@"
-	check_fails "$name" 1 "mismatch: LBA" "$hammer" --tearing --time 2 --sizes 512:32k \
-		--overlap 30 "$uri"
+	check_fails "$name" 1 "mismatch: LBA" "$hammer" --tearing --time 20 --first \
+		--sizes 512:32k --overlap 30 "$uri"
 	stop "$pid"
 }
 

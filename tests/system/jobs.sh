@@ -114,7 +114,7 @@ deleting() {
 # The guest writes while it is copied, and stops before the end: the copy is what it has left.
 copying() {
 	start_load disk --initial any
-	log=$dir/copy.out spawn "$bm" copy disk "$dir/copy.img" --rate 64M
+	log=$dir/copy.out spawn "$bm" copy disk "$dir/copy.img" --rate 4M
 	local copy=$pid
 	check "a disk is copied, with a guest on it, that notices nothing" end_load
 	check "which is still going on then" job_is disk '"\(.kind) \(.state)"' "copy running"
