@@ -121,8 +121,8 @@ struct flusher {
 	int side;
 	uint64_t session, started;
 	uint64_t took;    /* ns, the last one */
-	uint64_t dirtied; /* mirror->dirtied at the submission … */
-	bool in_sync;     /* … when no copy was in flight, or due */
+	uint64_t dirtied; /* mirror->dirtied at the submission */
+	bool last; /* it was asked for before (flush_done), when no copy was in flight or due */
 	struct bm_timer timer;
 };
 

@@ -35,7 +35,7 @@ static void flushed(struct bm_request *rq, int error)
 			bm_map_settle(&m->map, &m->map.flushed);
 	}
 	switch_flushed(m, same && !error);
-	if (m->flush_done && same && !error && f->in_sync && mirror_in_sync(m) &&
+	if (m->flush_done && same && !error && f->last && mirror_in_sync(m) &&
 	    f->dirtied == m->dirtied) {
 		m->flush_done(m->flush_arg, 0);
 		m->flush_done = NULL;
@@ -55,7 +55,7 @@ bool flush_start(struct bm_mirror *m)
 	f->session = m->session;
 	f->started = bm_loop_now(m->loop);
 	f->dirtied = m->dirtied;
-	f->in_sync = mirror_in_sync(m);
+	f->last = m->flush_done && mirror_in_sync(m);
 	bm_map_move(&m->map.closed, &m->map.open);
 	mirror_send(m, f->side, &f->rq);
 	return true;
