@@ -151,12 +151,12 @@ median() { # ENGINE COLUMN
 	awk -v e="$1" -v c="$2" '$1 == e { print $c }' "$dir/results" | sort -n |
 		awk '{ v[NR] = $1 } END { print NR ? v[int((NR + 1) / 2)] : 0 }'
 }
+ratio() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.2g", b ? a / b : 0 }'; }
 printf '%-16s %9s %9s | %-22s %-26s %-26s %-26s\n' "median of $rounds" "sync ms" "switch ms" \
 	"before p50/p99/max us" "copy p50/p99 (x before)" "in sync" "switch p50/p99/max"
 for engine in "${engines[@]}"; do
 	grep -q "^$engine " "$dir/results" || continue
 	p50=$(median "$engine" 5) p99=$(median "$engine" 6)
-	ratio() { awk -v a="$1" -v b="$2" 'BEGIN { printf "%.1f", b ? a / b : 0 }'; }
 	pair() { # first column
 		local a b
 		a=$(median "$engine" "$1") b=$(median "$engine" $(($1 + 1)))
@@ -166,5 +166,15 @@ for engine in "${engines[@]}"; do
 		"$(median "$engine" 3)" "$p50/$p99/$(median "$engine" 7)" "$(pair 9)" "$(pair 13)" \
 		"$(pair 17) max $(median "$engine" 19)"
 done
+# Ours against the peer's: time to in sync, and what the copy makes of the guest's latency.
+versus() { # OURS PEER
+	grep -q "^$1 " "$dir/results" && grep -q "^$2 " "$dir/results" || return 0
+	printf '%s / %s: in sync after x%s of its time; p50 and p99 during the copy x%s and x%s of its\n' \
+		"$1" "$2" "$(ratio "$(median "$1" 2)" "$(median "$2" 2)")" \
+		"$(ratio "$(median "$1" 9)" "$(median "$2" 9)")" \
+		"$(ratio "$(median "$1" 10)" "$(median "$2" 10)")"
+}
+versus ours peer-background
+versus ours-off peer-sync
 [ -z "${CSV:-}" ] || cp "$dir/results" "$CSV"
 ok "bench"
