@@ -103,7 +103,8 @@ tests: $(UNIT_TESTS) $(FIXTURES)
 PACKAGES := build-essential pkg-config clang-format-14 clang-tidy-14 shellcheck valgrind mandoc \
 	libaio-dev libnbd-dev libiscsi-dev libjansson-dev libxxhash-dev libcmocka-dev \
 	qemu-system-x86 qemu-utils qemu-block-extra nbdkit libnbd-bin tgt libiscsi-bin fio \
-	busybox-static jq bc socat attr xfsprogs procps util-linux iproute2 python3 python3-libnbd
+	busybox-static jq bc socat attr xfsprogs procps util-linux iproute2 python3 python3-libnbd \
+	strace libxml2-utils git
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
 deps:

@@ -14,7 +14,7 @@ for host in r a b; do
 	on_exit "ip netns del bm-$$-$host"
 	ip -n "bm-$$-$host" link set lo up
 done
-net() { ip netns exec "bm-$$-$1" "${@:2}"; }
+net() { nsenter --net="/run/netns/bm-$$-$1" "${@:2}"; }
 for host in a b; do
 	ip link add "bm-$$-$host" netns "bm-$$-$host" type veth peer name "to-$host" netns "bm-$$-r"
 	subnet=$([ $host = a ] && echo 10.77.1 || echo 10.77.2)
@@ -33,7 +33,8 @@ image_size=$((64 * M)) half=$((32 * M))
 truncate -s $image_size "$dir/a.img" "$dir/remote.img"
 spawn net b "$BUILD/blockmirror-nbd" --listen 10.77.2.1:10809 "$dir/remote.img"
 spawn net a "$BUILD/blockmirror-disk" --name disk "$dir/a.img"
-check "a disk is served" wait_for 10 show disk .pid
+served() { [ "$(show disk .name)" = disk ]; }
+check "a disk is served" wait_for 10 served
 start_load disk --fill 100 --sizes 64k:256k
 check "it mirrors to the other host" "$bm" relocate disk nbd://10.77.2.1/ --overwrite \
 	--switch manual --guest-latency off

@@ -329,8 +329,3 @@ result $? "and no socket is left behind"
 
 "$server" --help >"$dir/help" && [ "$("$server" --version)" != "" ]
 result $? "--help and --version"
-page=man/blockmirror-nbd.8
-mandoc -Tutf8 $page 2>/dev/null | col -b | grep -oE -- '--[a-z][a-z-]+' | sort -u >"$dir/man"
-grep -oE -- '--[a-z][a-z-]+' "$dir/help" | sort -u | diff - "$dir/man" >"$dir/out"
-result $? "--help and the manual page have the same options"
-check "the manual page is well formed" mandoc -Tlint -Wwarning $page
