@@ -23,7 +23,7 @@ const struct command commands[] = {
 	 "Refused while a client is connected or a job runs.\n", cmd_stop},
 	{"relocate",
 	 "NAME TARGET [--rate BYTES] [--guest-latency MS|off] [--switch auto|manual] [--overwrite] "
-	 "[--delete-source] [--detach]",
+	 "[--verify] [--accept-repair] [--delete-source] [--detach]",
 	 "move a running disk to other storage",
 	 "TARGET is a directory (the image is created in it, under its name), a path that does "
 	 "not\n"
@@ -36,6 +36,10 @@ const struct command commands[] = {
 	 "                      default: at most twice its own before; off: as quick as can be\n"
 	 "  --switch manual     stay in sync until \"switch\"\n"
 	 "  --overwrite         give up what TARGET holds\n"
+	 "  --verify            compare both copies whole, while the guest writes, before the "
+	 "switch;\n"
+	 "                      where they differ they are copied again, and the job fails\n"
+	 "  --accept-repair     the same, and it goes on\n"
 	 "  --delete-source     remove the source, a file, after the switch\n"
 	 "  --detach            print the job's id and do not wait\n"
 	 "\n"
@@ -48,8 +52,10 @@ const struct command commands[] = {
 	 "equal;\n"
 	 "the disk stays where it is.\n",
 	 cmd_copy},
-	{"verify", "A B", "compare two images byte for byte",
-	 "Exit status 0: equal; 1: they differ; 8: one of them cannot be read.\n", cmd_verify},
+	{"verify", "A B | NAME", "compare two images byte for byte",
+	 "NAME alone: both copies of a disk that is being moved, when they are in sync.\n"
+	 "Exit status 0: equal; 1: they differ; 8: one of them cannot be read.\n",
+	 cmd_verify},
 	{"job",
 	 "list|show|wait|pause|resume|cancel|set [JOB] [--for in-sync|done] [--rate BYTES] "
 	 "[--guest-latency MS|off|auto]",

@@ -290,10 +290,12 @@ static void print_summary(const json_t *job)
 	const json_t *p = json_object_get(job, "progress");
 	char copied[BM_UNITS_TEXT], zero[BM_UNITS_TEXT], took[BM_UNITS_TEXT], stall[BM_UNITS_TEXT];
 
-	printf("%s: %s copied, %s skipped as zero, %" PRIu64 " writes mirrored, %s",
+	printf("%s: %s copied, %s skipped as zero, %" PRIu64 " writes mirrored, ",
 	       cli_text(job, "id"), bm_format_size(copied, cli_number(p, "copied_bytes")),
-	       bm_format_size(zero, cli_number(p, "zero_bytes")), cli_number(p, "mirrored_writes"),
-	       bm_format_duration(took, cli_number(job, "took_ns")));
+	       bm_format_size(zero, cli_number(p, "zero_bytes")), cli_number(p, "mirrored_writes"));
+	if (cli_number(p, "verified_bytes"))
+		printf("%s verified, ", bm_format_size(copied, cli_number(p, "verified_bytes")));
+	printf("%s", bm_format_duration(took, cli_number(job, "took_ns")));
 	if (!strcmp(cli_text(job, "kind"), "copy"))
 		printf("; the copy is %s\n", cli_text(job, "target"));
 	else

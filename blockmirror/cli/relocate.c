@@ -7,7 +7,16 @@
 #include "blockmirror/base/uri.h"
 #include "blockmirror/cli/cli.h"
 
-enum { OPT_RATE = 256, OPT_LATENCY, OPT_SWITCH, OPT_OVERWRITE, OPT_DELETE, OPT_DETACH };
+enum {
+	OPT_RATE = 256,
+	OPT_LATENCY,
+	OPT_SWITCH,
+	OPT_OVERWRITE,
+	OPT_DELETE,
+	OPT_DETACH,
+	OPT_VERIFY,
+	OPT_REPAIR
+};
 
 struct request {
 	const struct cli *cli;
@@ -51,6 +60,13 @@ static int take(int option, const char *value, void *arg)
 		break;
 	case OPT_DETACH:
 		q->detach = true;
+		break;
+	case OPT_VERIFY:
+		set(q, "verify", json_true());
+		break;
+	case OPT_REPAIR:
+		set(q, "verify", json_true());
+		set(q, "accept_repair", json_true());
 		break;
 	}
 	return r;
@@ -121,6 +137,8 @@ int cmd_relocate(struct cli *cli, int argc, char **argv)
 		{"overwrite", no_argument, NULL, OPT_OVERWRITE},
 		{"delete-source", no_argument, NULL, OPT_DELETE},
 		{"detach", no_argument, NULL, OPT_DETACH},
+		{"verify", no_argument, NULL, OPT_VERIFY},
+		{"accept-repair", no_argument, NULL, OPT_REPAIR},
 		{0},
 	};
 	struct request q = {.cli = cli, .params = json_object()};

@@ -53,6 +53,20 @@ static int tell(const struct cli *cli, json_t *result, const char *a, const char
 	return !equal;
 }
 
+static int verify_disk(const struct cli *cli, const char *name)
+{
+	struct bm_client *client = NULL;
+	struct bm_error error;
+	json_t *result = NULL;
+	int r;
+
+	if (cli_connect(cli, name, &client, &error) < 0)
+		return cli_fail(cli, &error);
+	r = cli_begin(cli, client, "verify", NULL, NULL, &result);
+	bm_client_close(client);
+	return r ? r : tell(cli, result, "both copies", name);
+}
+
 int cmd_verify(struct cli *cli, int argc, char **argv)
 {
 	struct bm_client *client = NULL;
@@ -62,9 +76,11 @@ int cmd_verify(struct cli *cli, int argc, char **argv)
 	int r = cli_options(cli, argc, argv, NULL, NULL, NULL);
 
 	if (!r)
-		r = cli_arguments(cli, argc, 2, 2);
+		r = cli_arguments(cli, argc, 1, 2);
 	if (r)
 		return r < 0 ? 0 : r;
+	if (argc - optind == 1)
+		return verify_disk(cli, argv[optind]);
 	a = argv[optind];
 	b = argv[optind + 1];
 	if (cli_one_off(cli, &client, &error) < 0 ||

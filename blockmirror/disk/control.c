@@ -50,10 +50,11 @@ static void start_job(struct disk *d, enum job_kind kind, struct bm_rpc_call *ca
 	struct job_options options = {.kind = kind};
 	const char *target = NULL;
 	struct stat st;
-	int overwrite = 0, manual = 0, delete_source = 0;
+	int overwrite = 0, manual = 0, delete_source = 0, verify = 0, accept_repair = 0;
 
-	if (json_unpack(params, "{s:s s?b s?b s?b}", "target", &target, "overwrite", &overwrite,
-			"manual", &manual, "delete_source", &delete_source) ||
+	if (json_unpack(params, "{s:s s?b s?b s?b s?b s?b}", "target", &target, "overwrite",
+			&overwrite, "manual", &manual, "delete_source", &delete_source, "verify",
+			&verify, "accept_repair", &accept_repair) ||
 	    !read_limits(params, &options.rate, &options.latency)) {
 		fail(call, BM_E_USAGE, "target (a string) is wanted, and limits as documented");
 		return;
@@ -70,6 +71,8 @@ static void start_job(struct disk *d, enum job_kind kind, struct bm_rpc_call *ca
 	options.overwrite = overwrite;
 	options.manual = manual;
 	options.delete_source = delete_source;
+	options.verify = verify;
+	options.accept_repair = accept_repair;
 	options.target = strdup(target);
 	job_begin(d, &options, call);
 }
@@ -96,6 +99,43 @@ static void wait_for(struct job *job, struct bm_rpc_call *call, bool for_sync)
 	w->for_sync = for_sync;
 	bm_list_append(&job->waiters, &w->link);
 	job_tell_waiters(job);
+}
+
+/* Both copies of a disk that is being moved, compared now. */
+static void compared(void *arg, int error)
+{
+	struct disk *d = arg;
+	struct bm_rpc_call *call = d->verify_call;
+	struct bm_mirror_stats stats;
+	struct bm_error e;
+
+	d->verify_call = NULL;
+	bm_mirror_get_stats(d->mirror, &stats);
+	if (error) {
+		bm_fail_errno(&e, error, "the copies of disk %s were not compared", d->name);
+		bm_rpc_fail(call, &e);
+		return;
+	}
+	bm_rpc_reply(call, json_pack("{s:b s:I s:I s:I}", "equal", !stats.mismatches, "compared",
+				     (json_int_t)stats.checked_bytes, "mismatches",
+				     (json_int_t)stats.mismatches, "offset",
+				     (json_int_t)stats.mismatch_offset));
+}
+
+static void method_verify(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	struct disk *d = arg;
+	int r = d->verify_call ? -EBUSY : bm_mirror_verify(d->mirror, compared, d);
+
+	(void)params;
+	if (!r)
+		d->verify_call = call;
+	else if (r == -EBUSY)
+		fail(call, BM_E_BUSY, "the copies are being compared already");
+	else if (r == -ENOTCONN)
+		fail(call, BM_E_NOT_FOUND, "the disk is not being moved: there is no second copy");
+	else
+		fail(call, BM_E_INTERNAL, "out of memory");
 }
 
 static void method_switch(void *arg, struct bm_rpc_call *call, json_t *params)
@@ -287,6 +327,7 @@ static const struct bm_rpc_table methods[] = {
 	{"relocate", method_relocate},
 	{"copy", method_copy},
 	{"switch", method_switch},
+	{"verify", method_verify},
 	{"stop", method_stop},
 	{"job.list", method_job_list},
 	{"job.show", control_job_show},

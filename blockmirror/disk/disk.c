@@ -306,6 +306,8 @@ void disk_fini(struct disk *d)
 	bm_workers_free(d->workers);
 	bm_workers_free(d->recorder);
 	job_forget(d);
+	if (d->verify_call)
+		bm_rpc_reply(d->verify_call, NULL);
 	nbd_server_free(d->nbd);
 	bm_dev_close(d->order);
 	bm_mirror_free(d->mirror);

@@ -52,9 +52,10 @@ struct disk {
 	struct bm_meter meter;
 	struct nbd_server *nbd;
 	struct bm_rpc *rpc;
-	struct job *job; /* running, or the last one; NULL: there was none */
-	unsigned jobs;   /* number of the last one */
-	json_t *past;    /* jobs that have ended, newest last */
+	struct job *job;                 /* running, or the last one; NULL: there was none */
+	unsigned jobs;                   /* number of the last one */
+	struct bm_rpc_call *verify_call; /* waits for both copies to be compared */
+	json_t *past;                    /* jobs that have ended, newest last */
 	bool stopping, leaving, created;
 	bool fresh; /* had no record when it was opened */
 	uint64_t started;

@@ -226,7 +226,9 @@ static void switch_again(struct bm_timer *timer)
 		job_event(job, EV_SWITCH);
 }
 
-static enum job_phase in_sync(struct job *job)
+static enum job_phase detach(struct job *job);
+
+static enum job_phase verified(struct job *job)
 {
 	job->phase = PHASE_IN_SYNC;
 	job_tell_waiters(job);
@@ -235,6 +237,49 @@ static enum job_phase in_sync(struct job *job)
 	else if (!job->options.manual || job->switch_wanted)
 		return ask_switch(job);
 	return PHASE_IN_SYNC;
+}
+
+/* What differed although it should have been equal. */
+static void tell_difference(struct job *job, const struct bm_mirror_stats *stats)
+{
+	char text[300];
+
+	snprintf(text, sizeof(text),
+		 "%" PRIu64 " pieces of %" PRIu64 " bytes were not equal on both copies, the first "
+		 "at %" PRIu64 ", and were copied again; look at the target's storage, or move "
+		 "with --accept-repair",
+		 stats->mismatches, stats->granule, stats->mismatch_offset);
+	bm_log(BM_LOG_ERROR, "%s.%u: %s", job->disk->name, job->number, text);
+	if (!job->options.accept_repair)
+		job_stop(job, BM_E_DIFFERED, text);
+}
+
+static void compared(void *arg, int error)
+{
+	struct job *job = arg;
+	struct bm_mirror_stats stats;
+
+	if (job->phase != PHASE_VERIFYING)
+		return;
+	bm_mirror_get_stats(job->disk->mirror, &stats);
+	if (error)
+		job_stop(job, BM_E_IO, "the source cannot be read, to compare it with the target");
+	else if (stats.mismatches)
+		tell_difference(job, &stats);
+	job_event(job, EV_VERIFIED);
+}
+
+static enum job_phase in_sync(struct job *job)
+{
+	int r;
+
+	if (!job->options.verify)
+		return verified(job);
+	r = bm_mirror_verify(job->disk->mirror, compared, job);
+	if (!r)
+		return PHASE_VERIFYING;
+	bm_fail_errno(&job->error, r, "cannot compare");
+	return detach(job);
 }
 
 static enum job_phase detach(struct job *job)
@@ -292,6 +337,8 @@ static enum job_phase (*const table[PHASES][EVENTS])(struct job *job) = {
 	[PHASE_PREPARING] = {[EV_PREPARED] = prepared, [EV_STARTED] = started, [EV_STOP] = give_up},
 	[PHASE_STARTING] = {[EV_STARTED] = started, [EV_STOP] = give_up},
 	[PHASE_COPYING] = {[EV_IN_SYNC] = in_sync, [EV_SWITCH] = ask_switch, [EV_STOP] = detach},
+	[PHASE_VERIFYING] =
+		{[EV_VERIFIED] = verified, [EV_SWITCH] = ask_switch, [EV_STOP] = detach},
 	[PHASE_IN_SYNC] = {[EV_SWITCH] = ask_switch, [EV_FLUSHED] = detach, [EV_STOP] = detach},
 	[PHASE_SWITCHING] =
 		{[EV_SWITCHED] = switched, [EV_SWITCH_FAILED] = switch_failed, [EV_STOP] = detach},
@@ -302,20 +349,17 @@ static enum job_phase (*const table[PHASES][EVENTS])(struct job *job) = {
 /* For the log; report_phase() has what users see. */
 static const char *const phase_names[PHASES] = {
 	[PHASE_PREPARING] = "preparing", [PHASE_STARTING] = "starting",
-	[PHASE_COPYING] = "copying",     [PHASE_IN_SYNC] = "in-sync",
-	[PHASE_SWITCHING] = "switching", [PHASE_DETACHING] = "detaching",
-	[PHASE_FINISHING] = "finishing", [PHASE_ENDED] = "ended",
+	[PHASE_COPYING] = "copying",     [PHASE_VERIFYING] = "verifying",
+	[PHASE_IN_SYNC] = "in-sync",     [PHASE_SWITCHING] = "switching",
+	[PHASE_DETACHING] = "detaching", [PHASE_FINISHING] = "finishing",
+	[PHASE_ENDED] = "ended",
 };
 static const char *const event_names[EVENTS] = {
-	[EV_PREPARED] = "prepared",
-	[EV_STARTED] = "started",
-	[EV_IN_SYNC] = "in-sync",
-	[EV_SWITCH] = "switch",
-	[EV_SWITCHED] = "switched",
-	[EV_FLUSHED] = "flushed",
-	[EV_SWITCH_FAILED] = "switch-failed",
-	[EV_DETACHED] = "detached",
-	[EV_FINISHED] = "finished",
+	[EV_PREPARED] = "prepared", [EV_STARTED] = "started",
+	[EV_IN_SYNC] = "in-sync",   [EV_VERIFIED] = "verified",
+	[EV_SWITCH] = "switch",     [EV_SWITCHED] = "switched",
+	[EV_FLUSHED] = "flushed",   [EV_SWITCH_FAILED] = "switch-failed",
+	[EV_DETACHED] = "detached", [EV_FINISHED] = "finished",
 	[EV_STOP] = "stop",
 };
 

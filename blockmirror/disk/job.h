@@ -18,6 +18,7 @@ enum job_phase {
 	PHASE_PREPARING, /* the target is looked at, and created */
 	PHASE_STARTING,  /* the record is told */
 	PHASE_COPYING,
+	PHASE_VERIFYING, /* both copies are compared */
 	PHASE_IN_SYNC,
 	PHASE_SWITCHING, /* asked for; the mirror does it when it can */
 	PHASE_DETACHING, /* the mirror lets one side go */
@@ -30,6 +31,7 @@ enum job_event {
 	EV_PREPARED,
 	EV_STARTED,
 	EV_IN_SYNC,
+	EV_VERIFIED,
 	EV_SWITCH,
 	EV_SWITCHED,
 	EV_SWITCH_FAILED,
@@ -46,7 +48,7 @@ enum outcome { FORWARD, BACK };
 struct job_options {
 	enum job_kind kind;
 	char *target;
-	bool overwrite, manual, delete_source;
+	bool overwrite, manual, delete_source, verify, accept_repair;
 	uint64_t rate, latency;
 };
 

@@ -118,6 +118,7 @@ int main(int argc, char **argv)
 	struct signals signals = {0};
 	struct bm_error error = {0};
 	struct bm_loop *loop;
+	char *image = NULL;
 	int c, control = -1, status;
 
 	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
@@ -157,7 +158,7 @@ int main(int argc, char **argv)
 		}
 	}
 	if (argv[optind]) { /* with its passwords it is for nobody to see */
-		disk.uri = strdup(argv[optind]);
+		disk.uri = image = strdup(argv[optind]);
 		bm_uri_hide(argv[optind]);
 	}
 	if (argc - optind > 1 || (!disk.name && control < 0)) {
@@ -178,5 +179,6 @@ int main(int argc, char **argv)
 	else
 		status = serve(loop, &signals, &disk);
 	bm_loop_free(loop);
+	free(image);
 	return status;
 }

@@ -15,9 +15,10 @@ const char *report_phase(const struct job *job)
 {
 	static const char *const names[PHASES] = {
 		[PHASE_PREPARING] = "preparing", [PHASE_STARTING] = "preparing",
-		[PHASE_COPYING] = "copying",     [PHASE_IN_SYNC] = "in-sync",
-		[PHASE_SWITCHING] = "switching", [PHASE_DETACHING] = "finishing",
-		[PHASE_FINISHING] = "finishing", [PHASE_ENDED] = "ended",
+		[PHASE_COPYING] = "copying",     [PHASE_VERIFYING] = "verifying",
+		[PHASE_IN_SYNC] = "in-sync",     [PHASE_SWITCHING] = "switching",
+		[PHASE_DETACHING] = "finishing", [PHASE_FINISHING] = "finishing",
+		[PHASE_ENDED] = "ended",
 	};
 
 	if (job->phase == PHASE_IN_SYNC && !job_in_sync(job))
@@ -48,7 +49,7 @@ static json_t *shown_uri(const char *uri)
 
 static void job_stats(const struct job *job, struct bm_mirror_stats *stats)
 {
-	if (job->phase >= PHASE_COPYING && job->phase <= PHASE_DETACHING)
+	if (job->phase >= PHASE_COPYING && job->phase < PHASE_DETACHING)
 		bm_mirror_get_stats(job->disk->mirror, stats);
 	else
 		*stats = job->last;
@@ -66,6 +67,9 @@ static json_t *progress(const struct job *job, const struct bm_mirror_stats *s)
 {
 	uint64_t dirty = s->dirty * s->granule, done = s->size > dirty ? s->size - dirty : 0;
 	json_t *p = json_object();
+
+	if (job->phase == PHASE_VERIFYING)
+		done = s->checked_bytes;
 
 	json_object_set_new(p, "total", number(s->size));
 	json_object_set_new(p, "done", number(job->phase < PHASE_COPYING ? 0 : done));
@@ -90,6 +94,8 @@ static json_t *progress(const struct job *job, const struct bm_mirror_stats *s)
 	json_object_set_new(p, "collisions", number(s->collisions));
 	json_object_set_new(p, "held_writes", number(s->held_writes));
 	json_object_set_new(p, "target_losses", number(s->losses));
+	json_object_set_new(p, "verified_bytes", number(s->checked_bytes));
+	json_object_set_new(p, "mismatches", number(s->mismatches));
 	json_object_set_new(p, "target",
 			    json_string(job->phase >= PHASE_COPYING && job->phase <= PHASE_DETACHING
 						? bm_mirror_state_name(s->state)

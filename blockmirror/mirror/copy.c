@@ -18,8 +18,6 @@
 
 #include "blockmirror/mirror/engine.h"
 
-enum { SCAN_LIMIT = 4096 }; /* granules looked at in one go */
-
 #define MISS_EVERY        2000000ull    /* ns */
 #define SOURCE_RETRY      1000000000ull /* ns */
 #define SOURCE_ERRORS_MAX 3             /* in a row, then the host is told */
@@ -177,7 +175,7 @@ static void window_done(struct bm_request *rq, int error)
 
 /* Ending */
 
-static void miss(struct bm_mirror *m, uint64_t g)
+void copy_miss(struct bm_mirror *m, uint64_t g)
 {
 	struct bm_granule *granule = &m->map.granule[g];
 
@@ -214,7 +212,7 @@ static void end(struct copy *c, bool ok)
 
 		bm_bitmap_clear(&m->map.copying, g);
 		if (c->collided >> i & 1) {
-			miss(m, g);
+			copy_miss(m, g);
 		} else if (good) {
 			bm_map_unstable(&m->map, g);
 			mirror_mark_clean(m, g);
@@ -502,20 +500,20 @@ static bool start_data(struct bm_mirror *m, uint64_t g)
 }
 
 /*
- * Only granules that are being written to are left: each has spoiled a copy that could not even
- * begin. That is looked at now and then, not as often as there is a reason to look.
+ * Each granule that is being written to has spoiled a copy that could not even begin. That is
+ * looked at now and then, not as often as there is a reason to look.
  */
-static void miss_busy(struct bm_mirror *m, uint64_t from)
+void copy_miss_busy(struct bm_mirror *m, const struct bm_bitmap *set)
 {
-	uint64_t g = bm_bitmap_next(&m->map.dirty, from);
+	uint64_t g = bm_bitmap_next(set, 0);
 
 	if (bm_loop_now(m->loop) < m->next_miss)
 		return;
 	m->next_miss = bm_loop_now(m->loop) + MISS_EVERY;
 	for (int n = 0; n < SCAN_LIMIT && g != BM_BITMAP_NONE; n++) {
 		if (m->map.granule[g].busy && !bm_bitmap_test(&m->map.copying, g))
-			miss(m, g);
-		g = bm_bitmap_next(&m->map.dirty, g + 1);
+			copy_miss(m, g);
+		g = bm_bitmap_next(set, g + 1);
 	}
 }
 
@@ -538,7 +536,7 @@ static uint64_t find(struct bm_mirror *m)
 			return g;
 		g = bm_bitmap_next(&m->map.dirty, g + 1);
 	}
-	miss_busy(m, 0);
+	copy_miss_busy(m, &m->map.dirty);
 	return BM_BITMAP_NONE;
 }
 
@@ -568,7 +566,8 @@ static void copy_held(struct bm_mirror *m)
 	uint64_t g = m->hold_granule;
 
 	if (!bm_bitmap_test(&m->map.dirty, g)) {
-		copy_end_hold(m);
+		if (!check_wants(m, g))
+			copy_end_hold(m);
 	} else if (may_copy(m, g) && !bm_list_linked(&m->hold_copy->link)) {
 		start(m->hold_copy, g, 1);
 		send(m->hold_copy, m->authority, BM_READ, m->hold_copy->end - m->hold_copy->offset);
@@ -577,11 +576,12 @@ static void copy_held(struct bm_mirror *m)
 
 void copy_run(struct bm_mirror *m)
 {
-	if (m->paused || m->full || unsettled(m) || !m->map.dirty.count ||
-	    bm_timer_armed(&m->source_retry))
+	if (m->paused || m->full || unsettled(m) || bm_timer_armed(&m->source_retry))
 		return;
 	if (m->hold)
 		copy_held(m);
+	if (!m->map.dirty.count)
+		return;
 	while (m->copying < governor_depth(m) && start_one(m))
 		;
 }

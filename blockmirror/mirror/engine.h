@@ -5,6 +5,7 @@
  *   mirror.c    life: attach, loss, reattach, detach, events, statistics
  *   write.c     guest requests: what goes where, and what an answer means
  *   copy.c      the baseline copy, and the bounded wait of a write for it
+ *   check.c     comparing both sides while the guest writes
  *   flush.c     flushes: unstable becomes settled
  *   switch.c    the switchover
  *   governor.c  how much the copy may take
@@ -25,6 +26,8 @@ enum {
 	MASK = 64,     /* granules of one request at most: they fit a word */
 	WINDOW = 4096, /* granules asked for extents at once, at most */
 	EVENTS = 32,
+	CHECKS = 4,        /* comparisons in flight; one more is kept for the held granule */
+	SCAN_LIMIT = 4096, /* granules looked at in one go */
 };
 
 /* Where the other side is. */
@@ -100,6 +103,21 @@ struct copy {
 	uint64_t pos;         /* up to where it is done */
 	uint64_t started;     /* the request in flight, ns */
 	uint64_t begun;       /* the copy, ns */
+};
+
+/* A comparison of up to MASK granules in flight. */
+struct check {
+	struct check_leg {
+		struct bm_request rq;
+		struct check *check;
+		struct bm_buf *buf;
+		int error;
+	} leg[2]; /* by side */
+	struct bm_mirror *mirror;
+	unsigned pending; /* legs in flight; 0: free */
+	uint64_t first, session;
+	unsigned granules;
+	uint64_t collided; /* bit n: a guest write was sent to granule first + n meanwhile */
 };
 
 /* What EXTENTS said about a stretch of the authority, as far as no write has touched it since. */
@@ -205,6 +223,16 @@ struct bm_mirror {
 	struct bm_timer source_retry;
 	struct bm_timer full_timer;
 
+	struct {
+		struct check slot[CHECKS + 1];
+		struct bm_bitmap left; /* granules not compared yet */
+		uint64_t cursor;
+		unsigned running;
+		int failed;                         /* the authority cannot be read */
+		void (*done)(void *arg, int error); /* NULL: nobody wants to know */
+		void *arg;
+	} check;
+
 	struct flusher flusher;
 	enum phase phase;
 	bool both_durable; /* FUA and FLUSH go to both */
@@ -270,6 +298,20 @@ void copy_run(struct bm_mirror *m);
 void copy_collide(struct bm_mirror *m, uint64_t granule); /* a guest write goes to it now */
 void copy_end_hold(struct bm_mirror *m);
 void copy_forget_window(struct bm_mirror *m);
+
+/* A copy or a comparison of the granule was spoiled: it is held after too many. */
+void copy_miss(struct bm_mirror *m, uint64_t granule);
+/* Of set only granules that are written to are left. */
+void copy_miss_busy(struct bm_mirror *m, const struct bm_bitmap *set);
+
+/* check.c */
+void check_init(struct bm_mirror *m);
+void check_fini(struct bm_mirror *m);
+void check_run(struct bm_mirror *m);
+void check_stop(struct bm_mirror *m);                      /* the other side is let go */
+void check_collide(struct bm_mirror *m, uint64_t granule); /* a guest write goes to it now */
+void check_again(struct bm_mirror *m, uint64_t granule);   /* it became dirty */
+bool check_wants(const struct bm_mirror *m, uint64_t granule);
 
 /* flush.c */
 void flush_guest_sent(struct bm_mirror *m, struct op *op);

@@ -55,6 +55,7 @@ void mirror_mark_dirty(struct bm_mirror *m, uint64_t granule)
 {
 	bm_map_unsettle(&m->map, granule);
 	bm_bitmap_set(&m->map.dirty, granule);
+	check_again(m, granule);
 	m->dirtied++;
 	m->in_sync_told = false;
 	if (unsettled(m))
@@ -65,7 +66,7 @@ void mirror_mark_clean(struct bm_mirror *m, uint64_t granule)
 {
 	bm_bitmap_clear(&m->map.dirty, granule);
 	m->map.granule[granule].misses = 0;
-	if (m->hold && m->hold_granule == granule)
+	if (m->hold && m->hold_granule == granule && !check_wants(m, granule))
 		copy_end_hold(m);
 }
 
@@ -275,6 +276,7 @@ static void forget_other(struct bm_mirror *m)
 	bm_timer_clear(m->loop, &m->switch_timer);
 	m->switch_after = m->slow_flushes = 0;
 	m->covering = NULL;
+	check_stop(m);
 	copy_fini(m);
 	bm_map_unsettle_all(&m->map); /* writes are not noted in it any more */
 	bm_map_fini(&m->map);
@@ -298,7 +300,7 @@ static void check_leaving(struct bm_mirror *m)
 		m->side[other(m)] = NULL; /* the host closes it */
 		mirror_tell(m, BM_MIRROR_LOST_IDLE);
 	} else if (m->link == LINK_LEAVING && !m->map.copying.count && !m->window.asked &&
-		   !m->flusher.active) {
+		   !m->flusher.active && !m->check.running) {
 		forget_other(m);
 	}
 }
@@ -325,6 +327,7 @@ static void run_kick(struct bm_task *task)
 		m->in_sync_told = true;
 		mirror_tell(m, BM_MIRROR_IN_SYNC);
 	}
+	check_run(m);
 	switch_run(m);
 	if (m->flush_done && m->phase == PHASE_IDLE && mirror_in_sync(m))
 		flush_start(m);
@@ -437,6 +440,7 @@ int bm_mirror_new(struct bm_loop *loop, struct bm_dev *source,
 	m->full_timer.run = full_retry;
 	bm_later_init(&m->later, loop);
 	write_init(m);
+	check_init(m);
 	governor_init(m);
 	set_geometry(m);
 	*mirror = m;
@@ -459,6 +463,7 @@ void bm_mirror_free(struct bm_mirror *m)
 	governor_fini(m);
 	for (int i = 0; i < OPS; i++)
 		bm_buf_unref(m->op[i].buf);
+	check_fini(m);
 	copy_fini(m);
 	bm_map_fini(&m->map);
 	free(m);

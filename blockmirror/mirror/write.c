@@ -138,6 +138,8 @@ static void classify(struct op *op)
 			bm_bitmap_clear(&m->map.zero, g);
 		if (copying || m->window.granules)
 			copy_collide(m, g);
+		if (m->check.running)
+			check_collide(m, g);
 		bm_map_unsettle(&m->map, g);
 		m->map.granule[g].busy++;
 	}

@@ -39,6 +39,7 @@ enum bm_code {
 	BM_E_IO,          /* a device reported an error */
 	BM_E_COMPARE,     /* a device reported an error while comparing */
 	BM_E_INTERNAL,    /* out of memory, descriptors, threads */
+	BM_E_DIFFERED,    /* copies that had to be equal were not, before the switch */
 	BM_CODES
 };
 

@@ -131,7 +131,15 @@ void bm_mirror_committed(struct bm_mirror *mirror, int error);
  */
 int bm_mirror_flush_target(struct bm_mirror *mirror, void (*done)(void *arg, int error), void *arg);
 
-/* Copying stops and goes on; mirroring does not. */
+/*
+ * Compares all of both sides, while the guest writes, as soon as they are in sync; then calls
+ * done(arg, 0), or with -errno when the authority cannot be read, -ECANCELED when the other side is
+ * let go before. What differed (statistics: mismatches) was copied again and is equal then.
+ * -ENOTCONN, -EBUSY, -ENOMEM.
+ */
+int bm_mirror_verify(struct bm_mirror *mirror, void (*done)(void *arg, int error), void *arg);
+
+/* Copying and comparing stop and go on; mirroring does not. */
 void bm_mirror_pause(struct bm_mirror *mirror, bool paused);
 
 /* Bytes per second of baseline data; 0: unlimited. */
@@ -171,7 +179,9 @@ struct bm_mirror_stats {
 	uint64_t source_only_writes;              /* guest writes ahead of the copy */
 	uint64_t collisions, holds, held_writes;
 	uint64_t losses, abandoned, flushes;
-	uint64_t rate; /* bytes/s over the last second */
+	uint64_t checked_bytes;               /* compared and found equal, since it was asked for */
+	uint64_t mismatches, mismatch_offset; /* granules that were not; the first one's place */
+	uint64_t rate;                        /* bytes/s over the last second */
 	uint64_t guest_p99, guest_p99_before, guest_p50, guest_p50_before; /* ns, 0: not known */
 	uint64_t read_p50, write_p50,
 		flush_last;    /* ns, of copies, and the other side's last flush */

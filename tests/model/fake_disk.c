@@ -327,6 +327,12 @@ void fake_disk_power_cut(struct fake_disk *d)
 	}
 }
 
+void fake_disk_damage(struct fake_disk *d, int sector, int value)
+{
+	d->current[sector] = value;
+	set_history(d, sector, value);
+}
+
 bool fake_disk_has_stale(const struct fake_disk *d)
 {
 	for (int i = 0; i < PENDING; i++)

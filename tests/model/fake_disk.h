@@ -67,6 +67,9 @@ void fake_io_end(struct fake_io *io, int error);
 /* The process that made the requests is dead: they are stale. */
 void fake_disk_orphan(struct fake_disk *d);
 
+/* Somebody else writes value to a sector, durably. */
+void fake_disk_damage(struct fake_disk *d, int sector, int value);
+
 /* Power cut: stale requests are gone, sectors go back to what was durable, or later. */
 void fake_disk_power_cut(struct fake_disk *d);
 

@@ -61,8 +61,11 @@ static struct world {
 	bool power; /* the authority of the next start lost power: only what was durable is owed */
 	bool cut;   /* ... just now: all that it holds is durable */
 	bool target_power;
+	bool verifies;    /* both sides are compared now and then, one is damaged before that */
 	bool sound;       /* errors hit the other side only */
 	bool guest_wrote; /* since a flush of the target was asked for */
+	uint8_t damaged;  /* bit per granule of the other side: changed behind the mirror's back */
+	bool damage_done; /* ... since the target was attached */
 	uint8_t settled[8];
 	int record, generation;
 	bool record_pending, record_applied;
@@ -75,7 +78,8 @@ static struct world {
 
 static struct {
 	long guest_ops, switches, switch_failures, losses, crashes, power_cuts, fulls, detaches,
-		holds, abandoned, heals, mirrored, held_answers, settled, reads, aborted_records;
+		holds, abandoned, verified, mismatches, heals, mirrored, held_answers, settled,
+		reads, aborted_records;
 } total;
 
 static struct oracle oracle;
@@ -133,6 +137,8 @@ static struct fake_disk *disk_of(int side)
 
 /* What must hold */
 
+static bool is_damaged(int g);
+
 static bool equal(int g)
 {
 	int first = g * GRANULE / SECTOR, last = first + GRANULE / SECTOR;
@@ -141,6 +147,22 @@ static bool equal(int g)
 		if (w.disk[0].current[s] != w.disk[1].current[s])
 			return false;
 	return true;
+}
+
+/* Damage ends when the granule was written to, by whomever. */
+static bool is_damaged(int g)
+{
+	if (equal(g))
+		w.damaged &= (uint8_t) ~(1u << g);
+	return w.damaged >> g & 1;
+}
+
+static bool damaged(void)
+{
+	for (int g = 0; g < GRANULES; g++)
+		if (is_damaged(g))
+			return true;
+	return false;
 }
 
 static bool stale(void)
@@ -156,7 +178,7 @@ static void check_clean(const char *when)
 		return;
 	for (int g = 0; g < GRANULES; g++)
 		if (!bm_bitmap_test(&map->dirty, g) && !bm_bitmap_test(&map->copying, g) &&
-		    !map->granule[g].busy && !equal(g))
+		    !map->granule[g].busy && !equal(g) && !is_damaged(g))
 			violation("I2 %s: granule %d is clean and differs", when, g);
 }
 
@@ -165,7 +187,7 @@ static void check_settled(const char *when)
 	for (int g = 0; g < GRANULES; g++)
 		if (w.settled[0] >> g & 1) {
 			total.settled++;
-			if (!equal(g))
+			if (!equal(g) && !is_damaged(g))
 				violation("I5 %s: granule %d is settled and differs", when, g);
 		}
 }
@@ -220,7 +242,7 @@ static void host_event(void *arg, enum bm_mirror_event event)
 		w.attached = w.reopen = false;
 		break;
 	case BM_MIRROR_IN_SYNC:
-		if (!w.draining && percent(50))
+		if (!w.draining && percent(50) && !w.damaged && !w.m->check.done)
 			bm_mirror_switch(w.m);
 		break;
 	default:
@@ -343,6 +365,8 @@ static void attach(bool zeroed)
 		return;
 	if (!bm_mirror_attach(w.m, open_disk(other(w.m) ^ w.base, w.m->block), zeroed, w.settled)) {
 		w.attached = true;
+		w.damage_done = false;
+		w.damaged = 0;
 		trace("attach disk %d", other(w.m) ^ w.base);
 	}
 }
@@ -546,6 +570,46 @@ static void flush_target_done(void *arg, int error)
 		violation("flush of the target done and not durable");
 }
 
+static void verified(void *arg, int error)
+{
+	(void)arg;
+	trace("verified: %d, %d mismatches", error, (int)w.m->stats.mismatches);
+	if (error)
+		return;
+	total.verified++;
+	total.mismatches += (long)w.m->stats.mismatches;
+	if (w.m->stats.mismatches && !w.damage_done)
+		violation("a difference was found where there is none");
+	for (int g = 0; g < GRANULES; g++)
+		if (is_damaged(g) && !bm_bitmap_test(&w.m->map.dirty, g) &&
+		    !w.m->map.granule[g].busy)
+			violation("verified, and granule %d is damaged", g);
+}
+
+/* Somebody changes a sector of the other side; then both are compared. */
+static void damage_and_verify(void)
+{
+	int g = below(GRANULES), s = g * GRANULE / SECTOR + below(GRANULE / SECTOR);
+	struct fake_disk *d = disk_of(other(w.m));
+
+	if (!w.attached || w.m->phase != PHASE_IDLE || w.m->check.done)
+		return;
+	if (w.m->link == LINK_UP && percent(50) && !bm_bitmap_test(&w.m->map.dirty, g) &&
+	    !bm_bitmap_test(&w.m->map.copying, g) && !w.m->map.granule[g].busy && !stale()) {
+		trace("DAMAGE disk %d sector %d", (int)(d - w.disk), s);
+		fake_disk_damage(d, s, 1000000 + w.step);
+		w.damaged |= (uint8_t)(1u << g);
+		w.damage_done = true;
+	}
+	(void)bm_mirror_verify(w.m, verified, NULL);
+}
+
+/* A damaged side must not become the authority before it was compared. */
+static bool may_switch(void)
+{
+	return !damaged() && !w.m->check.done;
+}
+
 static void host_step(void)
 {
 	int x = below(w.draining ? 8 : 20);
@@ -558,7 +622,7 @@ static void host_step(void)
 		bm_mirror_pause(w.m, false);
 	else if (x < 10)
 		attach(false);
-	else if (x < 14 && w.attached)
+	else if (x < 14 && w.attached && may_switch())
 		bm_mirror_switch(w.m);
 	else if (x == 14)
 		bm_mirror_pause(w.m, percent(30));
@@ -568,6 +632,8 @@ static void host_step(void)
 		bm_mirror_switch_cancel(w.m);
 	else if (x == 17 && !bm_mirror_flush_target(w.m, flush_target_done, NULL))
 		w.guest_wrote = live() != 0;
+	else if (x == 18 && w.verifies)
+		damage_and_verify();
 }
 
 static void fault_step(void)
@@ -594,7 +660,7 @@ static bool quiet(void)
 {
 	return w.alive && !live() && !w.disk[0].pending && !w.disk[1].pending &&
 	       !w.record_pending && bm_loop_turn(w.loop, 0) == 0 &&
-	       (!w.attached || mirror_in_sync(w.m));
+	       (!w.attached || (mirror_in_sync(w.m) && !w.m->check.done));
 }
 
 static void dead_step(void)
@@ -655,6 +721,7 @@ static void run_seed(uint64_t seed)
 	w.fault_permille = percent(30) ? 0 : 10;
 	w.error_percent = percent(50) ? 0 : percent(50) ? 2 : 8;
 	w.sound = percent(30);
+	w.verifies = percent(30);
 	w.depth = 1 + below(GUESTS);
 	fake_disk_init(&w.disk[0], value[0], SECTOR, chance);
 	fake_disk_init(&w.disk[1], value[1], w.block1, chance);
@@ -695,13 +762,16 @@ static bool covered(void)
 	       "failed "
 	       "%ld, records in doubt %ld\n# losses %ld, full %ld, detached %ld, abandoned legs "
 	       "%ld, "
-	       "holds %ld, crashes %ld, power cuts %ld, settled granules checked %ld\n",
+	       "holds %ld, crashes %ld, power cuts %ld, settled granules checked %ld\n"
+	       "# comparisons %ld, differences found %ld\n",
 	       total.guest_ops, total.reads, total.mirrored, total.switches, total.switch_failures,
 	       total.aborted_records, total.losses, total.fulls, total.detaches, total.abandoned,
-	       total.holds, total.crashes, total.power_cuts, total.settled);
+	       total.holds, total.crashes, total.power_cuts, total.settled, total.verified,
+	       total.mismatches);
 	return total.switches && total.switch_failures && total.losses && total.fulls &&
 	       total.detaches && total.abandoned && total.holds && total.crashes &&
-	       total.power_cuts && total.settled && total.mirrored;
+	       total.power_cuts && total.settled && total.mirrored && total.verified &&
+	       total.mismatches;
 }
 
 int main(int argc, char **argv)

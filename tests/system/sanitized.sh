@@ -24,7 +24,8 @@ moves() {
 	mkdir "$dir/$kind/b"
 	check "$kind: a disk is served" serve disk "$image"
 	start_load disk --initial any --iops 3000
-	check "$kind: file to file" "$bm" relocate disk "$dir/$kind/b" --guest-latency off
+	check "$kind: file to file" "$bm" relocate disk "$dir/$kind/b" --guest-latency off \
+		--verify
 	truncate -s $image_size "$dir/$kind/remote.img"
 	start_blockmirror_nbd "$dir/$kind.sock" "$dir/$kind/remote.img"
 	local server=$pid
