@@ -22,8 +22,6 @@ static_assert(NBD_MAX_EXPORTS * (sizeof(struct nbd_wire_option_reply) + 4 + 2ul 
 		      REPLY_ROOM,
 	      "the answer to LIST is the longest one, and fits");
 
-static const char base_allocation[] = "base:allocation";
-
 struct answer {
 	struct nbd_conn *conn;
 	struct nbd_reader data;   /* of the option */
@@ -122,8 +120,8 @@ static struct nbd_wire_export describe(const struct nbd_conn *conn, const struct
 static void enter_transmission(struct nbd_conn *conn, const struct nbd_offer *offer)
 {
 	conn->offer = offer;
-	if (conn->context != offer)
-		conn->context = NULL;
+	if (conn->selected.offer != offer)
+		conn->selected = (struct nbd_selection){0};
 	conn->state = NBD_REQUEST;
 	bm_timer_clear(conn->server->loop, &conn->handshake);
 }
@@ -229,38 +227,42 @@ static void structured_reply(struct answer *a)
 	reply(a, NBD_REP_ACK, 0);
 }
 
-static bool is(const uint8_t *text, size_t length, const char *other)
+/* What was chosen, one reply each. LIST_ has no ids: "SHOULD be set to zero". */
+static void reply_contexts(struct answer *a, const struct nbd_offer *offer, uint32_t chosen,
+			   bool listing)
 {
-	return length == strlen(other) && !memcmp(text, other, length);
-}
+	for (unsigned i = 0; i < offer->contexts; i++) {
+		const struct nbd_context *context = &offer->context[i];
 
-/*
- * Whether a query names base:allocation. "base:" is a wildcard in LIST only; other namespaces may
- * exist, but not here ("Metadata querying").
- */
-static bool selects(bool listing, const uint8_t *query, size_t length)
-{
-	return is(query, length, base_allocation) || (listing && is(query, length, "base:"));
+		if (!(chosen >> i & 1))
+			continue;
+		reply(a, NBD_REP_META_CONTEXT, 4 + strlen(context->name));
+		nbd_write_u32(&a->writer, listing ? 0 : context->id);
+		nbd_write(&a->writer, context->name, strlen(context->name));
+	}
+	reply(a, NBD_REP_ACK, 0);
 }
 
 /* LIST_ and SET_META_CONTEXT. SET replaces what was selected before even when it fails. */
 static void meta_context(struct answer *a)
 {
 	struct nbd_conn *conn = a->conn;
-	bool listing = conn->option == NBD_OPT_LIST_META_CONTEXT, found = false;
+	bool listing = conn->option == NBD_OPT_LIST_META_CONTEXT;
 	const struct nbd_offer *offer;
-	uint32_t length, queries;
+	uint32_t length, queries, chosen = 0;
 	const uint8_t *name = read_string(&a->data, &length);
 
 	if (!listing)
-		conn->context = NULL;
+		conn->selected = (struct nbd_selection){0};
 	offer = name ? nbd_offer_find(conn->server, name, length) : NULL;
 	queries = nbd_read_u32(&a->data);
-	found = listing && !queries;
+	if (offer && listing && !queries)
+		chosen = nbd_contexts_named(offer, NULL, 0, true);
 	for (uint32_t i = 0; i < queries && !a->data.failed; i++) {
 		const uint8_t *query = read_string(&a->data, &length);
 
-		found |= query && selects(listing, query, length);
+		if (offer && query)
+			chosen |= nbd_contexts_named(offer, query, length, listing);
 	}
 	if (!nbd_read_whole(&a->data)) {
 		malformed(a);
@@ -275,14 +277,9 @@ static void meta_context(struct answer *a)
 		unknown_export(a);
 		return;
 	}
-	if (found) {
-		reply(a, NBD_REP_META_CONTEXT, 4 + strlen(base_allocation));
-		nbd_write_u32(&a->writer, listing ? 0 : NBD_CONTEXT_ID);
-		nbd_write(&a->writer, base_allocation, strlen(base_allocation));
-		if (!listing)
-			conn->context = offer;
-	}
-	reply(a, NBD_REP_ACK, 0);
+	if (!listing)
+		nbd_contexts_select(&conn->selected, offer, chosen);
+	reply_contexts(a, offer, chosen, listing);
 }
 
 static void handle(struct answer *a)

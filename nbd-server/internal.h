@@ -38,11 +38,11 @@ struct nbd_request {
 	struct bm_list link; /* free */
 	uint16_t command, flags;
 	uint64_t cookie; /* as it came */
-	uint64_t offset, at;
-	uint32_t length;
-	unsigned open;    /* pieces at the device, and one for the parser while it is at it */
-	int error;        /* the first one, -errno */
-	const char *text; /* why; NULL: what error says */
+	uint64_t offset, at, length;
+	uint32_t contexts; /* BLOCK_STATUS: bit n: conn->selected.id[n] is still to be asked */
+	unsigned open;     /* pieces at a device, and one for the parser while it is at it */
+	int error;         /* the first one, -errno */
+	const char *text;  /* why; NULL: what error says */
 
 	/* READ answered by a simple reply, whose data cannot be taken back (reply.c) */
 	struct bm_list pieces; /* not sent yet, in the order of their offsets */
@@ -56,6 +56,7 @@ struct nbd_piece {
 	struct bm_list link;         /* free, the request's, out or held */
 	struct bm_buf *buf;
 	struct bm_extents extents;
+	uint32_t context;                  /* BLOCK_STATUS: its id */
 	size_t filled;                     /* WRITE: bytes received */
 	bool ready;                        /* READ: the data is there */
 	size_t header_length, data_length; /* to be sent: header, then buf's data */
@@ -71,6 +72,7 @@ enum nbd_state {
 	NBD_PAYLOAD,
 	NBD_PAYLOAD_SKIP,
 	NBD_READING, /* a READ is cut into pieces */
+	NBD_STATUS,  /* a BLOCK_STATUS is a piece per metadata context */
 	NBD_OTHER,   /* a request that is one piece at once */
 	NBD_ENDED,   /* nothing more is read; what is in flight is finished and answered */
 	NBD_DEAD     /* closed; freed when the device has let go of all requests */
@@ -79,10 +81,27 @@ enum nbd_state {
 /* What a step of the parser needs next. */
 enum nbd_step { NBD_GO_ON, NBD_MORE_INPUT, NBD_WAIT };
 
+/* "Metadata querying": what BLOCK_STATUS tells of an export. dev answers BM_EXTENTS. */
+struct nbd_context {
+	char *name;
+	struct bm_dev *dev;
+	uint32_t
+		id; /* never given twice, so that one that went away is not taken for a later one */
+};
+
 struct nbd_offer {
 	char *name, *description;
 	struct bm_dev *dev;
 	bool read_only;
+	unsigned contexts;
+	struct nbd_context context[NBD_MAX_CONTEXTS]; /* the first one is base:allocation */
+};
+
+/* What SET_META_CONTEXT has selected. */
+struct nbd_selection {
+	const struct nbd_offer *offer; /* NULL: nothing */
+	unsigned count;
+	uint32_t id[NBD_MAX_CONTEXTS];
 };
 
 struct nbd_conn {
@@ -104,8 +123,8 @@ struct nbd_conn {
 	bool no_zeroes, structured;
 	unsigned options;      /* so far */
 	uint32_t option, skip; /* the one being read; bytes of it, or of payload, to drop */
-	const struct nbd_offer *context; /* base:allocation is selected for this export */
-	const struct nbd_offer *offer;   /* the one that was chosen */
+	struct nbd_selection selected;
+	const struct nbd_offer *offer; /* the one that was chosen */
 
 	struct nbd_request *current; /* the parser is at it */
 	struct nbd_piece *filling;   /* its payload goes there */
@@ -140,6 +159,7 @@ struct nbd_server {
 	void (*done)(void *arg);
 	void *done_arg;
 	unsigned offers, listeners;
+	uint32_t last_context; /* the id given last */
 	struct nbd_offer offer[NBD_MAX_EXPORTS];
 	struct nbd_listener listener[NBD_MAX_LISTENERS];
 };
@@ -149,6 +169,19 @@ struct nbd_server {
 const struct nbd_offer *nbd_offer_find(const struct nbd_server *server, const uint8_t *name,
 				       size_t length);
 void nbd_server_left(struct nbd_conn *conn); /* the last thing that is done to conn */
+
+/* contexts.c */
+
+/* base:allocation. Returns 0 or -ENOMEM. */
+int nbd_contexts_init(struct nbd_offer *offer);
+void nbd_contexts_fini(struct nbd_offer *offer);
+/* Those that a query of LIST_ or SET_META_CONTEXT names, a bit each; NULL: the query of all. */
+uint32_t nbd_contexts_named(const struct nbd_offer *offer, const uint8_t *query, size_t length,
+			    bool listing);
+void nbd_contexts_select(struct nbd_selection *selected, const struct nbd_offer *offer,
+			 uint32_t chosen);
+/* The device of one that was selected; NULL: it went away. */
+struct bm_dev *nbd_contexts_dev(const struct nbd_offer *offer, uint32_t id);
 
 /* listen.c */
 
@@ -198,7 +231,9 @@ void nbd_request_abandon(struct nbd_conn *conn);
 void nbd_reply(struct nbd_piece *piece);
 /* A piece of a READ is done. */
 void nbd_reply_read(struct nbd_piece *piece, int error);
+/* A context's part of a BLOCK_STATUS is done. */
+void nbd_reply_status(struct nbd_piece *piece);
 /* Whether a READ of so many bytes is too long to be kept until all of it is there. */
-bool nbd_reply_streams(const struct nbd_conn *conn, uint32_t length);
+bool nbd_reply_streams(const struct nbd_conn *conn, uint64_t length);
 
 #endif

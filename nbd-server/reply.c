@@ -105,14 +105,14 @@ static void put_data(struct nbd_piece *piece, bool last)
 }
 
 /* The extents become descriptors where they are: these are shorter, each is read before. */
-static void put_extents(struct nbd_piece *piece)
+static void put_extents(struct nbd_piece *piece, bool last)
 {
 	const struct bm_extents *x = &piece->extents;
 	struct nbd_wire_extent wire;
 	size_t length = x->count * sizeof(wire);
-	struct nbd_writer w = put_chunk(piece, NBD_CHUNK_BLOCK_STATUS, true, 4 + length);
+	struct nbd_writer w = put_chunk(piece, NBD_CHUNK_BLOCK_STATUS, last, 4 + length);
 
-	nbd_write_u32(&w, NBD_CONTEXT_ID);
+	nbd_write_u32(&w, piece->context);
 	piece->header_length = w.used;
 	piece->data_length = length;
 	for (unsigned i = 0; i < x->count; i++) {
@@ -148,11 +148,6 @@ void nbd_reply(struct nbd_piece *piece)
 	const struct nbd_request *request = piece->request;
 	bool structured = piece->conn->structured;
 
-	if (!request->error && request->command == NBD_CMD_BLOCK_STATUS) {
-		put_extents(piece);
-		send_last(piece);
-		return;
-	}
 	nbd_piece_drop_buf(piece);
 	if (structured && request->error)
 		put_error(piece, request->error, false, true);
@@ -163,9 +158,31 @@ void nbd_reply(struct nbd_piece *piece)
 	send_last(piece);
 }
 
-bool nbd_reply_streams(const struct nbd_conn *conn, uint32_t length)
+bool nbd_reply_streams(const struct nbd_conn *conn, uint64_t length)
 {
 	return !conn->structured && length > KEPT_WHOLE;
+}
+
+/*
+ * Each context's answer is a chunk as it comes. When one has failed those that come after it are
+ * dropped, and the last one bears the error: "SHOULD NOT be used more than once".
+ */
+void nbd_reply_status(struct nbd_piece *piece)
+{
+	const struct nbd_request *request = piece->request;
+	bool last = !request->open;
+
+	if (request->error && last) {
+		nbd_reply(piece);
+	} else if (request->error) {
+		nbd_piece_free(piece);
+	} else {
+		put_extents(piece, last);
+		if (last)
+			send_last(piece);
+		else
+			nbd_piece_send(piece);
+	}
 }
 
 static void read_structured(struct nbd_piece *piece, int error)

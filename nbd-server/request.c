@@ -12,7 +12,7 @@
 #include "nbd-server/internal.h"
 
 /* Longer than what we advertise: some clients do not keep to it, and streaming costs nothing. */
-enum { LONGEST = 64 << 20 };
+enum { LONGEST = 64 << 20, EXTENTS = 4096 /* of one answer */ };
 
 static const struct command {
 	enum bm_op op;
@@ -57,7 +57,7 @@ static int check_kind(const struct nbd_conn *conn, struct nbd_request *request)
 			return refuse(request, -EINVAL, "a flush has no offset and no length");
 		break;
 	case NBD_CMD_BLOCK_STATUS:
-		if (!conn->context)
+		if (!conn->selected.count)
 			return refuse(request, -EINVAL, "no metadata context was selected");
 		if (!request->length)
 			return refuse(request, -EINVAL, "a block status of nothing");
@@ -109,6 +109,8 @@ static void piece_done(struct bm_request *rq, int error)
 		request->error = error;
 	if (request->command == NBD_CMD_READ)
 		nbd_reply_read(piece, error);
+	else if (request->command == NBD_CMD_BLOCK_STATUS)
+		nbd_reply_status(piece);
 	else if (request->open)
 		nbd_piece_free(piece);
 	else
@@ -139,13 +141,11 @@ static void set_up(struct nbd_piece *piece, uint64_t length)
 	request->at += length;
 }
 
-static void submit(struct nbd_piece *piece)
+static void submit(struct nbd_piece *piece, struct bm_dev *dev)
 {
-	struct nbd_conn *conn = piece->conn;
-
 	piece->request->open++;
-	conn->at_device++;
-	bm_submit(conn->offer->dev, &piece->rq);
+	piece->conn->at_device++;
+	bm_submit(dev, &piece->rq);
 }
 
 /*
@@ -202,8 +202,12 @@ static enum nbd_state first_state(const struct nbd_request *request)
 {
 	if (request->command == NBD_CMD_WRITE && request->length)
 		return NBD_PAYLOAD;
-	if (request->command == NBD_CMD_READ && request->length && !request->error)
+	if (request->error)
+		return NBD_OTHER;
+	if (request->command == NBD_CMD_READ && request->length)
 		return NBD_READING;
+	if (request->command == NBD_CMD_BLOCK_STATUS)
+		return NBD_STATUS;
 	return NBD_OTHER;
 }
 
@@ -235,6 +239,7 @@ static enum nbd_step header_step(struct nbd_conn *conn)
 	request->cookie = wire.cookie;
 	request->offset = request->at = be64toh(wire.offset);
 	request->length = be32toh(wire.length);
+	request->contexts = (1u << conn->selected.count) - 1;
 	request->text = NULL;
 	request->started = false;
 	request->error = check(conn, request);
@@ -269,7 +274,7 @@ static enum nbd_step payload_step(struct nbd_conn *conn)
 	if (piece->filled < piece->rq.length)
 		return NBD_MORE_INPUT;
 	conn->filling = NULL;
-	submit(piece);
+	submit(piece, conn->offer->dev);
 	if (request->at == request->offset + request->length)
 		leave(conn);
 	return NBD_GO_ON;
@@ -311,37 +316,70 @@ static enum nbd_step read_step(struct nbd_conn *conn)
 			return NBD_WAIT;
 		if (!conn->structured)
 			bm_list_append(&request->pieces, &piece->link);
-		submit(piece);
+		submit(piece, conn->offer->dev);
 	}
 	leave(conn);
+	return NBD_GO_ON;
+}
+
+/* Asks one context. The client may have selected one that is not there any more. */
+static void ask(struct nbd_piece *piece, uint32_t id)
+{
+	struct nbd_request *request = piece->request;
+	struct bm_dev *dev = nbd_contexts_dev(piece->conn->offer, id);
+
+	piece->context = id;
+	piece->extents.v = (struct bm_extent *)(void *)piece->buf->data;
+	piece->extents.room = request->flags & NBD_CMD_FLAG_REQ_ONE ? 1 : EXTENTS;
+	request->at = request->offset;
+	set_up(piece, request->length);
+	if (dev) {
+		submit(piece, dev);
+		return;
+	}
+	if (!request->error)
+		request->error = refuse(request, -EINVAL, "the metadata context is gone");
+	nbd_reply_status(piece);
+}
+
+/* "exactly one chunk … per selected context": each is a piece of its own. */
+static enum nbd_step status_step(struct nbd_conn *conn)
+{
+	struct nbd_request *request = conn->current;
+	uint32_t left;
+
+	do {
+		struct nbd_piece *piece =
+			nbd_piece_get(conn, request, EXTENTS * sizeof(struct bm_extent));
+		unsigned which = (unsigned)__builtin_ctz(request->contexts);
+
+		if (!piece)
+			return NBD_WAIT;
+		left = request->contexts &= request->contexts - 1;
+		if (!left)
+			leave(conn);
+		ask(piece, conn->selected.id[which]);
+	} while (left);
 	return NBD_GO_ON;
 }
 
 /* What needs no more than an answer, or one call of the device. */
 static enum nbd_step other_step(struct nbd_conn *conn)
 {
-	enum { EXTENTS = 4096 };
 	struct nbd_request *request = conn->current;
 	bool at_once = request->error || request->command == NBD_CMD_CACHE ||
 		       request->command == NBD_CMD_READ || request->command == NBD_CMD_WRITE;
-	bool extents = request->command == NBD_CMD_BLOCK_STATUS && !at_once;
-	size_t size = extents ? EXTENTS * sizeof(struct bm_extent) : 0;
-	struct nbd_piece *piece = nbd_piece_get(conn, request, size);
+	struct nbd_piece *piece = nbd_piece_get(conn, request, 0);
 
 	if (!piece)
 		return NBD_WAIT;
-	if (at_once) {
-		leave(conn);
-		nbd_reply(piece);
-		return NBD_GO_ON;
+	if (!at_once) {
+		set_up(piece, request->length);
+		submit(piece, conn->offer->dev);
 	}
-	if (extents) {
-		piece->extents.v = (struct bm_extent *)(void *)piece->buf->data;
-		piece->extents.room = request->flags & NBD_CMD_FLAG_REQ_ONE ? 1 : EXTENTS;
-	}
-	set_up(piece, request->length);
-	submit(piece);
 	leave(conn);
+	if (at_once)
+		nbd_reply(piece);
 	return NBD_GO_ON;
 }
 
@@ -356,6 +394,8 @@ enum nbd_step nbd_request_step(struct nbd_conn *conn)
 		return skip_step(conn);
 	case NBD_READING:
 		return read_step(conn);
+	case NBD_STATUS:
+		return status_step(conn);
 	default:
 		return other_step(conn);
 	}

@@ -55,8 +55,16 @@ struct nbd_server *nbd_server_new(struct bm_loop *loop, const struct nbd_server_
 	server->stop_timer.run = stop_timeout;
 	server->accept_timer.run = accept_again;
 	server->stopped.run = stopped;
+	server->last_context = NBD_CONTEXT_ID;
 	bm_list_init(&server->conns);
 	return server;
+}
+
+static void offer_fini(struct nbd_offer *offer)
+{
+	nbd_contexts_fini(offer);
+	free(offer->name);
+	free(offer->description);
 }
 
 void nbd_server_free(struct nbd_server *server)
@@ -68,10 +76,8 @@ void nbd_server_free(struct nbd_server *server)
 	bm_timer_clear(server->loop, &server->stop_timer);
 	bm_timer_clear(server->loop, &server->accept_timer);
 	bm_task_cancel(&server->stopped);
-	for (unsigned i = 0; i < server->offers; i++) {
-		free(server->offer[i].name);
-		free(server->offer[i].description);
-	}
+	for (unsigned i = 0; i < server->offers; i++)
+		offer_fini(&server->offer[i]);
 	free(server);
 }
 
@@ -90,7 +96,7 @@ const struct nbd_offer *nbd_offer_find(const struct nbd_server *server, const ui
 static bool serves_bytes(const struct bm_geometry *geometry)
 {
 	return geometry->block == 1 && geometry->max_transfer >= BM_BUF_MAX &&
-	       geometry->max_zero >= UINT32_MAX;
+	       geometry->max_zero >= geometry->size;
 }
 
 int nbd_server_add_export(struct nbd_server *server, const struct nbd_export *export,
@@ -113,15 +119,16 @@ int nbd_server_add_export(struct nbd_server *server, const struct nbd_export *ex
 			       "export \"%s\": the device does not serve single bytes",
 			       export->name);
 	offer = &server->offer[server->offers];
-	offer->name = strdup(export->name);
-	offer->description = strdup(description);
-	if (!offer->name || !offer->description) {
-		free(offer->name);
-		free(offer->description);
+	*offer = (struct nbd_offer){
+		.name = strdup(export->name),
+		.description = strdup(description),
+		.dev = export->dev,
+		.read_only = export->read_only,
+	};
+	if (!offer->name || !offer->description || nbd_contexts_init(offer) < 0) {
+		offer_fini(offer);
 		return bm_fail_errno(error, ENOMEM, "export \"%s\"", export->name);
 	}
-	offer->dev = export->dev;
-	offer->read_only = export->read_only;
 	server->offers++;
 	return 0;
 }

@@ -18,7 +18,8 @@ struct nbd_server;
 
 enum {
 	NBD_MAX_EXPORTS = 64,
-	NBD_MAX_NAME = 256, /* bytes of an export's name or description (proto.md: SHOULD) */
+	NBD_MAX_NAME = 256,   /* bytes of an export's or a context's name (proto.md: SHOULD) */
+	NBD_MAX_CONTEXTS = 8, /* metadata contexts of an export */
 	NBD_PEER_TEXT = 64,
 };
 
@@ -56,6 +57,18 @@ struct nbd_server *nbd_server_new(struct bm_loop *loop, const struct nbd_server_
  */
 int nbd_server_add_export(struct nbd_server *server, const struct nbd_export *export,
 			  struct bm_error *error);
+
+/*
+ * A metadata context of an export, beside base:allocation, which is the export's own device: name
+ * is NAMESPACE:LEAF, as in "qemu:dirty-bitmap:web", and is copied. What dev, which is not owned and
+ * outlives the server, answers to BM_EXTENTS, for any offset and length, is what clients read that
+ * have selected it; the flags are the context's own. Both calls may come at any time. Clients that
+ * have selected one that is removed get EINVAL when they ask. Errors: BM_E_USAGE.
+ */
+int nbd_server_add_context(struct nbd_server *server, const char *export, const char *name,
+			   struct bm_dev *dev, struct bm_error *error);
+/* One that is not there is none the less gone. */
+void nbd_server_remove_context(struct nbd_server *server, const char *export, const char *name);
 
 /*
  * Listens on a unix socket, mode 0660. A socket that a dead server left behind is replaced; one
