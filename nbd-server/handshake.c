@@ -90,7 +90,17 @@ static bool bare(struct answer *a)
 
 /* Choosing an export */
 
-/* "Transmission flags". They belong to the session: DF needs structured replies. */
+/*
+ * Whether BLOCK_STATUS takes a payload. INFO tells that it would, to who has yet to select contexts
+ * ("SHOULD NOT … in response to … NBD_OPT_GO if the client does not negotiate metacontexts").
+ */
+static bool takes_queries(const struct nbd_conn *conn, const struct nbd_offer *offer)
+{
+	return conn->mode == NBD_EXTENDED &&
+	       (conn->option == NBD_OPT_INFO || conn->selected.offer == offer);
+}
+
+/* "Transmission flags". They belong to the session: DF needs replies in chunks. */
 static uint16_t transmission_flags(const struct nbd_conn *conn, const struct nbd_offer *offer)
 {
 	uint32_t device = offer->dev->geometry.flags;
@@ -103,8 +113,10 @@ static uint16_t transmission_flags(const struct nbd_conn *conn, const struct nbd
 		flags |= NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES | NBD_FLAG_SEND_FAST_ZERO;
 	if (device & BM_DEV_ROTATIONAL)
 		flags |= NBD_FLAG_ROTATIONAL;
-	if (conn->structured)
+	if (conn->mode != NBD_SIMPLE)
 		flags |= NBD_FLAG_SEND_DF;
+	if (takes_queries(conn, offer))
+		flags |= NBD_FLAG_BLOCK_STATUS_PAYLOAD;
 	return (uint16_t)flags;
 }
 
@@ -134,8 +146,9 @@ static void export_name(struct answer *a)
 	const struct nbd_offer *offer = nbd_offer_find(conn->server, a->data.at, a->data.left);
 	struct nbd_wire_export wire;
 
-	if (!offer) {
-		nbd_conn_violated(conn, "it asked for an export that does not exist");
+	if (!offer || conn->mode == NBD_EXTENDED) {
+		nbd_conn_violated(conn, offer ? "extended headers need NBD_OPT_GO"
+					      : "it asked for an export that does not exist");
 		return;
 	}
 	wire = describe(conn, offer);
@@ -223,7 +236,20 @@ static void structured_reply(struct answer *a)
 {
 	if (!bare(a))
 		return;
-	a->conn->structured = true;
+	if (a->conn->mode == NBD_EXTENDED) {
+		reply_error(a, NBD_REP_ERR_EXT_HEADER_REQD,
+			    "extended headers are negotiated already, and take precedence");
+		return;
+	}
+	a->conn->mode = NBD_STRUCTURED;
+	reply(a, NBD_REP_ACK, 0);
+}
+
+static void extended_headers(struct answer *a)
+{
+	if (!bare(a))
+		return;
+	a->conn->mode = NBD_EXTENDED;
 	reply(a, NBD_REP_ACK, 0);
 }
 
@@ -268,9 +294,9 @@ static void meta_context(struct answer *a)
 		malformed(a);
 		return;
 	}
-	if (!conn->structured) {
+	if (conn->mode == NBD_SIMPLE) {
 		reply_error(a, NBD_REP_ERR_INVALID,
-			    "structured replies have to be negotiated first");
+			    "structured replies or extended headers have to be negotiated first");
 		return;
 	}
 	if (!offer) {
@@ -305,6 +331,9 @@ static void handle(struct answer *a)
 		break;
 	case NBD_OPT_STRUCTURED_REPLY:
 		structured_reply(a);
+		break;
+	case NBD_OPT_EXTENDED_HEADERS:
+		extended_headers(a);
 		break;
 	case NBD_OPT_LIST_META_CONTEXT:
 	case NBD_OPT_SET_META_CONTEXT:

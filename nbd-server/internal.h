@@ -30,15 +30,24 @@ enum {
 	NBD_INPUT = 64 << 10,          /* receive buffer; also the longest option data we look at */
 	NBD_HEADER = 128,              /* room for any reply header, with an error's text */
 	NBD_MAX_LISTENERS = 16,
+	NBD_LONGEST = 64 << 20, /* bytes of a READ or WRITE */
 };
 
 struct nbd_conn;
+
+/* What was negotiated: which headers requests and replies have. Later ones can do more. */
+enum nbd_mode {
+	NBD_SIMPLE,
+	NBD_STRUCTURED,
+	NBD_EXTENDED /* requests, too, and no simple replies */
+};
 
 struct nbd_request {
 	struct bm_list link; /* free */
 	uint16_t command, flags;
 	uint64_t cookie; /* as it came */
 	uint64_t offset, at, length;
+	uint64_t payload;  /* bytes that follow the header */
 	uint32_t contexts; /* BLOCK_STATUS: bit n: conn->selected.id[n] is still to be asked */
 	unsigned open;     /* pieces at a device, and one for the parser while it is at it */
 	int error;         /* the first one, -errno */
@@ -68,14 +77,15 @@ enum nbd_state {
 	NBD_OPTION,
 	NBD_OPTION_DATA,
 	NBD_OPTION_SKIP,
-	NBD_REQUEST, /* transmission: a request's header */
-	NBD_PAYLOAD,
-	NBD_PAYLOAD_SKIP,
-	NBD_READING, /* a READ is cut into pieces */
-	NBD_STATUS,  /* a BLOCK_STATUS is a piece per metadata context */
-	NBD_OTHER,   /* a request that is one piece at once */
-	NBD_ENDED,   /* nothing more is read; what is in flight is finished and answered */
-	NBD_DEAD     /* closed; freed when the device has let go of all requests */
+	NBD_REQUEST,      /* transmission: a request's header */
+	NBD_PAYLOAD,      /* of a WRITE */
+	NBD_PAYLOAD_SKIP, /* of what was refused */
+	NBD_QUERY,        /* the payload of a BLOCK_STATUS */
+	NBD_READING,      /* a READ is cut into pieces */
+	NBD_STATUS,       /* a BLOCK_STATUS is a piece per metadata context */
+	NBD_OTHER,        /* a request that is one piece at once */
+	NBD_ENDED,        /* nothing more is read; what is in flight is finished and answered */
+	NBD_DEAD          /* closed; freed when the device has let go of all requests */
 };
 
 /* What a step of the parser needs next. */
@@ -120,7 +130,8 @@ struct nbd_conn {
 	bool blocked;       /* the client does not take what is in out */
 	size_t start, used; /* the part of input that is not parsed yet */
 
-	bool no_zeroes, structured;
+	bool no_zeroes;
+	enum nbd_mode mode;
 	unsigned options;      /* so far */
 	uint32_t option, skip; /* the one being read; bytes of it, or of payload, to drop */
 	struct nbd_selection selected;
@@ -217,6 +228,25 @@ void nbd_piece_send(struct nbd_piece *piece);
 
 void nbd_greet(struct nbd_conn *conn);
 enum nbd_step nbd_handshake_step(struct nbd_conn *conn);
+
+/* check.c */
+
+struct nbd_command_rule {
+	enum bm_op op;
+	uint32_t flags;          /* that are allowed */
+	uint32_t extended_flags; /* … in sessions with extended headers */
+	bool writes;
+	int past_end; /* the error of a request that is not within the export */
+};
+extern const struct nbd_command_rule nbd_commands[NBD_COMMANDS];
+
+/* 0, or the error that the request is answered with; request->text says why. */
+int nbd_check(const struct nbd_conn *conn, struct nbd_request *request);
+/* Takes which contexts are asked, and about how much, from a BLOCK_STATUS's payload. */
+bool nbd_check_query(const struct nbd_conn *conn, struct nbd_request *request,
+		     struct nbd_reader *payload);
+/* Returns error. */
+int nbd_refuse(struct nbd_request *request, int error, const char *text);
 
 /* request.c */
 

@@ -1,6 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Replies (proto.md, "Simple reply message", "Structured reply chunk message").
+ * Replies (proto.md, "Simple reply message", "Structured reply chunk message", "Extended reply
+ * chunk message"). Structured and extended replies are the same chunks behind different headers;
+ * what is not a chunk has a simple reply, or, in a session with extended headers, a chunk without
+ * content.
  *
  * READ under structured replies: each piece becomes a chunk as it is done, in any order; one that
  * failed becomes an error chunk with its offset. The last one to be done is marked as such, so
@@ -21,7 +24,8 @@
 
 /* What always fits, whatever else the connection is doing. */
 enum { KEPT_WHOLE = NBD_BUDGET / 2, TEXT = 80 };
-static_assert(sizeof(struct nbd_wire_chunk) + 4 + 2 + TEXT + 8 <= NBD_HEADER, "an error fits");
+static_assert(sizeof(struct nbd_wire_extended_chunk) + 4 + 2 + TEXT + 8 <= NBD_HEADER,
+	      "an error fits");
 
 static enum nbd_error to_wire(const struct nbd_request *request, int error)
 {
@@ -61,20 +65,47 @@ static void put_simple(struct nbd_piece *piece, uint32_t error)
 	piece->header_length = sizeof(wire);
 }
 
+static void put_chunk_header(struct nbd_writer *w, const struct nbd_request *request,
+			     uint16_t flags, enum nbd_chunk type, size_t length)
+{
+	const struct nbd_wire_chunk wire = {
+		.magic = htobe32(NBD_STRUCTURED_REPLY_MAGIC),
+		.flags = htobe16(flags),
+		.type = htobe16((uint16_t)type),
+		.cookie = request->cookie,
+		.length = htobe32((uint32_t)length),
+	};
+
+	nbd_write(w, &wire, sizeof(wire));
+}
+
+/* The offset is the request's, whatever part of it the chunk is about. */
+static void put_extended_header(struct nbd_writer *w, const struct nbd_request *request,
+				uint16_t flags, enum nbd_chunk type, size_t length)
+{
+	const struct nbd_wire_extended_chunk wire = {
+		.magic = htobe32(NBD_EXTENDED_REPLY_MAGIC),
+		.flags = htobe16(flags),
+		.type = htobe16((uint16_t)type),
+		.cookie = request->cookie,
+		.offset = htobe64(request->offset),
+		.length = htobe64(length),
+	};
+
+	nbd_write(w, &wire, sizeof(wire));
+}
+
 /* Begins a chunk; length bytes follow it, the first of which are written to what is returned. */
 static struct nbd_writer put_chunk(struct nbd_piece *piece, enum nbd_chunk type, bool last,
 				   size_t length)
 {
-	const struct nbd_wire_chunk wire = {
-		.magic = htobe32(NBD_STRUCTURED_REPLY_MAGIC),
-		.flags = htobe16(last ? NBD_REPLY_FLAG_DONE : 0),
-		.type = htobe16((uint16_t)type),
-		.cookie = piece->request->cookie,
-		.length = htobe32((uint32_t)length),
-	};
 	struct nbd_writer w = {.at = piece->header, .room = NBD_HEADER};
+	uint16_t flags = last ? NBD_REPLY_FLAG_DONE : 0;
 
-	nbd_write(&w, &wire, sizeof(wire));
+	if (piece->conn->mode == NBD_EXTENDED)
+		put_extended_header(&w, piece->request, flags, type, length);
+	else
+		put_chunk_header(&w, piece->request, flags, type, length);
 	return w;
 }
 
@@ -104,21 +135,36 @@ static void put_data(struct nbd_piece *piece, bool last)
 	piece->data_length = piece->rq.length;
 }
 
-/* The extents become descriptors where they are: these are shorter, each is read before. */
+/* The extents become descriptors where they are: these are not longer, each is read before. */
 static void put_extents(struct nbd_piece *piece, bool last)
 {
 	const struct bm_extents *x = &piece->extents;
-	struct nbd_wire_extent wire;
-	size_t length = x->count * sizeof(wire);
-	struct nbd_writer w = put_chunk(piece, NBD_CHUNK_BLOCK_STATUS, last, 4 + length);
+	bool extended = piece->conn->mode == NBD_EXTENDED;
+	size_t each =
+		extended ? sizeof(struct nbd_wire_extended_extent) : sizeof(struct nbd_wire_extent);
+	size_t length = x->count * each;
+	struct nbd_writer out = {.at = piece->buf->data, .room = length};
+	struct nbd_writer w =
+		put_chunk(piece, extended ? NBD_CHUNK_BLOCK_STATUS_EXT : NBD_CHUNK_BLOCK_STATUS,
+			  last, (extended ? 8 : 4) + length);
 
+	static_assert(sizeof(struct nbd_wire_extended_extent) <= sizeof(struct bm_extent),
+		      "no descriptor overwrites the next extent");
 	nbd_write_u32(&w, piece->context);
+	if (extended)
+		nbd_write_u32(&w, x->count);
 	piece->header_length = w.used;
 	piece->data_length = length;
 	for (unsigned i = 0; i < x->count; i++) {
-		wire.length = htobe32((uint32_t)x->v[i].length);
-		wire.flags = htobe32(x->v[i].flags);
-		memcpy(piece->buf->data + i * sizeof(wire), &wire, sizeof(wire));
+		struct bm_extent extent = x->v[i];
+
+		if (extended) {
+			nbd_write_u64(&out, extent.length);
+			nbd_write_u64(&out, extent.flags);
+		} else { /* a compact request is not longer than 32 bits, nor is its answer */
+			nbd_write_u32(&out, (uint32_t)extent.length);
+			nbd_write_u32(&out, extent.flags);
+		}
 	}
 }
 
@@ -146,12 +192,13 @@ static void send_last(struct nbd_piece *piece)
 void nbd_reply(struct nbd_piece *piece)
 {
 	const struct nbd_request *request = piece->request;
-	bool structured = piece->conn->structured;
+	enum nbd_mode mode = piece->conn->mode;
 
 	nbd_piece_drop_buf(piece);
-	if (structured && request->error)
+	if (mode != NBD_SIMPLE && request->error)
 		put_error(piece, request->error, false, true);
-	else if (structured && request->command == NBD_CMD_READ)
+	else if (mode == NBD_EXTENDED ||
+		 (mode == NBD_STRUCTURED && request->command == NBD_CMD_READ))
 		piece->header_length = put_chunk(piece, NBD_CHUNK_NONE, true, 0).used;
 	else
 		put_simple(piece, request->error ? to_wire(request, request->error) : 0);
@@ -160,7 +207,7 @@ void nbd_reply(struct nbd_piece *piece)
 
 bool nbd_reply_streams(const struct nbd_conn *conn, uint64_t length)
 {
-	return !conn->structured && length > KEPT_WHOLE;
+	return conn->mode == NBD_SIMPLE && length > KEPT_WHOLE;
 }
 
 /*
@@ -185,7 +232,7 @@ void nbd_reply_status(struct nbd_piece *piece)
 	}
 }
 
-static void read_structured(struct nbd_piece *piece, int error)
+static void read_in_chunks(struct nbd_piece *piece, int error)
 {
 	bool last = !piece->request->open;
 
@@ -254,8 +301,8 @@ static void read_simple(struct nbd_piece *piece)
 
 void nbd_reply_read(struct nbd_piece *piece, int error)
 {
-	if (piece->conn->structured)
-		read_structured(piece, error);
-	else
+	if (piece->conn->mode == NBD_SIMPLE)
 		read_simple(piece);
+	else
+		read_in_chunks(piece, error);
 }

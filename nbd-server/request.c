@@ -2,7 +2,7 @@
 /*
  * Requests: from their headers to the device (proto.md, "Transmission phase"). A request that is
  * refused is answered and no more; only what cannot be a request ends the connection. The payload
- * of a refused WRITE is read and dropped, since the next header comes after it.
+ * of one that is refused is read and dropped, since the next header comes after it.
  */
 #include <endian.h>
 #include <errno.h>
@@ -11,84 +11,7 @@
 #include "blockmirror/base/list.h"
 #include "nbd-server/internal.h"
 
-/* Longer than what we advertise: some clients do not keep to it, and streaming costs nothing. */
-enum { LONGEST = 64 << 20, EXTENTS = 4096 /* of one answer */ };
-
-static const struct command {
-	enum bm_op op;
-	uint32_t flags; /* that are allowed */
-	bool writes;
-	int past_end; /* the error of a request that is not within the export */
-} commands[NBD_COMMANDS] = {
-	[NBD_CMD_READ] = {BM_READ, NBD_CMD_FLAG_FUA | NBD_CMD_FLAG_DF, false, -EINVAL},
-	[NBD_CMD_WRITE] = {BM_WRITE, NBD_CMD_FLAG_FUA, true, -ENOSPC},
-	[NBD_CMD_FLUSH] = {BM_FLUSH, NBD_CMD_FLAG_FUA, false, -EINVAL},
-	[NBD_CMD_TRIM] = {BM_TRIM, NBD_CMD_FLAG_FUA, true, -EINVAL},
-	[NBD_CMD_CACHE] = {BM_READ, NBD_CMD_FLAG_FUA, false, -EINVAL},
-	[NBD_CMD_WRITE_ZEROES] = {BM_ZERO,
-				  NBD_CMD_FLAG_FUA | NBD_CMD_FLAG_NO_HOLE | NBD_CMD_FLAG_FAST_ZERO,
-				  true, -ENOSPC},
-	[NBD_CMD_BLOCK_STATUS] = {BM_EXTENTS, NBD_CMD_FLAG_FUA | NBD_CMD_FLAG_REQ_ONE, false,
-				  -EINVAL},
-};
-
-static int refuse(struct nbd_request *request, int error, const char *text)
-{
-	request->text = text;
-	return error;
-}
-
-/* What only one kind of request has to fulfil. */
-static int check_kind(const struct nbd_conn *conn, struct nbd_request *request)
-{
-	switch (request->command) {
-	case NBD_CMD_READ:
-		if (request->flags & NBD_CMD_FLAG_DF && !conn->structured)
-			return refuse(request, -EINVAL, "structured replies were not negotiated");
-		if (request->flags & NBD_CMD_FLAG_DF && request->length > BM_BUF_MAX)
-			return refuse(request, -EOVERFLOW, "too long to be read unfragmented");
-		__attribute__((fallthrough));
-	case NBD_CMD_WRITE:
-		if (request->length > LONGEST)
-			return refuse(request, -EOVERFLOW, "more than 64 MiB");
-		break;
-	case NBD_CMD_FLUSH:
-		if (request->offset || request->length)
-			return refuse(request, -EINVAL, "a flush has no offset and no length");
-		break;
-	case NBD_CMD_BLOCK_STATUS:
-		if (!conn->selected.count)
-			return refuse(request, -EINVAL, "no metadata context was selected");
-		if (!request->length)
-			return refuse(request, -EINVAL, "a block status of nothing");
-		break;
-	default:
-		break;
-	}
-	return 0;
-}
-
-/* "Error values" says which error is whose. */
-static int check(const struct nbd_conn *conn, struct nbd_request *request)
-{
-	const struct nbd_offer *offer = conn->offer;
-	const struct bm_geometry *geometry = &offer->dev->geometry;
-	const struct command *command;
-
-	if (request->command >= NBD_COMMANDS)
-		return refuse(request, -EINVAL, "the command is not known");
-	command = &commands[request->command];
-	if (request->flags & ~command->flags)
-		return refuse(request, -EINVAL, "a flag that the command does not have");
-	if (conn->server->stopping)
-		return refuse(request, -ESHUTDOWN, "the server is being shut down");
-	if (command->writes && (offer->read_only || geometry->flags & BM_DEV_READ_ONLY))
-		return refuse(request, -EPERM, "the export is read-only");
-	/* By subtraction: the sum may wrap. */
-	if (request->offset > geometry->size || request->length > geometry->size - request->offset)
-		return refuse(request, command->past_end, "beyond the end of the export");
-	return check_kind(conn, request);
-}
+enum { EXTENTS = 4096 /* of one answer */ };
 
 /* At the device */
 
@@ -130,8 +53,8 @@ static void set_up(struct nbd_piece *piece, uint64_t length)
 	struct nbd_request *request = piece->request;
 	struct bm_request *rq = &piece->rq;
 
-	rq->op = commands[request->command].op;
-	rq->flags = commands[request->command].writes ? device_flags(request->flags) : 0;
+	rq->op = nbd_commands[request->command].op;
+	rq->flags = nbd_commands[request->command].writes ? device_flags(request->flags) : 0;
 	rq->offset = request->at;
 	rq->length = length;
 	rq->buf = piece->buf;
@@ -191,19 +114,55 @@ void nbd_request_abandon(struct nbd_conn *conn)
 	conn->filling = NULL;
 	conn->current = NULL;
 	if (!request->error)
-		request->error = refuse(request, -EIO, "the data was cut off");
+		request->error = nbd_refuse(request, -EIO, "the data was cut off");
 	if (!--request->open)
 		nbd_request_free(conn, request);
 }
 
 /* The parser */
 
+struct header {
+	uint32_t magic;
+	uint16_t flags, type;
+	uint64_t cookie, offset, length;
+};
+
+/* Compact or extended: they differ in the length's size. The cookie stays as it came. */
+static struct header read_header(struct nbd_reader *r, bool extended)
+{
+	struct header h = {.magic = nbd_read_u32(r)};
+
+	h.flags = nbd_read_u16(r);
+	h.type = nbd_read_u16(r);
+	memcpy(&h.cookie, nbd_read(r, sizeof(h.cookie)), sizeof(h.cookie));
+	h.offset = nbd_read_u64(r);
+	h.length = extended ? nbd_read_u64(r) : nbd_read_u32(r);
+	return h;
+}
+
+/* Bytes that follow the header: "Request message" has it for both forms. */
+static uint64_t payload_of(const struct header *h, bool extended)
+{
+	bool has = extended ? h->flags & NBD_CMD_FLAG_PAYLOAD_LEN : h->type == NBD_CMD_WRITE;
+
+	return has ? h->length : 0;
+}
+
+/* BLOCK_STATUS with a payload, whose length may be that of a list of selected contexts. */
+static bool is_query(const struct nbd_conn *conn, const struct nbd_request *request)
+{
+	uint64_t ids = request->payload - sizeof(uint64_t);
+
+	return request->command == NBD_CMD_BLOCK_STATUS && request->payload > sizeof(uint64_t) &&
+	       ids % sizeof(uint32_t) == 0 && ids / sizeof(uint32_t) <= conn->selected.count;
+}
+
 static enum nbd_state first_state(const struct nbd_request *request)
 {
+	if (request->error)
+		return request->payload ? NBD_PAYLOAD_SKIP : NBD_OTHER;
 	if (request->command == NBD_CMD_WRITE && request->length)
 		return NBD_PAYLOAD;
-	if (request->error)
-		return NBD_OTHER;
 	if (request->command == NBD_CMD_READ && request->length)
 		return NBD_READING;
 	if (request->command == NBD_CMD_BLOCK_STATUS)
@@ -211,41 +170,85 @@ static enum nbd_state first_state(const struct nbd_request *request)
 	return NBD_OTHER;
 }
 
-static enum nbd_step header_step(struct nbd_conn *conn)
+/* All is known that decides whether the request is carried out. */
+static void decide(struct nbd_conn *conn)
 {
-	struct nbd_wire_request wire;
-	const uint8_t *input = nbd_input(conn, sizeof(wire));
+	struct nbd_request *request = conn->current;
+
+	request->error = nbd_check(conn, request);
+	request->streams = request->command == NBD_CMD_READ && !request->error &&
+			   nbd_reply_streams(conn, request->length);
+	conn->skip = (uint32_t)request->payload;
+	conn->state = first_state(request);
+}
+
+static void begin(struct nbd_conn *conn, const struct header *h)
+{
 	struct nbd_request *request;
 
-	if (!input)
-		return NBD_MORE_INPUT;
-	memcpy(&wire, input, sizeof(wire));
-	nbd_input_take(conn, sizeof(wire));
-	if (be32toh(wire.magic) != NBD_REQUEST_MAGIC) {
-		nbd_conn_violated(conn, "what it sent is no NBD request");
-		return NBD_GO_ON;
-	}
-	if (be16toh(wire.type) == NBD_CMD_DISC) {
-		nbd_conn_finish(conn);
-		return NBD_GO_ON;
-	}
 	assert(!bm_list_empty(&conn->free_requests)); /* there is one more than pieces */
 	request = bm_container(bm_list_take(&conn->free_requests), struct nbd_request, link);
 	conn->busy++;
 	conn->current = request;
 	request->open = 1;
-	request->command = be16toh(wire.type);
-	request->flags = be16toh(wire.flags);
-	request->cookie = wire.cookie;
-	request->offset = request->at = be64toh(wire.offset);
-	request->length = be32toh(wire.length);
+	request->command = h->type;
+	request->flags = h->flags;
+	request->cookie = h->cookie;
+	request->offset = request->at = h->offset;
+	request->length = h->length;
+	request->payload = payload_of(h, conn->mode == NBD_EXTENDED);
 	request->contexts = (1u << conn->selected.count) - 1;
 	request->text = NULL;
 	request->started = false;
-	request->error = check(conn, request);
-	request->streams = request->command == NBD_CMD_READ && !request->error &&
-			   nbd_reply_streams(conn, request->length);
-	conn->state = first_state(request);
+	if (is_query(conn, request))
+		conn->state = NBD_QUERY;
+	else
+		decide(conn);
+}
+
+static enum nbd_step header_step(struct nbd_conn *conn)
+{
+	bool extended = conn->mode == NBD_EXTENDED;
+	size_t size = extended ? sizeof(struct nbd_wire_extended_request)
+			       : sizeof(struct nbd_wire_request);
+	struct nbd_reader r = {.at = nbd_input(conn, size), .left = size};
+	struct header h;
+
+	if (!r.at)
+		return NBD_MORE_INPUT;
+	h = read_header(&r, extended);
+	nbd_input_take(conn, size);
+	if (h.magic != (extended ? NBD_EXTENDED_REQUEST_MAGIC : NBD_REQUEST_MAGIC))
+		nbd_conn_violated(conn, "what it sent is no NBD request");
+	else if (h.type == NBD_CMD_DISC)
+		nbd_conn_finish(conn);
+	/* "SHOULD initiate hard disconnect"; a compact one is dropped, however long */
+	else if (extended && payload_of(&h, true) > NBD_LONGEST)
+		nbd_conn_violated(conn, "it announced a payload that is too long");
+	else
+		begin(conn, &h);
+	return NBD_GO_ON;
+}
+
+/* The payload of a BLOCK_STATUS: which of the selected contexts, and of how much. */
+static enum nbd_step query_step(struct nbd_conn *conn)
+{
+	struct nbd_request *request = conn->current;
+	size_t size = (size_t)request->payload;
+	struct nbd_reader r = {.at = nbd_input(conn, size), .left = size};
+	bool good;
+
+	if (!r.at)
+		return NBD_MORE_INPUT;
+	good = nbd_check_query(conn, request, &r);
+	nbd_input_take(conn, size);
+	request->payload = 0;
+	decide(conn);
+	if (!good && !request->error) {
+		request->error =
+			nbd_refuse(request, -EINVAL, "not the ids of contexts that were selected");
+		conn->state = NBD_OTHER;
+	}
 	return NBD_GO_ON;
 }
 
@@ -256,7 +259,7 @@ static enum nbd_step payload_step(struct nbd_conn *conn)
 	struct nbd_piece *piece = conn->filling;
 	size_t part;
 
-	if (!piece && request->error) { /* refused, or an earlier piece has failed */
+	if (!piece && request->error) { /* an earlier piece has failed */
 		conn->skip = (uint32_t)(request->offset + request->length - request->at);
 		conn->state = NBD_PAYLOAD_SKIP;
 		return NBD_GO_ON;
@@ -280,7 +283,7 @@ static enum nbd_step payload_step(struct nbd_conn *conn)
 	return NBD_GO_ON;
 }
 
-/* The payload of a WRITE that has failed. Pieces that are at the device still answer it. */
+/* What is left of a payload that nobody wants. Pieces that are at the device still answer it. */
 static enum nbd_step skip_step(struct nbd_conn *conn)
 {
 	struct nbd_piece *piece;
@@ -314,7 +317,7 @@ static enum nbd_step read_step(struct nbd_conn *conn)
 
 		if (!piece)
 			return NBD_WAIT;
-		if (!conn->structured)
+		if (conn->mode == NBD_SIMPLE)
 			bm_list_append(&request->pieces, &piece->link);
 		submit(piece, conn->offer->dev);
 	}
@@ -338,7 +341,7 @@ static void ask(struct nbd_piece *piece, uint32_t id)
 		return;
 	}
 	if (!request->error)
-		request->error = refuse(request, -EINVAL, "the metadata context is gone");
+		request->error = nbd_refuse(request, -EINVAL, "the metadata context is gone");
 	nbd_reply_status(piece);
 }
 
@@ -392,6 +395,8 @@ enum nbd_step nbd_request_step(struct nbd_conn *conn)
 		return payload_step(conn);
 	case NBD_PAYLOAD_SKIP:
 		return skip_step(conn);
+	case NBD_QUERY:
+		return query_step(conn);
 	case NBD_READING:
 		return read_step(conn);
 	case NBD_STATUS:

@@ -38,6 +38,16 @@ uint32_t nbd_read_u32(struct nbd_reader *r)
 	return be32toh(value);
 }
 
+uint64_t nbd_read_u64(struct nbd_reader *r)
+{
+	const uint8_t *at = nbd_read(r, sizeof(uint64_t));
+	uint64_t value = 0;
+
+	if (at)
+		memcpy(&value, at, sizeof(value));
+	return be64toh(value);
+}
+
 bool nbd_read_whole(const struct nbd_reader *r)
 {
 	return !r->failed && !r->left;

@@ -28,6 +28,7 @@ const uint8_t *nbd_read(struct nbd_reader *r, size_t length);
 /* Numbers, in the host's order; 0 when they are cut off. */
 uint16_t nbd_read_u16(struct nbd_reader *r);
 uint32_t nbd_read_u32(struct nbd_reader *r);
+uint64_t nbd_read_u64(struct nbd_reader *r);
 
 /* Whether all went well and nothing is left. */
 bool nbd_read_whole(const struct nbd_reader *r);

@@ -6,25 +6,31 @@
 
 #include "tests/unit/nbd_rig.h"
 
-enum { EXPORT_NAME = 1, ABORT, LIST, STARTTLS = 5, INFO, GO, SR, LIST_META, SET_META };
+enum { EXPORT_NAME = 1, ABORT, LIST, STARTTLS = 5, INFO, GO, SR, LIST_META, SET_META, EXTENDED };
 enum { READ, WRITE, DISC, FLUSH, TRIM, CACHE, ZEROES, STATUS };
 enum { FUA = 1, NO_HOLE = 2, DF = 4, REQ_ONE = 8, FAST_ZERO = 16, PAYLOAD_LEN = 32 };
 enum { ACK = 1, REP_SERVER, REP_INFO, REP_META };
-enum { NONE, DATA, BLOCK_STATUS = 5, ERROR = 0x8001, ERROR_OFFSET, DONE = 1 };
-#define UNSUP   0x80000001u
-#define INVALID 0x80000003u
-#define UNKNOWN 0x80000006u
-#define TOO_BIG 0x80000009u
+enum { NONE, DATA, BLOCK_STATUS = 5, BLOCK_STATUS_EXT, ERROR = 0x8001, ERROR_OFFSET, DONE = 1 };
+#define UNSUP    0x80000001u
+#define INVALID  0x80000003u
+#define UNKNOWN  0x80000006u
+#define TOO_BIG  0x80000009u
+#define EXT_REQD 0x8000000au
+
+/* What a session may have negotiated. */
+enum mode { SIMPLE_REPLIES, STRUCTURED_REPLIES, EXTENDED_HEADERS, MODES };
 
 struct client {
 	struct rig *rig;
 	int fd;
-	bool structured;
+	bool structured; /* replies are chunks */
+	bool extended;   /* … with extended headers, as requests are */
 };
 
 struct chunk {
 	uint16_t flags, type;
 	uint64_t cookie;
+	uint64_t offset; /* extended: as in the request */
 	uint32_t length;
 	uint8_t *payload; /* valid until the next one */
 };
@@ -237,18 +243,21 @@ static inline void go(struct client *c, const char *name)
 	assert_int_equal(final_reply(c, GO), ACK);
 }
 
-/* A client in the transmission phase; structured: with base:allocation, too. */
-static inline struct client connected(struct rig *rig, const char *name, bool structured)
+/* A client in the transmission phase; but for simple replies with base:allocation, too. */
+static inline struct client connected(struct rig *rig, const char *name, enum mode mode)
 {
 	struct client c = client_new(rig);
 	unsigned found;
 	uint32_t id;
 
 	start(&c, 3);
-	c.structured = structured;
-	if (structured) {
-		option(&c, SR, NULL, 0);
-		assert_int_equal(final_reply(&c, SR), ACK);
+	c.structured = mode != SIMPLE_REPLIES;
+	c.extended = mode == EXTENDED_HEADERS;
+	if (c.structured) {
+		uint32_t number = c.extended ? EXTENDED : SR;
+
+		option(&c, number, NULL, 0);
+		assert_int_equal(final_reply(&c, number), ACK);
 		assert_int_equal(meta(&c, SET_META, name, "base:allocation", &found, &id), ACK);
 		assert_int_equal(found, 1);
 	}
@@ -271,11 +280,26 @@ static inline uint8_t *pack_request(uint8_t *at, unsigned type, unsigned flags, 
 	return at + 28;
 }
 
+static inline void extended_request(struct client *c, unsigned type, unsigned flags,
+				    uint64_t cookie, uint64_t offset, uint64_t length)
+{
+	const uint64_t wire[] = {htobe64(0x21e41c71ull << 32 | flags << 16 | type), htobe64(cookie),
+				 htobe64(offset), htobe64(length)};
+
+	put(c, wire, sizeof(wire));
+}
+
+/* In the form that was negotiated; the payload of a WRITE is announced as it should be. */
 static inline void request(struct client *c, unsigned type, unsigned flags, uint64_t cookie,
 			   uint64_t offset, uint32_t length)
 {
 	uint8_t bytes[28];
 
+	if (c->extended) {
+		flags |= type == WRITE ? PAYLOAD_LEN : 0;
+		extended_request(c, type, flags, cookie, offset, length);
+		return;
+	}
 	pack_request(bytes, type, flags, cookie, offset, length);
 	put(c, bytes, sizeof(bytes));
 }
@@ -307,24 +331,39 @@ static inline void expect_data(struct client *c, uint64_t offset, uint64_t lengt
 	}
 }
 
-static inline void expect_simple(struct client *c, uint64_t cookie, uint32_t error)
-{
-	assert_int_equal(get32(c), 0x67446698);
-	assert_int_equal(get32(c), error);
-	assert_int_equal(get64(c), cookie);
-}
-
 static inline struct chunk get_chunk_header(struct client *c)
 {
-	struct chunk chunk;
+	struct chunk chunk = {0};
 
-	assert_int_equal(get32(c), 0x668e33ef);
+	assert_int_equal(get32(c), c->extended ? 0x6e8a278c : 0x668e33ef);
 	chunk.flags = get16(c);
 	chunk.type = get16(c);
 	chunk.cookie = get64(c);
+	if (c->extended) {
+		chunk.offset = get64(c);
+		assert_int_equal(get32(c), 0); /* no chunk is so long */
+	}
 	chunk.length = get32(c);
-	chunk.payload = NULL;
 	return chunk;
+}
+
+/* A reply without content: a simple one, and in a session with extended headers an empty chunk. */
+static inline void expect_simple(struct client *c, uint64_t cookie, uint32_t error)
+{
+	struct chunk chunk;
+
+	if (c->extended) {
+		assert_int_equal(error, 0);
+		chunk = get_chunk_header(c);
+		assert_int_equal(chunk.type, NONE);
+		assert_int_equal(chunk.flags, DONE);
+		assert_int_equal(chunk.cookie, cookie);
+		assert_int_equal(chunk.length, 0);
+		return;
+	}
+	assert_int_equal(get32(c), 0x67446698);
+	assert_int_equal(get32(c), error);
+	assert_int_equal(get64(c), cookie);
 }
 
 /* One chunk that is the whole answer. The payload is returned. */

@@ -81,7 +81,7 @@ static const struct row rows[] = {
 	ROW("rule 3: unknown, with data", 77, "payload", UNSUP),
 	ROW("rule 3: unknown", 77, "", UNSUP),
 	ROW("Option types: PEEK_EXPORT is withdrawn", 4, "x", UNSUP),
-	ROW("EXTENDED_HEADERS is not offered", 11, "", UNSUP),
+	ROW("EXTENDED_HEADERS with data", EXTENDED, "\0", INVALID),
 	ROW("rule 3: LIST with data", LIST, "x", INVALID),
 	ROW("rule 3: STRUCTURED_REPLY with data", SR, "\0", INVALID),
 	ROW("NOTLS mode", STARTTLS, "", UNSUP),

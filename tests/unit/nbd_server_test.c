@@ -101,13 +101,15 @@ static const struct refusal {
 /* A refused request is answered, the next one is understood, and nothing was changed. */
 static void refusals_hit_one_request_alone(void **state)
 {
-	for (int structured = 0; structured <= 1; structured++) {
-		struct client c = connected(*state, "slow", structured);
+	for (enum mode mode = SIMPLE_REPLIES; mode < MODES; mode++) {
+		struct client c = connected(*state, "slow", mode);
 
 		rig.slow.at_once = true;
 		for (size_t i = 0; i < sizeof(refusals) / sizeof(refusals[0]); i++) {
 			const struct refusal *r = &refusals[i];
 
+			if (mode == EXTENDED_HEADERS && r->flags == PAYLOAD_LEN)
+				continue; /* there it is right */
 			print_message("# %s\n", r->clause);
 			expect_answer(&c, r->type, r->flags, r->offset, r->length, r->error);
 			rig.slow.bytes = 0;
@@ -161,13 +163,13 @@ static void every_length_and_offset_is_served(void **state)
 	static const uint32_t lengths[] = {0, 1, 511, 512, 4097, 65536, MIB - 1, MIB, MIB + 14};
 	static const uint64_t offsets[] = {0, 1, 4096, 1048575, 3 * MIB + 512, DISK - 2 * MIB};
 
-	for (int structured = 0; structured <= 1; structured++) {
-		struct client c = connected(*state, "", structured);
+	for (enum mode mode = SIMPLE_REPLIES; mode < MODES; mode++) {
+		struct client c = connected(*state, "", mode);
 
 		for (size_t i = 0; i < sizeof(lengths) / sizeof(lengths[0]); i++)
 			for (size_t j = 0; j < sizeof(offsets) / sizeof(offsets[0]); j++) {
 				expect_answer(&c, WRITE, 0, offsets[j], lengths[i], 0);
-				if (!structured || lengths[i] <= MIB)
+				if (!c.structured || lengths[i] <= MIB)
 					expect_answer(&c, READ, 0, offsets[j], lengths[i], 0);
 			}
 		expect_answer(&c, TRIM, 0, 0, 0, 0);
@@ -226,8 +228,8 @@ static void device_errors_are_translated(void **state)
 		      {-EPERM, 1},    {-EROFS, 1},   {-ESHUTDOWN, 108}, {-ENOMEM, 5},
 		      {-ENOTCONN, 5}, {-ENOTSUP, 5}, {-EILSEQ, 5}};
 
-	for (int structured = 0; structured <= 1; structured++) {
-		struct client c = connected(*state, "slow", structured);
+	for (enum mode mode = SIMPLE_REPLIES; mode < MODES; mode++) {
+		struct client c = connected(*state, "slow", mode);
 
 		rig.slow.at_once = true;
 		for (size_t i = 0; i < sizeof(errors) / sizeof(errors[0]); i++) {
@@ -235,7 +237,7 @@ static void device_errors_are_translated(void **state)
 			expect_answer(&c, WRITE, 0, 0, 4096, errors[i].wire);
 			expect_answer(&c, TRIM, 0, 0, 4096, errors[i].wire);
 			expect_answer(&c, WRITE, 0, 4096, 4096, 0); /* not where it fails */
-			if (!structured)
+			if (!c.structured)
 				expect_answer(&c, READ, 0, 0, 4096, errors[i].wire);
 		}
 		rig.slow.error = 0;

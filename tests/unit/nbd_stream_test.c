@@ -248,8 +248,8 @@ static void a_long_simple_read_that_fails_disconnects(void **state)
 /* rule 26: 64 MiB through fixed buffers, one reply when the last piece is written */
 static void a_long_write_is_streamed(void **state)
 {
-	for (int structured = 0; structured <= 1; structured++) {
-		struct client c = connected(*state, "slow", structured);
+	for (enum mode mode = SIMPLE_REPLIES; mode < MODES; mode++) {
+		struct client c = connected(*state, "slow", mode);
 
 		rig.slow.at_once = true;
 		rig.slow.bytes = 0;

@@ -11,7 +11,7 @@
 
 #include "nbd-server/wire.h"
 
-static const uint8_t bytes[] = {1, 2, 3, 4, 5, 6, 7};
+static const uint8_t bytes[] = {1, 2, 3, 4, 5, 6, 7, 8};
 
 static void numbers_are_big_endian_both_ways(void **state)
 {
@@ -23,6 +23,12 @@ static void numbers_are_big_endian_both_ways(void **state)
 	assert_int_equal(nbd_read_u32(&r), 0x01020304);
 	assert_int_equal(nbd_read_u16(&r), 0x0506);
 	assert_true(nbd_read_whole(&r));
+	r = (struct nbd_reader){.at = bytes, .left = 8};
+	assert_int_equal(nbd_read_u64(&r), 0x0102030405060708);
+	assert_true(nbd_read_whole(&r));
+	r = (struct nbd_reader){.at = bytes, .left = 7};
+	assert_int_equal(nbd_read_u64(&r), 0);
+	assert_true(r.failed);
 	nbd_write_u16(&w, 0x0102);
 	nbd_write_u32(&w, 0x03040506);
 	nbd_write_u64(&w, 0x0708090a0b0c0d0e);
