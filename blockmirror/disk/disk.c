@@ -190,6 +190,16 @@ static int write_first_record(struct disk *d, struct bm_error *error)
 	return r < 0 ? bm_fail_errno(error, r, "cannot mark %s", d->record.uri) : 0;
 }
 
+/* Named as QEMU names its own bitmaps, so that what reads these reads ours. */
+static int offer_dirty_map(struct disk *d, struct bm_error *error)
+{
+	bm_free char *name = NULL;
+
+	if (asprintf(&name, "qemu:dirty-bitmap:%s", d->name) < 0)
+		return bm_fail_errno(error, ENOMEM, "disk %s", d->name);
+	return nbd_server_add_context(d->nbd, d->name, name, bm_mirror_dirty_dev(d->mirror), error);
+}
+
 static int build_stack(struct disk *d, struct bm_error *error)
 {
 	const struct bm_mirror_config config = {.size = d->record.size, .meter = &d->meter};
@@ -210,6 +220,8 @@ static int build_stack(struct disk *d, struct bm_error *error)
 		return bm_fail_errno(error, ENOMEM, "disk %s", d->name);
 	exported.dev = d->order;
 	r = nbd_server_add_export(d->nbd, &exported, error);
+	if (!r)
+		r = offer_dirty_map(d, error);
 	if (!r)
 		r = nbd_server_listen_unix(d->nbd, d->nbd_path, error);
 	if (!r)

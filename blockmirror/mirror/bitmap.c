@@ -110,6 +110,20 @@ uint64_t bm_bitmap_next(const struct bm_bitmap *map, uint64_t from)
 	return w * 64 + (uint64_t)__builtin_ctzll(word);
 }
 
+uint64_t bm_bitmap_next_clear(const struct bm_bitmap *map, uint64_t from, uint64_t to)
+{
+	while (from < to) {
+		uint64_t clear = ~map->word[from / 64] & ~0ull << from % 64;
+
+		if (clear) {
+			from = from / 64 * 64 + (uint64_t)__builtin_ctzll(clear);
+			break;
+		}
+		from = (from / 64 + 1) * 64;
+	}
+	return from < to ? from : to;
+}
+
 void bm_bitmap_swap(struct bm_bitmap *a, struct bm_bitmap *b)
 {
 	struct bm_bitmap c = *a;

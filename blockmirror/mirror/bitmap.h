@@ -38,6 +38,9 @@ void bm_bitmap_clear_all(struct bm_bitmap *map);
 /* The first set bit at or after from, or BM_BITMAP_NONE. */
 uint64_t bm_bitmap_next(const struct bm_bitmap *map, uint64_t from);
 
+/* The first clear bit at or after from and before to, which is at most bits; or to. */
+uint64_t bm_bitmap_next_clear(const struct bm_bitmap *map, uint64_t from, uint64_t to);
+
 /* Exchanges the contents of two maps of one size. */
 void bm_bitmap_swap(struct bm_bitmap *a, struct bm_bitmap *b);
 

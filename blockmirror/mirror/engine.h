@@ -9,6 +9,7 @@
  *   flush.c     flushes: unstable becomes settled
  *   switch.c    the switchover
  *   governor.c  how much the copy may take
+ *   dirty.c     the dirty map, for others to read
  */
 #ifndef BM_MIRROR_ENGINE_H
 #define BM_MIRROR_ENGINE_H
@@ -175,7 +176,8 @@ struct governor {
 };
 
 struct bm_mirror {
-	struct bm_dev dev; /* what the order device sees */
+	struct bm_dev dev;       /* what the order device sees */
+	struct bm_dev dirty_dev; /* bm_mirror_dirty_dev() */
 	struct bm_loop *loop;
 	struct bm_mirror_config config;
 	const struct bm_mirror_host *host;
@@ -326,6 +328,9 @@ void switch_flushed(struct bm_mirror *m, bool good); /* a flush of the other sid
 void switch_interrupted(struct bm_mirror *m);        /* the other side is lost, full, leaving */
 void switch_too_slow(struct bm_mirror *m);           /* a flush ran into the deadline */
 void switch_init(struct bm_mirror *m);
+
+/* dirty.c */
+void dirty_init(struct bm_mirror *m);
 
 /* governor.c */
 void governor_init(struct bm_mirror *m);

@@ -41,6 +41,16 @@ void bm_map_fini(struct bm_map *map)
 	memset(map, 0, sizeof(*map));
 }
 
+bool bm_map_next_change(const struct bm_map *map, uint64_t at, uint64_t end, uint64_t *next)
+{
+	uint64_t g = at >> map->shift, last = ((end - 1) >> map->shift) + 1;
+	bool dirty = bm_bitmap_test(&map->dirty, g);
+
+	g = dirty ? bm_bitmap_next_clear(&map->dirty, g, last) : bm_bitmap_next(&map->dirty, g);
+	*next = g < last ? g << map->shift : end;
+	return dirty;
+}
+
 void bm_map_unsettle_all(struct bm_map *map)
 {
 	if (map->settled)

@@ -62,6 +62,12 @@ static inline void bm_map_unsettle(struct bm_map *map, uint64_t g)
 		map->settled[g / 8] &= (uint8_t) ~(1u << g % 8);
 }
 
+/*
+ * Whether the granule at byte at is dirty; *next becomes where that changes, at most end, which is
+ * behind at.
+ */
+bool bm_map_next_change(const struct bm_map *map, uint64_t at, uint64_t end, uint64_t *next);
+
 void bm_map_unsettle_all(struct bm_map *map);
 
 /* A leg of a write to granule g ended: it is unstable until a flush that comes after. */

@@ -442,6 +442,7 @@ int bm_mirror_new(struct bm_loop *loop, struct bm_dev *source,
 	write_init(m);
 	check_init(m);
 	governor_init(m);
+	dirty_init(m);
 	set_geometry(m);
 	*mirror = m;
 	return 0;

@@ -84,6 +84,14 @@ void bm_mirror_free(struct bm_mirror *mirror);
 struct bm_dev *bm_mirror_dev(struct bm_mirror *mirror);
 
 /*
+ * What the two sides differ in, as a device that answers BM_EXTENTS and nothing else (-ENOTSUP):
+ * flags are BM_MIRROR_DIRTY where a granule is dirty, 0 where it is not; without another side
+ * nothing is dirty. It lives as long as the mirror; closing it is void.
+ */
+#define BM_MIRROR_DIRTY 1u
+struct bm_dev *bm_mirror_dirty_dev(struct bm_mirror *mirror);
+
+/*
  * Bytes of the settled map of a disk: a bit per granule, rounded up. The host gives memory for it
  * (a mapped file, so that it outlives this process; docs/record.md) to bm_mirror_attach().
  */

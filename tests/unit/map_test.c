@@ -30,6 +30,13 @@ static void assert_same(const struct bm_bitmap *map, const bool *plain)
 	}
 	assert_int_equal(bm_bitmap_next(map, count ? at + 1 : 0), BM_BITMAP_NONE);
 	assert_int_equal(map->count, count);
+	for (uint64_t i = 0, from = 0; i <= BITS; i++) {
+		if (i < BITS && plain[i])
+			continue;
+		assert_int_equal(bm_bitmap_next_clear(map, from, BITS), i);
+		assert_int_equal(bm_bitmap_next_clear(map, from, (from + i) / 2), (from + i) / 2);
+		from = i + 1;
+	}
 }
 
 static void a_bitmap_is_what_was_set_in_it(void **state)
