@@ -15,11 +15,11 @@ $(MODEL_TESTS): $(MODEL_OBJ)
 # Everything that a commit must pass, within ten minutes on two cores. What waits most is begun
 # first, beside what computes.
 check: all tests asan-tests tsan-tests
-	$(Q)BUILD=$(BUILD) tests/run $(BUILD)/test-logs $(SYSTEM_TESTS) \
+	$(Q)BUILD=$(BUILD) tests/run $(BUILD)/test-logs tests/lint.sh $(SYSTEM_TESTS) \
 		$(BUILD)/tests/model/mirror_test:-n:$(MODEL_SEEDS) \
 		$(ASAN)/tests/model/mirror_test:-n:1500 $(TSAN)/tests/model/mirror_test:-n:200 \
 		$(UNIT_TESTS) $(UNIT_TESTS:$(BUILD)/%=$(ASAN)/%) $(TSAN)/tests/unit/loop_test \
-		tests/valgrind.sh tests/lint.sh
+		tests/valgrind.sh
 
 asan-tests:
 	$(Q)$(MAKE) --no-print-directory BUILD=$(ASAN) SAN=address,undefined all tests
