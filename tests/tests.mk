@@ -7,6 +7,9 @@ ASAN := $(BUILD)/asan
 TSAN := $(BUILD)/tsan
 MODEL_SEEDS ?= 10000
 
+# Builds use all cores, unless the caller says how many.
+PARALLEL := $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc))
+
 tests: $(MODEL_TESTS)
 
 MODEL_OBJ := $(call objects,tests/model/fake_disk.c tests/model/oracle.c)
@@ -14,7 +17,8 @@ $(MODEL_TESTS): $(MODEL_OBJ)
 
 # Everything that a commit must pass, within ten minutes on two cores. What waits most is begun
 # first, beside what computes.
-check: all tests asan-tests tsan-tests
+check:
+	$(Q)$(MAKE) --no-print-directory $(PARALLEL) all tests asan-tests tsan-tests
 	$(Q)BUILD=$(BUILD) tests/run $(BUILD)/test-logs tests/lint.sh $(SYSTEM_TESTS) \
 		$(BUILD)/tests/model/mirror_test:-n:$(MODEL_SEEDS) \
 		$(ASAN)/tests/model/mirror_test:-n:1500 $(TSAN)/tests/model/mirror_test:-n:200 \
@@ -22,7 +26,7 @@ check: all tests asan-tests tsan-tests
 		tests/valgrind.sh
 
 asan-tests:
-	$(Q)$(MAKE) --no-print-directory BUILD=$(ASAN) SAN=address,undefined all tests
+	$(Q)$(MAKE) --no-print-directory BUILD=$(ASAN) SAN=address,undefined CFLAGS="-O1 -g" all tests
 
 tsan-tests:
 	$(Q)$(MAKE) --no-print-directory BUILD=$(TSAN) SAN=thread all $(TSAN)/tests/unit/loop_test \
