@@ -86,12 +86,6 @@ void nbd_conn_finish(struct nbd_conn *conn)
 	bm_loop_before_wait(conn->server->loop, &conn->send); /* which closes it, too */
 }
 
-void nbd_conn_stop(struct nbd_conn *conn)
-{
-	if (conn->state < NBD_REQUEST || !conn->busy)
-		nbd_conn_finish(conn);
-}
-
 static void handshake_timeout(struct bm_timer *timer)
 {
 	struct nbd_conn *conn = bm_container(timer, struct nbd_conn, handshake);

@@ -203,7 +203,6 @@ void nbd_listen_close(struct nbd_server *server);
 /* conn.c: a connection from its first to its last byte */
 
 int nbd_conn_new(struct nbd_server *server, int in, int out, const char *peer);
-void nbd_conn_stop(struct nbd_conn *conn);   /* the server stops */
 void nbd_conn_finish(struct nbd_conn *conn); /* reads no more, answers what is in flight, closes */
 void nbd_conn_close(struct nbd_conn *conn);  /* now; "hard disconnect" */
 /* As close, and logs why: what the client did is against the protocol. */

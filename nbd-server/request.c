@@ -101,8 +101,6 @@ void nbd_request_free(struct nbd_conn *conn, struct nbd_request *request)
 {
 	bm_list_push(&conn->free_requests, &request->link);
 	conn->busy--;
-	if (conn->server->stopping && !conn->busy)
-		nbd_conn_finish(conn);
 }
 
 void nbd_request_abandon(struct nbd_conn *conn)

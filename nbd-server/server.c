@@ -190,7 +190,7 @@ void nbd_server_stop(struct nbd_server *server, void (*done)(void *arg), void *a
 	server->done_arg = arg;
 	nbd_listen_close(server);
 	bm_list_each(node, &server->conns) {
-		nbd_conn_stop(bm_container(node, struct nbd_conn, link));
+		nbd_conn_finish(bm_container(node, struct nbd_conn, link));
 	}
 	if (!server->connected)
 		bm_loop_soon(server->loop, &server->stopped);

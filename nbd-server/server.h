@@ -107,8 +107,10 @@ unsigned nbd_server_clients(const struct nbd_server *server, struct nbd_client_i
 			    unsigned room);
 
 /*
- * Listens no more; requests in flight are carried out and answered, those that still come fail
- * with ESHUTDOWN; connections are closed as they run dry. Then done(arg) is called, from the loop.
+ * Listens and reads no more; requests in flight are carried out and answered, then connections are
+ * closed. Those that still come are not answered with ESHUTDOWN, which a guest would see as an
+ * error, but not at all: a client that reconnects sends them again, to whoever serves then. Then
+ * done(arg) is called, from the loop.
  * A device that does not let go of a request holds this up (bm_dev_cancel() helps); a client that
  * does not take its replies does so for stop_ns. Once only.
  */

@@ -48,17 +48,20 @@ int bm_parse_size(const char *text, uint64_t *bytes)
 
 int bm_parse_duration(const char *text, uint64_t *ns)
 {
-	double value, unit = 1e6;
+	static const struct {
+		const char *name;
+		double ns;
+	} units[] = {{"", 1e6}, {"ms", 1e6}, {"us", 1e3}, {"s", 1e9}, {"m", 60e9}, {"h", 3600e9}};
+	double value, unit = 0;
 	char *end;
 
 	if (!isdigit((unsigned char)text[0]))
 		return -EINVAL;
 	value = strtod(text, &end);
-	if (!strcmp(end, "us"))
-		unit = 1e3;
-	else if (!strcmp(end, "s"))
-		unit = 1e9;
-	else if (*end && strcmp(end, "ms"))
+	for (size_t i = 0; i < sizeof(units) / sizeof(units[0]); i++)
+		if (!strcmp(end, units[i].name))
+			unit = units[i].ns;
+	if (unit == 0)
 		return -EINVAL;
 	if (!isfinite(value) || value * unit > 9e18)
 		return -ERANGE;

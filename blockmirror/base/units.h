@@ -14,7 +14,7 @@ enum { BM_UNITS_TEXT = 32 };
  */
 int bm_parse_size(const char *text, uint64_t *bytes);
 
-/* Milliseconds: a number with nothing (ms), "us", "ms" or "s", fractions allowed; in ns. */
+/* A number with nothing (ms), us, ms, s, m (minutes) or h, fractions allowed; in ns. */
 int bm_parse_duration(const char *text, uint64_t *ns);
 
 /* "1.5 GiB"; returns text, which has room for BM_UNITS_TEXT bytes. */

@@ -13,7 +13,7 @@ enum { OPT_FOR = 256, OPT_RATE, OPT_LATENCY, LINE = 400 };
 struct request {
 	const struct cli *cli;
 	json_t *params;
-	bool for_sync;
+	const char *goal;
 };
 
 static int take(int option, const char *value, void *arg)
@@ -24,9 +24,11 @@ static int take(int option, const char *value, void *arg)
 	int r = 0;
 
 	if (option == OPT_FOR) {
-		q->for_sync = !strcmp(value, "in-sync");
-		if (!q->for_sync && strcmp(value, "done"))
-			r = cli_usage(q->cli, "--for %s: in-sync or done is wanted", value);
+		q->goal = value;
+		if (strcmp(value, "in-sync") != 0 && strcmp(value, "done") != 0 &&
+		    strcmp(value, "released") != 0)
+			r = cli_usage(q->cli, "--for %s: in-sync, done or released is wanted",
+				      value);
 	} else if (option == OPT_RATE) {
 		r = cli_size(q->cli, "--rate", value, &bytes);
 		json_object_set_new(q->params, "rate", json_integer((json_int_t)bytes));
@@ -116,7 +118,7 @@ static int wait(struct request *q, struct bm_client *client, const char *id)
 	json_t *job = NULL;
 	int r;
 
-	json_object_set_new(q->params, "for", json_string(q->for_sync ? "in-sync" : "done"));
+	json_object_set_new(q->params, "for", json_string(q->goal ? q->goal : "done"));
 	r = cli_begin(cli, client, "job.wait", bm_steal(q->params), id, &job);
 	if (r)
 		return r;

@@ -23,7 +23,7 @@ const struct command commands[] = {
 	 "Refused while a client is connected or a job runs.\n", cmd_stop},
 	{"relocate",
 	 "NAME TARGET [--rate BYTES] [--guest-latency MS|off] [--switch auto|manual] [--overwrite] "
-	 "[--verify] [--accept-repair] [--delete-source] [--detach]",
+	 "[--verify] [--accept-repair] [--undo-window TIME] [--delete-source] [--detach]",
 	 "move a running disk to other storage",
 	 "TARGET is a directory (the image is created in it, under its name), a path that does "
 	 "not\n"
@@ -40,12 +40,20 @@ const struct command commands[] = {
 	 "switch;\n"
 	 "                      where they differ they are copied again, and the job fails\n"
 	 "  --accept-repair     the same, and it goes on\n"
-	 "  --delete-source     remove the source, a file, after the switch\n"
+	 "  --undo-window TIME  mirror the other way round that long (s, m, h) after the switch:\n"
+	 "                      \"undo\" takes the disk back, \"release\" ends the window\n"
+	 "  --delete-source     remove the source, a file, after the switch and the window\n"
 	 "  --detach            print the job's id and do not wait\n"
 	 "\n"
 	 "Ctrl-C leaves the job running.\n",
 	 cmd_relocate},
 	{"switch", "NAME", "switch over a disk that waits in sync", NULL, cmd_switch},
+	{"undo", "NAME", "take a disk back to where it was before it moved",
+	 "While the undo window of the move is open (relocate --undo-window). The way back is a\n"
+	 "switchover like the one before; nothing that was written since is lost.\n",
+	 cmd_undo},
+	{"release", "NAME", "end the undo window of a move: the disk stays where it is", NULL,
+	 cmd_release},
 	{"copy", "SOURCE|NAME TARGET [--overwrite] [--rate BYTES]",
 	 "copy an image, or a served disk as it is at the end",
 	 "The copy of a disk that is served goes on beside its guest and ends when both are "
@@ -57,7 +65,8 @@ const struct command commands[] = {
 	 "Exit status 0: equal; 1: they differ; 8: one of them cannot be read.\n",
 	 cmd_verify},
 	{"job",
-	 "list|show|wait|pause|resume|cancel|set [JOB] [--for in-sync|done] [--rate BYTES] "
+	 "list|show|wait|pause|resume|cancel|set [JOB] [--for in-sync|done|released] [--rate "
+	 "BYTES] "
 	 "[--guest-latency MS|off|auto]",
 	 "jobs: list, look at, wait for, change",
 	 "JOB is NAME.NUMBER, or NAME for the disk's last job.\n", cmd_job},

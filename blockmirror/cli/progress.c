@@ -222,18 +222,19 @@ static bool over(const json_t *job, bool stop_in_sync)
 {
 	const char *phase = cli_text(job, "phase");
 
-	return !strcmp(phase, "ended") || (stop_in_sync && !strcmp(phase, "in-sync"));
+	return !strcmp(phase, "ended") || !strcmp(phase, "undo-window") ||
+	       (stop_in_sync && !strcmp(phase, "in-sync"));
 }
 
-/* The disk's process ended, and the job with it: when it is served again, its record tells. */
+/* The disk's process ended: the one that follows goes on with the job. */
 static int job_interrupted(const struct cli *cli, const char *id)
 {
 	struct bm_error error;
 
 	bm_fail(&error, BM_E_INTERRUPTED,
-		"job %s was interrupted: the disk's process ended; when the disk is served again, "
-		"'blockmirror show' tells where it is",
-		id);
+		"job %s is interrupted: the disk's process ended; it goes on when the disk is "
+		"served again, and 'blockmirror job wait %s' waits for it then",
+		id, id);
 	return cli_fail(cli, &error);
 }
 
@@ -288,6 +289,7 @@ int cli_follow(const struct cli *cli, struct bm_client *client, const char *id, 
 static void print_summary(const json_t *job)
 {
 	const json_t *p = json_object_get(job, "progress");
+	bool undone = !strcmp(cli_text(job, "state"), "undone");
 	char copied[BM_UNITS_TEXT], zero[BM_UNITS_TEXT], took[BM_UNITS_TEXT], stall[BM_UNITS_TEXT];
 
 	printf("%s: %s copied, %s skipped as zero, %" PRIu64 " writes mirrored, ",
@@ -299,9 +301,12 @@ static void print_summary(const json_t *job)
 	if (!strcmp(cli_text(job, "kind"), "copy"))
 		printf("; the copy is %s\n", cli_text(job, "target"));
 	else
-		printf("; longest guest stall at the switch %s; the disk is on %s\n",
+		printf("; longest guest stall at the switch %s; the disk is %s %s\n",
 		       bm_format_duration(stall, cli_number(job, "longest_stall")),
-		       cli_text(job, "target"));
+		       undone ? "back on" : "on", cli_text(job, undone ? "source" : "target"));
+	if (!strcmp(cli_text(job, "phase"), "undo-window"))
+		printf("%s: undo takes it back, release ends that; else it ends by itself\n",
+		       cli_text(job, "id"));
 }
 
 int cli_job_ended(const struct cli *cli, const json_t *job)

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* relocate, switch, copy */
+/* relocate, switch, undo, release, copy */
 #include <stdio.h>
 #include <string.h>
 
 #include "blockmirror/base/cleanup.h"
+#include "blockmirror/base/units.h"
 #include "blockmirror/base/uri.h"
 #include "blockmirror/cli/cli.h"
 
@@ -15,7 +16,8 @@ enum {
 	OPT_DELETE,
 	OPT_DETACH,
 	OPT_VERIFY,
-	OPT_REPAIR
+	OPT_REPAIR,
+	OPT_WINDOW
 };
 
 struct request {
@@ -32,7 +34,7 @@ static void set(struct request *q, const char *key, json_t *value)
 static int take(int option, const char *value, void *arg)
 {
 	struct request *q = arg;
-	uint64_t bytes = 0;
+	uint64_t bytes = 0, ns = 0;
 	json_t *latency = NULL;
 	int r = 0;
 
@@ -64,6 +66,11 @@ static int take(int option, const char *value, void *arg)
 	case OPT_VERIFY:
 		set(q, "verify", json_true());
 		break;
+	case OPT_WINDOW:
+		if (bm_parse_duration(value, &ns) < 0 || !ns)
+			r = cli_usage(q->cli, "--undo-window %s: a time like 10m is wanted", value);
+		set(q, "undo_window", json_integer((json_int_t)ns));
+		break;
 	case OPT_REPAIR:
 		set(q, "verify", json_true());
 		set(q, "accept_repair", json_true());
@@ -77,7 +84,7 @@ static int finish(const struct request *q, const char *id, const json_t *job)
 	const struct cli *cli = q->cli;
 	bm_free char *hint = cli_hint(cli);
 
-	if (!strcmp(cli_text(job, "phase"), "ended"))
+	if (strcmp(cli_text(job, "phase"), "in-sync") != 0)
 		return cli_job_ended(cli, job);
 	if (cli->json)
 		cli_print_json(json_incref((json_t *)job));
@@ -139,6 +146,7 @@ int cmd_relocate(struct cli *cli, int argc, char **argv)
 		{"detach", no_argument, NULL, OPT_DETACH},
 		{"verify", no_argument, NULL, OPT_VERIFY},
 		{"accept-repair", no_argument, NULL, OPT_REPAIR},
+		{"undo-window", required_argument, NULL, OPT_WINDOW},
 		{0},
 	};
 	struct request q = {.cli = cli, .params = json_object()};
@@ -159,21 +167,43 @@ int cmd_relocate(struct cli *cli, int argc, char **argv)
 	return r < 0 ? 0 : r;
 }
 
-int cmd_switch(struct cli *cli, int argc, char **argv)
+/* A method that takes a disk's name alone, and begins, or ends, something. */
+static int call_on_disk(struct cli *cli, int argc, char **argv, const char *method, bool ends)
 {
 	struct request q = {.cli = cli};
 	struct bm_client *client = NULL;
 	struct bm_error error;
+	json_t *job = NULL;
 	int r = cli_options(cli, argc, argv, NULL, NULL, NULL);
 
 	if (!r)
 		r = cli_arguments(cli, argc, 1, 1);
 	if (!r && cli_connect(cli, argv[optind], &client, &error) < 0)
 		r = cli_fail(cli, &error);
-	if (!r)
-		r = begin(&q, client, "switch", argv[optind]);
+	if (!r && ends)
+		r = cli_begin(cli, client, method, NULL, argv[optind], &job);
+	else if (!r)
+		r = begin(&q, client, method, argv[optind]);
+	if (!r && job)
+		r = cli_job_ended(cli, job);
+	json_decref(job);
 	bm_client_close(client);
 	return r < 0 ? 0 : r;
+}
+
+int cmd_switch(struct cli *cli, int argc, char **argv)
+{
+	return call_on_disk(cli, argc, argv, "switch", false);
+}
+
+int cmd_undo(struct cli *cli, int argc, char **argv)
+{
+	return call_on_disk(cli, argc, argv, "undo", true);
+}
+
+int cmd_release(struct cli *cli, int argc, char **argv)
+{
+	return call_on_disk(cli, argc, argv, "release", true);
 }
 
 int cmd_copy(struct cli *cli, int argc, char **argv)

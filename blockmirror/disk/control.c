@@ -51,11 +51,12 @@ static void start_job(struct disk *d, enum job_kind kind, struct bm_rpc_call *ca
 	const char *target = NULL;
 	struct stat st;
 	int overwrite = 0, manual = 0, delete_source = 0, verify = 0, accept_repair = 0;
+	json_int_t window = 0;
 
-	if (json_unpack(params, "{s:s s?b s?b s?b s?b s?b}", "target", &target, "overwrite",
+	if (json_unpack(params, "{s:s s?b s?b s?b s?b s?b s?I}", "target", &target, "overwrite",
 			&overwrite, "manual", &manual, "delete_source", &delete_source, "verify",
-			&verify, "accept_repair", &accept_repair) ||
-	    !read_limits(params, &options.rate, &options.latency)) {
+			&verify, "accept_repair", &accept_repair, "undo_window", &window) ||
+	    window < 0 || !read_limits(params, &options.rate, &options.latency)) {
 		fail(call, BM_E_USAGE, "target (a string) is wanted, and limits as documented");
 		return;
 	}
@@ -73,6 +74,7 @@ static void start_job(struct disk *d, enum job_kind kind, struct bm_rpc_call *ca
 	options.delete_source = delete_source;
 	options.verify = verify;
 	options.accept_repair = accept_repair;
+	options.window = kind == JOB_RELOCATE ? (uint64_t)window : 0;
 	options.target = strdup(target);
 	job_begin(d, &options, call);
 }
@@ -87,7 +89,7 @@ static void method_copy(void *arg, struct bm_rpc_call *call, json_t *params)
 	start_job(arg, JOB_COPY, call, params);
 }
 
-static void wait_for(struct job *job, struct bm_rpc_call *call, bool for_sync)
+static void wait_for(struct job *job, struct bm_rpc_call *call, enum job_goal goal)
 {
 	struct job_waiter *w = calloc(1, sizeof(*w));
 
@@ -96,7 +98,7 @@ static void wait_for(struct job *job, struct bm_rpc_call *call, bool for_sync)
 		return;
 	}
 	w->call = call;
-	w->for_sync = for_sync;
+	w->goal = goal;
 	bm_list_append(&job->waiters, &w->link);
 	job_tell_waiters(job);
 }
@@ -151,6 +153,33 @@ static void method_switch(void *arg, struct bm_rpc_call *call, json_t *params)
 	bm_rpc_reply(call, report_job(d->job));
 }
 
+/* In the window after a switch: back, or for good. */
+static void end_window(struct disk *d, struct bm_rpc_call *call, enum job_event event)
+{
+	struct job *job = d->job;
+
+	if (!job_runs(job) || !job->switched || !job->options.window ||
+	    job->phase >= PHASE_DETACHING) {
+		fail(call, BM_E_NOT_FOUND,
+		     "the disk has not moved, or not with an undo window that is still open");
+		return;
+	}
+	job_event(job, event);
+	wait_for(job, call, GOAL_END);
+}
+
+static void method_undo(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	(void)params;
+	end_window(arg, call, EV_UNDO);
+}
+
+static void method_release(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	(void)params;
+	end_window(arg, call, EV_RELEASE);
+}
+
 static void method_stop(void *arg, struct bm_rpc_call *call, json_t *params)
 {
 	struct disk *d = arg;
@@ -158,7 +187,10 @@ static void method_stop(void *arg, struct bm_rpc_call *call, json_t *params)
 	unsigned clients = nbd_server_clients(d->nbd, NULL, 0);
 
 	(void)params;
-	if (job_runs(d->job))
+	if (job_runs(d->job) && d->job->phase == PHASE_WINDOW)
+		bm_fail(&error, BM_E_BUSY,
+			"disk %s has moved, and can still be undone; release it first", d->name);
+	else if (job_runs(d->job))
 		bm_fail(&error, BM_E_BUSY,
 			"disk %s is being moved; cancel job %s.%u first, or wait for it", d->name,
 			d->name, d->job->number);
@@ -226,14 +258,14 @@ static struct job *want_running(struct disk *d, struct bm_rpc_call *call, json_t
 	return NULL;
 }
 
-static void reply_any(struct disk *d, struct bm_rpc_call *call, json_t *params, bool wait,
-		      bool for_sync)
+/* GOAL_NONE: does not wait. */
+static void reply_any(struct disk *d, struct bm_rpc_call *call, json_t *params, enum job_goal goal)
 {
 	struct job *job = find_job(d, params);
 	json_t *past = past_job(d, params);
 
-	if (job && wait)
-		wait_for(job, call, for_sync);
+	if (job && goal)
+		wait_for(job, call, goal);
 	else if (job)
 		bm_rpc_reply(call, report_job(job));
 	else if (past)
@@ -244,14 +276,17 @@ static void reply_any(struct disk *d, struct bm_rpc_call *call, json_t *params, 
 
 void control_job_show(void *arg, struct bm_rpc_call *call, json_t *params)
 {
-	reply_any(arg, call, params, false, false);
+	reply_any(arg, call, params, GOAL_NONE);
 }
 
 void control_job_wait(void *arg, struct bm_rpc_call *call, json_t *params)
 {
 	const char *what = json_string_value(json_object_get(params, "for"));
 
-	reply_any(arg, call, params, true, what && !strcmp(what, "in-sync"));
+	reply_any(arg, call, params,
+		  what && !strcmp(what, "in-sync")    ? GOAL_SYNC
+		  : what && !strcmp(what, "released") ? GOAL_END
+						      : GOAL_DONE);
 }
 
 static void set_paused(struct disk *d, struct bm_rpc_call *call, json_t *params, bool paused)
@@ -283,11 +318,13 @@ void control_job_cancel(void *arg, struct bm_rpc_call *call, json_t *params)
 	if (!job)
 		return;
 	if (job->switched || job->phase == PHASE_FINISHING) {
-		fail(call, BM_E_FINISHED, "too late: it is done already");
+		fail(call, BM_E_FINISHED,
+		     job->options.window ? "too late: the disk has moved; undo takes it back"
+					 : "too late: it is done already");
 		return;
 	}
 	job_stop(job, BM_E_CANCELLED, "cancelled");
-	wait_for(job, call, false);
+	wait_for(job, call, GOAL_END);
 }
 
 static void method_job_set(void *arg, struct bm_rpc_call *call, json_t *params)
@@ -327,6 +364,8 @@ static const struct bm_rpc_table methods[] = {
 	{"relocate", method_relocate},
 	{"copy", method_copy},
 	{"switch", method_switch},
+	{"undo", method_undo},
+	{"release", method_release},
 	{"verify", method_verify},
 	{"stop", method_stop},
 	{"job.list", method_job_list},

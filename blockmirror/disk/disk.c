@@ -57,7 +57,8 @@ static int make_paths(struct disk *d, const struct disk_options *options, struct
 	if (!d->records || !run || !d->name ||
 	    asprintf(&d->nbd_path, "%s/%s.nbd", run, d->name) < 0 ||
 	    asprintf(&d->control_path, "%s/%s.sock", run, d->name) < 0 ||
-	    asprintf(&d->map_path, "%s/%s.map", run, d->name) < 0)
+	    asprintf(&d->map_path, "%s/%s.map", run, d->name) < 0 ||
+	    asprintf(&d->parked_path, "%s/map", d->folder) < 0)
 		return bm_fail_errno(error, errno, "disk %s", options->name);
 	return 0;
 }
@@ -299,6 +300,8 @@ static void clients_gone(void *arg)
 	struct disk *d = arg;
 
 	d->leaving = true;
+	if (job_runs(d->job) && d->job->map)
+		bm_mirror_keep_map(d->mirror);
 	if (bm_mirror_detach(d->mirror) == -ENOTCONN)
 		bm_loop_stop(d->loop);
 }
@@ -337,6 +340,7 @@ void disk_fini(struct disk *d)
 	free(d->nbd_path);
 	free(d->control_path);
 	free(d->map_path);
+	free(d->parked_path);
 }
 
 void disk_close(struct disk *d)

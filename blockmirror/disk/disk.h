@@ -9,6 +9,8 @@
  *   mapfile.c   the settled map in RUN
  *   job.c       the life of a relocation: states and events as a table
  *   host.c      what the mirror asks for and tells while a job runs
+ *   switch.c    the part of it in which authority passes, and may come back
+ *   recover.c   going on with the job of a process that is gone
  *   steps.c     what a job does off the loop: records, marks, removal
  *   report.c    jobs and disks as JSON
  *   control.c   the control socket
@@ -40,7 +42,8 @@ struct disk {
 	struct bm_loop *loop;
 	char *name, *folder; /* STATE/disks/NAME; NULL for a one-off, which has no record */
 	char *records;       /* the same; of a one-off, STATE/disks/: whose images are whose */
-	char *nbd_path, *control_path, *map_path;
+	char *nbd_path, *control_path;
+	char *map_path, *parked_path; /* of the settled map: in RUN, and in the folder */
 	int folder_lock;
 	struct bm_record record;     /* as it is on stable storage, as far as is known */
 	uint64_t generation;         /* the highest that a write was begun with */
@@ -96,14 +99,28 @@ enum owner_use {
 int owner_check(const char *uri, const char *folder, enum owner_use use, struct bm_error *error);
 int owner_mark(const char *uri, const char *state, const struct bm_record *record,
 	       const char *folder);
+/* The image and its mark; files only: the node of a block device is not the device. */
+int owner_remove(const char *uri);
 
 /* control.c */
 int control_listen(struct disk *disk, struct bm_error *error);
 bm_rpc_method control_job_show, control_job_wait, control_job_cancel;
 
-/* mapfile.c: NULL with errno set, or bm_mirror_map_bytes() bytes of a mapped file. */
-uint8_t *mapfile_create(const char *path, const struct bm_record *record, unsigned granule);
-void mapfile_remove(const char *path, uint8_t *map, uint64_t size, unsigned granule);
+enum { DISK_GRANULE = 64 << 10 };
+
+/*
+ * mapfile.c: bm_mirror_map_bytes() bytes of a mapped file, which belongs to the record with that
+ * generation. create: in RUN, all 0; NULL with errno set. open: NULL where there is none of that
+ * record. stamp: it belongs to another record now. save: a copy in the folder, durable. remove:
+ * both files, and the mapping.
+ */
+uint8_t *mapfile_create(const struct disk *disk, uint64_t generation);
+uint8_t *mapfile_open(const struct disk *disk, const char *path, uint64_t generation);
+void mapfile_stamp(const struct disk *disk, uint8_t *map, uint64_t generation);
+void mapfile_copy(const struct disk *disk, uint8_t *to, const uint8_t *from);
+int mapfile_save(const struct disk *disk, const uint8_t *map);
+void mapfile_close(const struct disk *disk, uint8_t *map);
+void mapfile_remove(const struct disk *disk, uint8_t *map);
 
 /* A target, found, checked, created where need be, and open. Blocks; in a worker. */
 struct target {

@@ -33,7 +33,7 @@ static void host_commit(void *arg, int side)
 	struct disk *d = arg;
 	struct job *job = d->job;
 	enum outcome outcome = side == disk_authority(d) ? BACK : FORWARD;
-	const char *uri = outcome == FORWARD ? job->target.uri : job->source;
+	const char *uri = job_uri(job, outcome);
 
 	job->commit_ready = job->ready[outcome] ? job_outcome_name(outcome) : NULL;
 	if (job->commit_ready) { /* with the generation that was set aside for it */
@@ -50,14 +50,17 @@ static void host_commit(void *arg, int side)
 	job_run(job, d->recorder, &job->record);
 }
 
-static void reopen(struct bm_timer *timer)
+void host_reopen(struct job *job)
 {
-	struct job *job = bm_container(timer, struct job, reopen_timer);
-
 	if (job->reopening)
 		return;
 	job->reopening = true;
 	job_run(job, job->disk->workers, &job->reopen);
+}
+
+static void reopen(struct bm_timer *timer)
+{
+	host_reopen(bm_container(timer, struct job, reopen_timer));
 }
 
 static void reopen_later(struct job *job)
@@ -82,6 +85,10 @@ static void reopen_done(struct bm_work *work)
 		job->reopened = NULL;
 		if (job->let_go)
 			job_event(job, EV_DETACHED);
+		return;
+	}
+	if (job->reopen_error.code == BM_E_FOREIGN) {
+		job_stop(job, BM_E_FOREIGN, job->reopen_error.text);
 		return;
 	}
 	if (job->reopened &&
@@ -138,10 +145,12 @@ static void host_event(void *arg, enum bm_mirror_event event)
 		job_event(d->job, EV_SWITCH_FAILED);
 		break;
 	case BM_MIRROR_DETACHED:
-		if (d->leaving) /* the record says that the job runs: the next process ends it */
+		if (d->leaving) { /* the record says that the job runs: the next process goes on */
+			job_park(d->job);
 			bm_loop_stop(d->loop);
-		else
+		} else {
 			job_event(d->job, EV_DETACHED);
+		}
 		break;
 	case BM_MIRROR_LOST:
 		lost(d);

@@ -18,10 +18,9 @@
 #include "blockmirror/base/log.h"
 #include "blockmirror/base/uri.h"
 
-#define SWITCH_RETRY 1000000000ull /* ns, doubled up to 32 times that */
-enum { GRANULE = 64 << 10, PAST_JOBS = 16 };
+enum { PAST_JOBS = 16 };
 
-static uint64_t realtime(void)
+uint64_t job_realtime(void)
 {
 	struct timespec t;
 
@@ -64,7 +63,7 @@ static enum job_phase end(struct job *job)
 {
 	struct disk *d = job->disk;
 
-	job->ended = realtime();
+	job->ended = job_realtime();
 	job->phase = PHASE_ENDED;
 	if (job->start_call) {
 		bm_rpc_fail(job->start_call, &job->error);
@@ -97,6 +96,7 @@ static enum job_phase prepared(struct job *job)
 		job_event(job, EV_STARTED);
 		return job->phase;
 	}
+	job->map_generation = job->disk->generation + 1;
 	job_take_snapshot(job, "running", job->source);
 	job_run(job, job->disk->recorder, &job->start);
 	return PHASE_STARTING;
@@ -104,12 +104,13 @@ static enum job_phase prepared(struct job *job)
 
 static enum job_phase finish(struct job *job)
 {
-	const char *uri = job->switched ? job->target.uri : job->source;
-	const char *state = !job->error.code                    ? "done"
+	const char *uri = job_uri(job, BACK);
+	const char *state = job->undone                         ? "undone"
+			    : !job->error.code                  ? "done"
 			    : job->error.code == BM_E_CANCELLED ? "cancelled"
 								: "failed";
 
-	mapfile_remove(job->disk->map_path, job->map, job->disk->record.size, GRANULE);
+	mapfile_remove(job->disk, job->map);
 	job->map = NULL;
 	job_take_snapshot(job, state, uri);
 	if (job->error.code)
@@ -141,7 +142,7 @@ static int attach(struct job *job)
 	d->side[side] = job->target.dev;
 	job->target.dev = NULL;
 	if (d->map_path)
-		job->map = mapfile_create(d->map_path, &d->record, GRANULE);
+		job->map = mapfile_create(d, job->map_generation);
 	if (d->map_path && !job->map)
 		return bm_fail_errno(&job->error, errno, "cannot write the map %s", d->map_path);
 	bm_mirror_set_rate(d->mirror, job->options.rate);
@@ -183,51 +184,6 @@ static void copied(void *arg, int error)
 		job_event(job, EV_FLUSHED);
 }
 
-const char *job_outcome_name(enum outcome outcome)
-{
-	return outcome == FORWARD ? "forward" : "back";
-}
-
-static enum job_phase ask_switch(struct job *job)
-{
-	struct disk *d = job->disk;
-
-	job->switch_wanted = true;
-	if (job->phase != PHASE_IN_SYNC)
-		return job->phase;
-	if (job->preparing_records || bm_timer_armed(&job->switch_timer))
-		return job->phase;
-	job->switch_started = bm_loop_now(d->loop);
-	d->meter.longest = 0;
-	job_take_snapshot(job, "running", job->target.uri);
-	job->set_aside[FORWARD] = job->step_generation;
-	job->set_aside[BACK] = ++d->generation;
-	job->ready[FORWARD] = job->ready[BACK] = false;
-	job->preparing_records = true;
-	job_run(job, d->recorder, &job->records);
-	return PHASE_SWITCHING;
-}
-
-/* No record could be written, or a side failed while one was. The guest does not notice. */
-static enum job_phase switch_failed(struct job *job)
-{
-	unsigned shift = job->switch_failures < 5 ? job->switch_failures++ : 5;
-
-	(void)bm_timer_set(job->disk->loop, &job->switch_timer,
-			   bm_loop_now(job->disk->loop) + (SWITCH_RETRY << shift));
-	return PHASE_IN_SYNC;
-}
-
-static void switch_again(struct bm_timer *timer)
-{
-	struct job *job = bm_container(timer, struct job, switch_timer);
-
-	if (job->switch_wanted)
-		job_event(job, EV_SWITCH);
-}
-
-static enum job_phase detach(struct job *job);
-
 static enum job_phase verified(struct job *job)
 {
 	job->phase = PHASE_IN_SYNC;
@@ -235,7 +191,7 @@ static enum job_phase verified(struct job *job)
 	if (job->options.kind == JOB_COPY)
 		bm_mirror_flush_target(job->disk->mirror, copied, job);
 	else if (!job->options.manual || job->switch_wanted)
-		return ask_switch(job);
+		return job_ask_switch(job);
 	return PHASE_IN_SYNC;
 }
 
@@ -279,24 +235,14 @@ static enum job_phase in_sync(struct job *job)
 	if (!r)
 		return PHASE_VERIFYING;
 	bm_fail_errno(&job->error, r, "cannot compare");
-	return detach(job);
+	return job_detach(job);
 }
 
-static enum job_phase detach(struct job *job)
+enum job_phase job_detach(struct job *job)
 {
 	bm_mirror_get_stats(job->disk->mirror, &job->last);
 	bm_mirror_detach(job->disk->mirror);
 	return PHASE_DETACHING;
-}
-
-static enum job_phase switched(struct job *job)
-{
-	struct disk *d = job->disk;
-
-	job->switched = true;
-	job->switch_took = bm_loop_now(d->loop) - job->switch_started;
-	job->error.code = BM_OK; /* cancelled too late: it is done */
-	return job->phase == PHASE_DETACHING ? PHASE_DETACHING : detach(job);
 }
 
 static enum job_phase detached(struct job *job)
@@ -309,9 +255,10 @@ static enum job_phase detached(struct job *job)
 		job->let_go = true;
 		return PHASE_DETACHING;
 	}
-	job->longest_stall = d->meter.longest;
+	if (!job->options.window)
+		job->longest_stall = d->meter.longest;
 	bm_timer_clear(d->loop, &job->reopen_timer);
-	bm_timer_clear(d->loop, &job->switch_timer);
+	switch_clear_timers(job);
 	bm_dev_close(d->side[side]);
 	d->side[side] = NULL;
 	return finish(job);
@@ -327,6 +274,16 @@ static enum job_phase finished(struct job *job)
 	return end(job);
 }
 
+static enum job_phase stop_switch(struct job *job)
+{
+	return job->switched ? job_window_lost(job) : job_detach(job);
+}
+
+static enum job_phase release_switch(struct job *job)
+{
+	return job->switched ? job_release(job) : job->phase;
+}
+
 static enum job_phase give_up(struct job *job)
 {
 	atomic_store(&job->give_up, true);
@@ -336,13 +293,23 @@ static enum job_phase give_up(struct job *job)
 static enum job_phase (*const table[PHASES][EVENTS])(struct job *job) = {
 	[PHASE_PREPARING] = {[EV_PREPARED] = prepared, [EV_STARTED] = started, [EV_STOP] = give_up},
 	[PHASE_STARTING] = {[EV_STARTED] = started, [EV_STOP] = give_up},
-	[PHASE_COPYING] = {[EV_IN_SYNC] = in_sync, [EV_SWITCH] = ask_switch, [EV_STOP] = detach},
+	[PHASE_COPYING] =
+		{[EV_IN_SYNC] = in_sync, [EV_SWITCH] = job_ask_switch, [EV_STOP] = job_detach},
 	[PHASE_VERIFYING] =
-		{[EV_VERIFIED] = verified, [EV_SWITCH] = ask_switch, [EV_STOP] = detach},
-	[PHASE_IN_SYNC] = {[EV_SWITCH] = ask_switch, [EV_FLUSHED] = detach, [EV_STOP] = detach},
-	[PHASE_SWITCHING] =
-		{[EV_SWITCHED] = switched, [EV_SWITCH_FAILED] = switch_failed, [EV_STOP] = detach},
-	[PHASE_DETACHING] = {[EV_SWITCHED] = switched, [EV_DETACHED] = detached},
+		{[EV_VERIFIED] = verified, [EV_SWITCH] = job_ask_switch, [EV_STOP] = job_detach},
+	[PHASE_IN_SYNC] =
+		{[EV_SWITCH] = job_ask_switch, [EV_FLUSHED] = job_detach, [EV_STOP] = job_detach},
+	[PHASE_SWITCHING] = {[EV_SWITCHED] = job_passed,
+			     [EV_SWITCH_FAILED] = job_switch_failed,
+			     [EV_RELEASE] = release_switch,
+			     [EV_STOP] = stop_switch},
+	[PHASE_MARKING] = {[EV_MARKED] = job_marked,
+			   [EV_UNDO] = job_ask_undo,
+			   [EV_RELEASE] = job_release,
+			   [EV_STOP] = job_window_lost},
+	[PHASE_WINDOW] =
+		{[EV_UNDO] = job_ask_undo, [EV_RELEASE] = job_release, [EV_STOP] = job_window_lost},
+	[PHASE_DETACHING] = {[EV_SWITCHED] = job_passed, [EV_DETACHED] = detached},
 	[PHASE_FINISHING] = {[EV_FINISHED] = finished},
 };
 
@@ -351,6 +318,7 @@ static const char *const phase_names[PHASES] = {
 	[PHASE_PREPARING] = "preparing", [PHASE_STARTING] = "starting",
 	[PHASE_COPYING] = "copying",     [PHASE_VERIFYING] = "verifying",
 	[PHASE_IN_SYNC] = "in-sync",     [PHASE_SWITCHING] = "switching",
+	[PHASE_MARKING] = "marking",     [PHASE_WINDOW] = "undo-window",
 	[PHASE_DETACHING] = "detaching", [PHASE_FINISHING] = "finishing",
 	[PHASE_ENDED] = "ended",
 };
@@ -360,7 +328,8 @@ static const char *const event_names[EVENTS] = {
 	[EV_SWITCH] = "switch",     [EV_SWITCHED] = "switched",
 	[EV_FLUSHED] = "flushed",   [EV_SWITCH_FAILED] = "switch-failed",
 	[EV_DETACHED] = "detached", [EV_FINISHED] = "finished",
-	[EV_STOP] = "stop",
+	[EV_MARKED] = "marked",     [EV_UNDO] = "undo",
+	[EV_RELEASE] = "release",   [EV_STOP] = "stop",
 };
 
 static void tell(struct job *job)
@@ -407,12 +376,15 @@ bool job_in_sync(const struct job *job)
 
 void job_tell_waiters(struct job *job)
 {
-	bool synced = job->phase > PHASE_IN_SYNC || job_in_sync(job);
+	enum job_goal reached = job->phase == PHASE_ENDED                        ? GOAL_END
+				: job->phase == PHASE_WINDOW                     ? GOAL_DONE
+				: job->phase > PHASE_IN_SYNC || job_in_sync(job) ? GOAL_SYNC
+										 : GOAL_NONE;
 
 	bm_list_each_safe(node, &job->waiters) {
 		struct job_waiter *w = bm_container(node, struct job_waiter, link);
 
-		if (job->phase != PHASE_ENDED && !(w->for_sync && synced))
+		if (w->goal > reached)
 			continue;
 		bm_list_remove(&w->link);
 		bm_rpc_reply(w->call, report_job(job));
@@ -437,29 +409,9 @@ static void finish_done(struct bm_work *work)
 	job_event(bm_container(work, struct job, finish), EV_FINISHED);
 }
 
-/* The records of both outcomes are on stable storage: now the switch cannot fail for space. */
-static void records_done(struct bm_work *work)
-{
-	struct job *job = bm_container(work, struct job, records);
-
-	job->preparing_records = false;
-	if (job->let_go)
-		job_event(job, EV_DETACHED);
-	if (job->phase != PHASE_SWITCHING)
-		return;
-	if (job->step_error.code) {
-		bm_log(BM_LOG_WARN, "%s.%u: %s; the switch is tried again", job->disk->name,
-		       job->number, job->step_error.text);
-		job_event(job, EV_SWITCH_FAILED);
-		return;
-	}
-	job->ready[FORWARD] = job->ready[BACK] = true;
-	bm_mirror_switch(job->disk->mirror);
-}
-
 /* Beginning */
 
-static void free_job(struct job *job)
+void job_free(struct job *job)
 {
 	if (!job)
 		return;
@@ -478,7 +430,7 @@ void job_forget(struct disk *d)
 	if (!d->job)
 		return;
 	bm_timer_clear(d->loop, &d->job->reopen_timer);
-	bm_timer_clear(d->loop, &d->job->switch_timer);
+	switch_clear_timers(d->job);
 	bm_fail(&error, BM_E_INTERRUPTED, "the disk's process ends");
 	if (d->job->start_call)
 		bm_rpc_fail(d->job->start_call, &error);
@@ -490,7 +442,7 @@ void job_forget(struct disk *d)
 	}
 	bm_dev_close(d->job->reopened);
 	bm_dev_close(d->job->target.dev);
-	free_job(d->job);
+	job_free(d->job);
 	d->job = NULL;
 }
 
@@ -505,9 +457,29 @@ static bool last_job_failed(const struct disk *d)
 	return state && strcmp(state, "done") != 0;
 }
 
-void job_begin(struct disk *d, struct job_options *options, struct bm_rpc_call *call)
+struct job *job_new(struct disk *d, const struct job_options *options, unsigned number)
 {
 	struct job *job = calloc(1, sizeof(*job));
+
+	if (!job)
+		return NULL;
+	job->disk = d;
+	job->options = *options;
+	job->number = number;
+	job->source = strdup(d->record.uri);
+	job->started = job_realtime();
+	bm_list_init(&job->waiters);
+	job->prepare = (struct bm_work){.run = step_prepare, .done = prepare_done};
+	job->start = (struct bm_work){.run = step_start, .done = start_done};
+	job->finish = (struct bm_work){.run = step_finish, .done = finish_done};
+	switch_init_job(job);
+	host_init(job);
+	return job;
+}
+
+void job_begin(struct disk *d, struct job_options *options, struct bm_rpc_call *call)
+{
+	struct job *job = job_runs(d->job) ? NULL : job_new(d, options, d->jobs + 1);
 	struct bm_error error;
 
 	if (job_runs(d->job))
@@ -515,27 +487,15 @@ void job_begin(struct disk *d, struct job_options *options, struct bm_rpc_call *
 			d->name, d->job->number);
 	else if (!job)
 		bm_fail_errno(&error, ENOMEM, "job");
-	if (!job || job_runs(d->job)) {
+	if (!job) {
 		free(options->target);
-		free(job);
 		bm_rpc_fail(call, &error);
 		return;
 	}
-	free_job(d->job);
+	job_free(d->job);
 	d->job = job;
-	job->disk = d;
-	job->options = *options;
-	job->number = ++d->jobs;
+	d->jobs = job->number;
 	job->start_call = call;
-	job->source = strdup(d->record.uri);
-	job->started = realtime();
-	bm_list_init(&job->waiters);
-	job->prepare = (struct bm_work){.run = step_prepare, .done = prepare_done};
-	job->start = (struct bm_work){.run = step_start, .done = start_done};
-	job->records = (struct bm_work){.run = step_records, .done = records_done};
-	job->finish = (struct bm_work){.run = step_finish, .done = finish_done};
-	host_init(job);
-	job->switch_timer.run = switch_again;
 	job->target = (struct target){
 		.text = job->options.target,
 		.overwrite = options->overwrite,

@@ -20,7 +20,9 @@ enum job_phase {
 	PHASE_COPYING,
 	PHASE_VERIFYING, /* both copies are compared */
 	PHASE_IN_SYNC,
-	PHASE_SWITCHING, /* asked for; the mirror does it when it can */
+	PHASE_SWITCHING, /* asked for, or asked back; the mirror does it when it can */
+	PHASE_MARKING,   /* it has switched; images are marked */
+	PHASE_WINDOW,    /* it mirrors the other way round, and can be undone */
 	PHASE_DETACHING, /* the mirror lets one side go */
 	PHASE_FINISHING, /* marks, removal, record */
 	PHASE_ENDED,
@@ -35,6 +37,9 @@ enum job_event {
 	EV_SWITCH,
 	EV_SWITCHED,
 	EV_SWITCH_FAILED,
+	EV_MARKED,
+	EV_UNDO,
+	EV_RELEASE,
 	EV_FLUSHED, /* a copy is durable */
 	EV_DETACHED,
 	EV_FINISHED,
@@ -42,7 +47,7 @@ enum job_event {
 	EVENTS
 };
 
-/* What a switch may come to. */
+/* What a switch may come to: authority passes, or stays. */
 enum outcome { FORWARD, BACK };
 
 struct job_options {
@@ -50,13 +55,16 @@ struct job_options {
 	char *target;
 	bool overwrite, manual, delete_source, verify, accept_repair;
 	uint64_t rate, latency;
+	uint64_t window; /* ns in which the switch can be undone */
 };
+
+enum job_goal { GOAL_NONE, GOAL_SYNC, GOAL_DONE, GOAL_END };
 
 /* A call that waits for a job. */
 struct job_waiter {
 	struct bm_list link;
 	struct bm_rpc_call *call;
-	bool for_sync; /* else: for the end */
+	enum job_goal goal;
 };
 
 struct job {
@@ -64,7 +72,9 @@ struct job {
 	struct job_options options;
 	unsigned number;
 	enum job_phase phase;
-	bool switched, paused, switch_wanted;
+	bool switched; /* the target is the authority */
+	bool undone;   /* it was, and is no more */
+	bool paused, switch_wanted, undo_wanted, release_wanted;
 	bool attached;                  /* something may have been written to the target */
 	bool refused;                   /* the target was no good: as if nobody had asked */
 	struct bm_error error;          /* why it stopped; BM_OK: it did not */
@@ -77,15 +87,22 @@ struct job {
 	uint64_t started, ended;     /* ns of CLOCK_REALTIME */
 	uint64_t longest_stall;
 	uint64_t switch_started, switch_took;
+	uint64_t window_ends;    /* ns of CLOCK_REALTIME */
+	uint64_t map_generation; /* of the record that the map belongs to */
+	unsigned resumes;        /* times that a process went on with it where another one was */
+	uint64_t kept_bytes, redo_bytes; /* what the last one had not to copy again, and had to */
+	const char *resumed_from;        /* "map", "parked map", "nothing" */
 
 	struct bm_work prepare, start, finish; /* each with one step of steps.c */
 	struct bm_work record;                 /* host->commit() */
 	struct bm_work records;                /* both outcomes, ahead of the switch */
+	struct bm_work marks;
 	bool preparing_records;
 	bool ready[2];                /* prepared, by outcome, and not used yet */
 	uint64_t set_aside[2];        /* generations for them */
 	const char *commit_ready;     /* the step renames that one; NULL: it writes a new one */
 	struct bm_timer switch_timer; /* a switch that failed is tried again */
+	struct bm_timer window_timer;
 	unsigned switch_failures;
 	struct bm_work reopen;
 	bool reopening;
@@ -93,9 +110,10 @@ struct job {
 	bool let_go; /* detached, but one of these two still runs */
 	struct bm_timer reopen_timer;
 	unsigned reopen_failures;
-	struct bm_error step_error; /* of the step that ran last */
-	json_t *snapshot;           /* what a step writes into the record */
-	char *final_uri;            /* of the record that a step writes */
+	struct bm_error step_error;   /* of the step that ran last */
+	struct bm_error reopen_error; /* of the last attempt */
+	json_t *snapshot;             /* what a step writes into the record */
+	char *final_uri;              /* of the record that a step writes */
 	uint64_t step_generation;
 	_Atomic bool give_up; /* asked by steps that wait */
 };
@@ -103,6 +121,7 @@ struct job {
 /* host.c: what disk.c gives the mirror; and its part of a new job. */
 extern const struct bm_mirror_host job_host;
 void host_init(struct job *job);
+void host_reopen(struct job *job); /* opens the other side, as often as it takes */
 
 /*
  * Begins a job. call is answered when it runs, or with why it does not: then nothing was changed.
@@ -115,8 +134,15 @@ void job_event(struct job *job, enum job_event event);
 /* Stops the job with that error, cleanly, as soon as may be. */
 void job_stop(struct job *job, enum bm_code code, const char *text);
 
-/* At start: what became of the job that the record speaks of. Blocks. */
+/* job.c: a job of that number, not begun. NULL: no memory. options' strings are taken over. */
+struct job *job_new(struct disk *disk, const struct job_options *options, unsigned number);
+void job_free(struct job *job);
+
+/* recover.c: at start, goes on with the job that the record speaks of. Blocks. */
 void job_recover(struct disk *disk);
+
+/* This process ends: what the next one needs to go on is on stable storage. Blocks. */
+void job_park(struct job *job);
 
 /* The disk goes away. */
 void job_forget(struct disk *disk);
@@ -134,6 +160,14 @@ static inline struct job *job_of(const struct disk *disk)
 
 bool job_in_sync(const struct job *job);
 
+/* The image that has authority when a switch that is asked for now comes to that. */
+static inline const char *job_uri(const struct job *job, enum outcome outcome)
+{
+	return job->switched == (outcome == FORWARD) ? job->source : job->target.uri;
+}
+
+uint64_t job_realtime(void); /* ns of CLOCK_REALTIME */
+
 /* Begins a step of steps.c in workers. */
 void job_run(struct job *job, struct bm_workers *workers, struct bm_work *work);
 
@@ -145,6 +179,21 @@ void job_believe_record(struct job *job);
 
 /* Answers who waits for what the job has reached. */
 void job_tell_waiters(struct job *job);
+
+/* job.c: the mirror lets the other side go. */
+enum job_phase job_detach(struct job *job);
+
+/* switch.c: actions, each returns the phase that is next; then what belongs to a job of it. */
+enum job_phase job_ask_switch(struct job *job);
+enum job_phase job_ask_undo(struct job *job);
+enum job_phase job_switch_failed(struct job *job);
+enum job_phase job_passed(struct job *job);
+enum job_phase job_open_window(struct job *job);
+enum job_phase job_marked(struct job *job);
+enum job_phase job_release(struct job *job);
+enum job_phase job_window_lost(struct job *job);
+void switch_init_job(struct job *job);
+void switch_clear_timers(struct job *job);
 
 /* report.c */
 json_t *report_job(const struct job *job);
@@ -163,6 +212,7 @@ void step_prepare(struct bm_work *work);
 void step_start(struct bm_work *work);
 void step_records(struct bm_work *work);
 void step_commit(struct bm_work *work);
+void step_marks(struct bm_work *work);
 void step_finish(struct bm_work *work);
 void step_reopen(struct bm_work *work);
 

@@ -81,8 +81,8 @@ static int check_record(const char *path, dev_t device, const char *folder, enum
 	if (!record.job || json_unpack(record.job, "{s?s s?s s?s s?s}", "state", &state, "kind",
 				       &kind, "source", &source, "target", &target))
 		return 0;
-	if (use == OWNER_SERVE && !strcmp(state, "done") && !strcmp(kind, "relocate") &&
-	    is_device(source, device))
+	if (use == OWNER_SERVE && target && !strcmp(record.uri, target) &&
+	    !strcmp(kind, "relocate") && is_device(source, device))
 		return retired(error, path, bm_uri_redact(record.uri, shown, sizeof(shown)));
 	if ((use == OWNER_SERVE || use == OWNER_READ) && strcmp(state, "done") &&
 	    is_device(target, device))
@@ -149,4 +149,16 @@ int owner_mark(const char *uri, const char *state, const struct bm_record *recor
 	if (!strcmp(state, "retired"))
 		bm_uri_redact(record->uri, mark.where, sizeof(mark.where));
 	return bm_mark_write(path, &mark);
+}
+
+/* Files only: the node of a block device is not the device. */
+int owner_remove(const char *uri)
+{
+	const char *path = bm_uri_path(uri);
+	struct stat st;
+
+	if (!path || stat(path, &st) < 0 || !S_ISREG(st.st_mode))
+		return 0;
+	bm_mark_remove(path);
+	return unlink(path) < 0 ? -errno : 0;
 }

@@ -17,6 +17,7 @@ const char *report_phase(const struct job *job)
 		[PHASE_PREPARING] = "preparing", [PHASE_STARTING] = "preparing",
 		[PHASE_COPYING] = "copying",     [PHASE_VERIFYING] = "verifying",
 		[PHASE_IN_SYNC] = "in-sync",     [PHASE_SWITCHING] = "switching",
+		[PHASE_MARKING] = "undo-window", [PHASE_WINDOW] = "undo-window",
 		[PHASE_DETACHING] = "finishing", [PHASE_FINISHING] = "finishing",
 		[PHASE_ENDED] = "ended",
 	};
@@ -30,6 +31,8 @@ static const char *state_name(const struct job *job)
 {
 	if (job->phase != PHASE_ENDED)
 		return job->paused ? "paused" : "running";
+	if (job->undone)
+		return "undone";
 	if (!job->error.code)
 		return "done";
 	return job->error.code == BM_E_CANCELLED ? "cancelled" : "failed";
@@ -53,14 +56,6 @@ static void job_stats(const struct job *job, struct bm_mirror_stats *stats)
 		bm_mirror_get_stats(job->disk->mirror, stats);
 	else
 		*stats = job->last;
-}
-
-static uint64_t now_realtime(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_REALTIME, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
 static json_t *progress(const struct job *job, const struct bm_mirror_stats *s)
@@ -130,9 +125,17 @@ json_t *report_job(const struct job *job)
 				    : number(job->options.latency));
 	json_object_set_new(j, "started", number(job->started));
 	json_object_set_new(j, "took_ns",
-			    number((job->ended ? job->ended : now_realtime()) - job->started));
+			    number((job->ended ? job->ended : job_realtime()) - job->started));
 	json_object_set_new(j, "progress", progress(job, &stats));
-	if (job->switched) {
+	if (job->resumes)
+		json_object_set_new(j, "resumed",
+				    json_pack("{s:I s:s s:I s:I}", "times",
+					      (json_int_t)job->resumes, "from", job->resumed_from,
+					      "kept_bytes", (json_int_t)job->kept_bytes,
+					      "dirty_bytes", (json_int_t)job->redo_bytes));
+	if (job->options.window)
+		json_object_set_new(j, "undo_until", number(job->window_ends));
+	if (job->switched || job->undone) {
 		json_object_set_new(j, "longest_stall", number(job->longest_stall));
 		json_object_set_new(j, "switch_took", number(job->switch_took));
 	}
@@ -145,11 +148,23 @@ json_t *report_job(const struct job *job)
 
 json_t *report_record(const struct job *job, const char *state)
 {
-	return json_pack("{s:i s:s s:s s:s s:s s:b s:b s:I}", "number", (int)job->number, "kind",
-			 job->options.kind == JOB_COPY ? "copy" : "relocate", "state", state,
-			 "source", job->source, "target", job->target.uri, "created",
-			 (int)job->target.created, "delete_source", (int)job->options.delete_source,
-			 "started", (json_int_t)job->started);
+	json_t *j = json_pack("{s:i s:s s:s s:s s:s}", "number", (int)job->number, "kind",
+			      job->options.kind == JOB_COPY ? "copy" : "relocate", "state", state,
+			      "source", job->source, "target", job->target.uri);
+
+	json_object_set_new(j, "created", json_boolean(job->target.created));
+	json_object_set_new(j, "delete_source", json_boolean(job->options.delete_source));
+	json_object_set_new(j, "manual", json_boolean(job->options.manual));
+	json_object_set_new(j, "verify", json_boolean(job->options.verify));
+	json_object_set_new(j, "accept_repair", json_boolean(job->options.accept_repair));
+	json_object_set_new(j, "rate", number(job->options.rate));
+	json_object_set_new(j, "latency", number(job->options.latency));
+	json_object_set_new(j, "window", number(job->options.window));
+	json_object_set_new(j, "window_ends", number(job->window_ends));
+	json_object_set_new(j, "started", number(job->started));
+	json_object_set_new(j, "map", number(job->map_generation));
+	json_object_set_new(j, "resumes", number(job->resumes));
+	return j;
 }
 
 json_t *report_past(const struct disk *d)

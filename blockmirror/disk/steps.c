@@ -32,11 +32,11 @@ void step_prepare(struct bm_work *work)
 }
 
 /* A record of the disk on uri, with the job as it was when the step was begun. */
-static struct bm_record record_of(const struct job *job, char *uri, uint64_t generation)
+static struct bm_record record_of(const struct job *job, const char *uri, uint64_t generation)
 {
 	struct bm_record record = job->disk->record;
 
-	record.uri = uri;
+	record.uri = (char *)uri; /* lives as long as this does */
 	record.generation = generation;
 	record.job = job->snapshot;
 	return record;
@@ -55,11 +55,11 @@ void step_start(struct bm_work *work)
 void step_records(struct bm_work *work)
 {
 	struct job *job = bm_container(work, struct job, records);
-	char *const uris[] = {[FORWARD] = job->target.uri, [BACK] = job->source};
 	int r = 0;
 
 	for (int outcome = FORWARD; outcome <= BACK && !r; outcome++) {
-		struct bm_record record = record_of(job, uris[outcome], job->set_aside[outcome]);
+		struct bm_record record =
+			record_of(job, job_uri(job, outcome), job->set_aside[outcome]);
 
 		r = bm_record_prepare(job->disk->folder, job_outcome_name(outcome), &record,
 				      &job->step_error);
@@ -85,18 +85,6 @@ static void note(struct job *job, int r, const char *what, const char *uri)
 	if (r < 0)
 		bm_log(BM_LOG_WARN, "%s.%u: cannot %s %s: %s", job->disk->name, job->number, what,
 		       bm_uri_redact(uri, shown, sizeof(shown)), strerror(-r));
-}
-
-/* Files only: the node of a block device is not the device. */
-static int remove_image(const char *uri)
-{
-	const char *path = bm_uri_path(uri);
-	struct stat st;
-
-	if (!path || stat(path, &st) < 0 || !S_ISREG(st.st_mode))
-		return 0;
-	bm_mark_remove(path);
-	return unlink(path) < 0 ? -errno : 0;
 }
 
 static void flushed(struct bm_request *rq, int error)
@@ -144,9 +132,29 @@ static void finish_copy(struct job *job)
 		note(job, bm_mark_remove(path), "take the mark from", job->target.uri);
 }
 
+/* Which image is the truth now, and which one was. */
+static void mark_both(struct job *job, const struct bm_record *record)
+{
+	const char *folder = job->disk->folder, *live = job_uri(job, BACK),
+		   *old = job_uri(job, FORWARD);
+
+	note(job, owner_mark(live, "active", record, folder), "mark", live);
+	note(job, owner_mark(old, "retired", record, folder), "mark", old);
+}
+
+void step_marks(struct bm_work *work)
+{
+	struct job *job = bm_container(work, struct job, marks);
+	struct bm_record record = record_of(job, job->final_uri, job->step_generation);
+
+	mark_both(job, &record);
+	bm_record_write(job->disk->folder, &record, &job->step_error);
+}
+
 /*
- * The end: marks first, then the record, so that a crash between them finds the job still running
- * and does it again.
+ * The end of one that did what it should: marks first, then the record, so that a crash between
+ * them finds the job still running and does it again. Of one that did not: the record first, so
+ * that nobody goes on with it.
  */
 void step_finish(struct bm_work *work)
 {
@@ -154,82 +162,51 @@ void step_finish(struct bm_work *work)
 	struct disk *d = job->disk;
 	struct bm_record record = record_of(job, job->final_uri, job->step_generation);
 
-	if (job->switched) {
-		note(job, owner_mark(job->target.uri, "active", &record, d->folder), "mark",
-		     job->target.uri);
-		if (job->options.delete_source)
-			note(job, remove_image(job->source), "remove", job->source);
-		else
-			note(job, owner_mark(job->source, "retired", &record, d->folder), "mark",
-			     job->source);
-	} else if (job->target.created && job->error.code) {
-		note(job, remove_image(job->target.uri), "remove", job->target.uri);
-	} else if (!job->error.code) {
+	if (job->switched || job->undone)
+		mark_both(job, &record);
+	else if (!job->error.code)
 		finish_copy(job);
-	} else if (!job->attached) {
-		target_unmark(&job->target);
-	}
+	if (job->switched && job->options.delete_source)
+		note(job, owner_remove(job->source), "remove", job->source);
 	if (d->folder)
 		bm_record_write(d->folder, &record, &job->step_error);
+	if (!job->error.code || job->undone)
+		return;
+	if (job->target.created && job->error.code != BM_E_FOREIGN)
+		note(job, owner_remove(job->target.uri), "remove", job->target.uri);
+	else if (!job->attached)
+		target_unmark(&job->target);
+}
+
+/* A file that lost its mark, or has another one, is not what we had there. */
+static int is_ours(struct job *job, const char *uri)
+{
+	const char *path = bm_uri_path(uri);
+	struct bm_mark mark;
+	struct stat st;
+
+	if (!job->disk->folder || !path || stat(path, &st) < 0 || !S_ISREG(st.st_mode))
+		return 0;
+	if (!bm_mark_read(path, &mark) && !strcmp(mark.disk, job->disk->record.disk) &&
+	    strcmp(mark.state, ""))
+		return 0;
+	return bm_fail(&job->reopen_error, BM_E_FOREIGN,
+		       "%s is not the image that was there before: it is not marked as this "
+		       "disk's; nothing was written to it",
+		       path);
 }
 
 void step_reopen(struct bm_work *work)
 {
 	struct job *job = bm_container(work, struct job, reopen);
 	const struct bm_open_options options = {.fence = true, .interrupted = gave_up, .arg = job};
+	const char *uri = job_uri(job, FORWARD);
 
 	job->reopened = NULL;
-	bm_dev_open(job->target.uri, &options, &job->reopened, NULL);
-}
-
-/* What became of the job of a process that is gone. */
-static int finish_switched(struct disk *d, const char *source, bool delete_source)
-{
-	if (delete_source)
-		remove_image(source);
-	else
-		owner_mark(source, "retired", &d->record, d->folder);
-	json_object_set_new(d->record.job, "state", json_string("done"));
-	return owner_mark(d->record.uri, "active", &d->record, d->folder);
-}
-
-static void finish_interrupted(struct disk *d, const char *target)
-{
-	char shown[400];
-
-	/* The mark "incomplete" was made with the target, and stays. */
-	json_object_set_new(d->record.job, "state", json_string("interrupted"));
-	json_object_set_new(d->record.job, "error",
-			    json_pack("{s:s s:s}", "code", "E_INTERRUPTED", "message",
-				      "the process that ran it ended; the target is incomplete"));
-	bm_log(BM_LOG_WARN, "the move of %s was interrupted; its target %s is not usable", d->name,
-	       bm_uri_redact(target, shown, sizeof(shown)));
-}
-
-void job_recover(struct disk *d)
-{
-	const char *state = "", *source = "", *target = "";
-	int number = 0, delete_source = 0;
-	struct bm_error error;
-
-	/* Maps and prepared records of a process that is gone mean nothing. */
-	unlink(d->map_path);
-	if (!d->record.job)
-		return;
-	json_unpack(d->record.job, "{s?s s?s s?s s?i s?b}", "state", &state, "source", &source,
-		    "target", &target, "number", &number, "delete_source", &delete_source);
-	d->jobs = (unsigned)number;
-	if (!strcmp(state, "running")) {
-		if (!strcmp(d->record.uri, target))
-			finish_switched(d, source, delete_source);
-		else
-			finish_interrupted(d, target);
-		d->record.generation = ++d->generation;
-		/* Which image is the truth stands in the record already: that is enough to serve.
-		 */
-		if (bm_record_write(d->folder, &d->record, &error) < 0)
-			bm_log(BM_LOG_ERROR, "%s: %s; the next start tries again", d->name,
-			       error.text);
+	job->reopen_error = (struct bm_error){0};
+	if (!bm_dev_open(uri, &options, &job->reopened, &job->reopen_error) &&
+	    is_ours(job, uri) < 0) {
+		bm_dev_close(job->reopened);
+		job->reopened = NULL;
 	}
-	json_array_append_new(d->past, report_past(d));
 }

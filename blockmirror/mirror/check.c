@@ -131,9 +131,9 @@ static void judge(const struct check *k, uint64_t granule)
 static void compare(struct check *k)
 {
 	struct bm_mirror *m = k->mirror;
-	/* An answer from before a loss, or a stop, tells nothing. */
-	bool valid = m->check.done && k->session == m->session && m->link == LINK_UP &&
-		     !k->leg[0].error && !k->leg[1].error;
+	/* An answer from before a loss, or before this comparison was asked for, tells nothing. */
+	bool valid = m->check.done && k->number == m->check.number && k->session == m->session &&
+		     m->link == LINK_UP && !k->leg[0].error && !k->leg[1].error;
 
 	for (unsigned i = 0; valid && i < k->granules; i++) {
 		if (k->collided >> i & 1)
@@ -156,7 +156,7 @@ static void leg_done(struct bm_request *rq, int error)
 	leg->error = error;
 	if (error && side == other(m) && k->session == m->session)
 		mirror_other_failed(m, error);
-	else if (error && side == m->authority && m->check.done)
+	else if (error && side == m->authority && k->number == m->check.number)
 		m->check.failed = error;
 	if (--k->pending)
 		return;
@@ -190,6 +190,7 @@ static bool start(struct check *k, uint64_t first, unsigned granules)
 	k->granules = granules;
 	k->collided = 0;
 	k->session = m->session;
+	k->number = m->check.number;
 	k->pending = 2;
 	m->check.running++;
 	for (int side = 0; side < 2; side++) {
@@ -281,6 +282,7 @@ int bm_mirror_verify(struct bm_mirror *m, void (*done)(void *arg, int error), vo
 	m->check.done = done;
 	m->check.arg = arg;
 	m->check.cursor = 0;
+	m->check.number++;
 	m->check.failed = 0;
 	m->stats.checked_bytes = m->stats.mismatches = 0;
 	mirror_kick(m);

@@ -116,6 +116,7 @@ struct check {
 	} leg[2]; /* by side */
 	struct bm_mirror *mirror;
 	unsigned pending; /* legs in flight; 0: free */
+	unsigned number;  /* of the comparison that it belongs to */
 	uint64_t first, session;
 	unsigned granules;
 	uint64_t collided; /* bit n: a guest write was sent to granule first + n meanwhile */
@@ -230,6 +231,7 @@ struct bm_mirror {
 		struct bm_bitmap left; /* granules not compared yet */
 		uint64_t cursor;
 		unsigned running;
+		unsigned number;                    /* of bm_mirror_verify() calls */
 		int failed;                         /* the authority cannot be read */
 		void (*done)(void *arg, int error); /* NULL: nobody wants to know */
 		void *arg;

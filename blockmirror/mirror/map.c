@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-int bm_map_init(struct bm_map *map, uint64_t size, unsigned shift, uint8_t *settled)
+int bm_map_init(struct bm_map *map, uint64_t size, unsigned shift, uint8_t *settled, bool resumed)
 {
 	uint64_t granules = bm_map_granules(size, shift);
 
@@ -23,8 +23,12 @@ int bm_map_init(struct bm_map *map, uint64_t size, unsigned shift, uint8_t *sett
 		return -ENOMEM;
 	}
 	map->settled = settled;
-	bm_map_unsettle_all(map);
 	bm_bitmap_set_all(&map->dirty);
+	if (!resumed)
+		bm_map_unsettle_all(map);
+	for (uint64_t g = 0; resumed && g < granules; g++)
+		if (bm_map_is_settled(map, g))
+			bm_bitmap_clear(&map->dirty, g);
 	return 0;
 }
 

@@ -40,10 +40,11 @@ struct bm_map {
 };
 
 /*
- * All granules dirty, nothing else set. settled has a bit per granule and outlives the map; all
- * its bits are cleared. Returns 0 or -ENOMEM.
+ * Nothing is set but dirty: every granule; of a map that is resumed, those that settled does not
+ * say are settled. settled has a bit per granule and outlives the map; all its bits are cleared,
+ * unless it is resumed. Returns 0 or -ENOMEM.
  */
-int bm_map_init(struct bm_map *map, uint64_t size, unsigned shift, uint8_t *settled);
+int bm_map_init(struct bm_map *map, uint64_t size, unsigned shift, uint8_t *settled, bool resumed);
 void bm_map_fini(struct bm_map *map);
 
 static inline uint64_t bm_map_granules(uint64_t size, unsigned shift)

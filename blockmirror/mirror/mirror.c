@@ -126,31 +126,38 @@ static void set_timer_in(struct bm_mirror *m, struct bm_timer *timer, uint64_t n
 	(void)bm_timer_set(m->loop, timer, bm_loop_now(m->loop) + ns);
 }
 
-int bm_mirror_attach(struct bm_mirror *m, struct bm_dev *target, bool zeroed, uint8_t *settled)
+/* The other side is here: m->trim_zeroes is the same for all that is sent to it from now on. */
+static void take_target(struct bm_mirror *m, struct bm_dev *target)
+{
+	m->side[other(m)] = target;
+	m->trim_zeroes =
+		m->side[m->authority]->geometry.flags & target->geometry.flags & BM_DEV_FAST_ZERO;
+	m->link = LINK_UP;
+	m->session++;
+	m->tracking = m->full = false;
+	set_geometry(m);
+	mirror_kick(m);
+}
+
+/* From here on there are two sides, though the other one may not be here yet. */
+static int begin(struct bm_mirror *m, uint8_t *settled, bool resumed)
 {
 	int r;
 
 	if (m->link != LINK_NONE)
 		return -EBUSY;
-	if (!fits_target(m, target))
-		return -EINVAL;
-	r = bm_map_init(&m->map, m->size, m->granule_shift, settled);
+	r = bm_map_init(&m->map, m->size, m->granule_shift, settled, resumed);
 	if (r < 0)
 		return r;
 	m->map.doubtful = &m->doubtful;
-	m->side[other(m)] = target;
 	r = copy_init(m);
 	if (r < 0) {
 		bm_map_fini(&m->map);
 		return r;
 	}
-	if (zeroed)
-		bm_bitmap_set_all(&m->map.zero);
-	m->trim_zeroes =
-		m->side[m->authority]->geometry.flags & target->geometry.flags & BM_DEV_FAST_ZERO;
-	m->link = LINK_UP;
-	m->session++;
-	m->tracking = m->full = m->in_sync_told = m->detach_wanted = false;
+	m->link = LINK_GONE;
+	m->tracking = true;
+	m->trim_zeroes = m->full = m->in_sync_told = m->detach_wanted = false;
 	m->cursor = 0;
 	m->source_errors = 0;
 	memset(&m->stats, 0, sizeof(m->stats));
@@ -159,8 +166,27 @@ int bm_mirror_attach(struct bm_mirror *m, struct bm_dev *target, bool zeroed, ui
 	set_timer_in(m, &m->deadline, m->config.deadline / 8);
 	set_timer_in(m, &m->flusher.timer, m->config.flush_every);
 	governor_start(m);
-	mirror_kick(m);
 	return 0;
+}
+
+int bm_mirror_attach(struct bm_mirror *m, struct bm_dev *target, bool zeroed, uint8_t *settled)
+{
+	int r;
+
+	if (!fits_target(m, target))
+		return -EINVAL;
+	r = begin(m, settled, false);
+	if (r < 0)
+		return r;
+	if (zeroed)
+		bm_bitmap_set_all(&m->map.zero);
+	take_target(m, target);
+	return 0;
+}
+
+int bm_mirror_resume(struct bm_mirror *m, uint8_t *settled)
+{
+	return begin(m, settled, true);
 }
 
 /* What the other side has not flushed it may have lost with its session. */
@@ -237,13 +263,13 @@ int bm_mirror_reattach(struct bm_mirror *m, struct bm_dev *target)
 		return -ENOTCONN;
 	if (!fits_target(m, target))
 		return -EINVAL;
-	m->side[other(m)] = target;
-	m->link = LINK_UP;
-	m->session++;
-	m->tracking = m->full = false;
-	set_geometry(m);
-	mirror_kick(m);
+	take_target(m, target);
 	return 0;
+}
+
+void bm_mirror_keep_map(struct bm_mirror *m)
+{
+	m->map.settled = NULL;
 }
 
 int bm_mirror_detach(struct bm_mirror *m)

@@ -108,8 +108,22 @@ int bm_mirror_attach(struct bm_mirror *mirror, struct bm_dev *target, bool zeroe
 		     uint8_t *settled);
 
 /*
- * After BM_MIRROR_LOST_IDLE: the other side again, freshly opened, with the certainty that no
- * request of the old session will still be carried out. What differs is copied. -EINVAL as above.
+ * Goes on where a process was that is gone: as bm_mirror_attach(), but what settled, which that one
+ * left, calls settled is not copied again. The other side is not here yet: writes are noted until
+ * bm_mirror_reattach() brings it. -EBUSY, -ENOMEM.
+ */
+int bm_mirror_resume(struct bm_mirror *mirror, uint8_t *settled);
+
+/*
+ * What settled says stays as it is: nothing is written any more, and this process ends. A detach
+ * that follows does not clear it.
+ */
+void bm_mirror_keep_map(struct bm_mirror *mirror);
+
+/*
+ * After BM_MIRROR_LOST_IDLE, or bm_mirror_resume(): the other side (again), freshly opened, freshly
+ * opened, with the certainty that no request of an earlier session will still be carried out. What
+ * differs is copied. -EINVAL as above, -ENOTCONN.
  */
 int bm_mirror_reattach(struct bm_mirror *mirror, struct bm_dev *target);
 

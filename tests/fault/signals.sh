@@ -62,9 +62,11 @@ terminating() {
 	lib_forget "$disk_pid"
 	ends_with "who waited is told, too" 1 "E_INTERRUPTED: "
 	serve disk
-	check "the job was interrupted" job_is disk .error.code E_INTERRUPTED
+	check "the next one goes on with the job" \
+		job_is disk '"\(.state) \(.resumed.from)"' "running map"
 	check "its target is marked" marked "$dir/target.img" incomplete
-	rm "$dir/target.img"
+	check "it can be given up" "$bm" job cancel disk
+	check "the target is gone then" test ! -e "$dir/target.img"
 }
 
 stopped() {

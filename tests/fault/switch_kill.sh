@@ -39,7 +39,8 @@ round() {
 	lib_gone "$load" && { echo "the load has ended"; return 1; }
 	where=$(show disk .uri)
 	if [ "$where" = "$source" ]; then
-		is "$source" interrupted active incomplete
+		is "$source" running active incomplete && "$bm" job wait disk --for in-sync &&
+			"$bm" job cancel disk && is "$source" cancelled active incomplete
 	else
 		is "$target" "done" retired active
 	fi

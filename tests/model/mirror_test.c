@@ -57,11 +57,14 @@ static struct world {
 	struct bm_dev *fitted[2]; /* the disks, made to fit the mirror's block */
 	int base;                 /* disk of side 0 */
 	bool alive, attached, reopen, local, faults, draining;
+	bool resumable;       /* the process that is gone had two sides */
+	bool parking;         /* it is about to end, and nothing is written any more */
 	bool flush_failed[2]; /* and this process has not told the guest, or written it all again */
 	bool power; /* the authority of the next start lost power: only what was durable is owed */
 	bool cut;   /* ... just now: all that it holds is durable */
 	bool target_power;
 	bool verifies;    /* both sides are compared now and then, one is damaged before that */
+	bool calm;        /* no guest goes to the second half: what is zero there stays so */
 	bool sound;       /* errors hit the other side only */
 	bool guest_wrote; /* since a flush of the target was asked for */
 	uint8_t damaged;  /* bit per granule of the other side: changed behind the mirror's back */
@@ -79,7 +82,7 @@ static struct world {
 static struct {
 	long guest_ops, switches, switch_failures, losses, crashes, power_cuts, fulls, detaches,
 		holds, abandoned, verified, mismatches, heals, mirrored, held_answers, settled,
-		reads, aborted_records;
+		reads, aborted_records, resumes, kept, parks;
 } total;
 
 static struct oracle oracle;
@@ -200,6 +203,12 @@ static void check_authority(int disk, bool power, const char *when)
 				  power ? "I3" : "I1", when, s, disk, w.disk[disk].current[s]);
 }
 
+/* A damaged side must not become the authority before it was compared. */
+static bool may_switch(void)
+{
+	return !damaged() && !w.m->check.done && !w.calm;
+}
+
 /* The host */
 
 static void host_commit(void *arg, int side)
@@ -242,7 +251,7 @@ static void host_event(void *arg, enum bm_mirror_event event)
 		w.attached = w.reopen = false;
 		break;
 	case BM_MIRROR_IN_SYNC:
-		if (!w.draining && percent(50) && !w.damaged && !w.m->check.done)
+		if (!w.draining && percent(50) && may_switch())
 			bm_mirror_switch(w.m);
 		break;
 	default:
@@ -288,7 +297,7 @@ static void start(void)
 		abort();
 	bm_dev_start(w.order, w.loop);
 	w.alive = true;
-	w.attached = w.reopen = w.record_pending = false;
+	w.attached = w.reopen = w.record_pending = w.parking = false;
 	w.power = w.target_power = false;
 	w.flush_failed[0] = w.flush_failed[1] = false;
 }
@@ -330,6 +339,7 @@ static void crash(bool host_power, bool target_power)
 	trace("CRASH%s%s", host_power ? " host power" : "", target_power ? " target power" : "");
 	total.crashes++;
 	total.power_cuts += host_power || target_power;
+	w.resumable = w.attached;
 	stop();
 	settle_record();
 	oracle_crash(&oracle);
@@ -354,9 +364,18 @@ static void restart(void)
 	check_settled("before the restart");
 	check_authority(w.record, w.power, "after the restart");
 	oracle_rebase(&oracle, w.disk[w.record].current, SECTORS, w.cut);
-	memset(w.settled, 0,
-	       sizeof(w.settled)); /* the job is over, nobody keeps its map up to date */
+	if (!w.resumable || percent(30)) /* the job is over, nobody keeps its map up to date */
+		w.resumable = false, memset(w.settled, 0, sizeof(w.settled));
 	start();
+	if (!w.resumable)
+		return;
+	trace("RESUME");
+	if (bm_mirror_resume(w.m, w.settled))
+		abort();
+	w.attached = w.reopen = true;
+	total.resumes++;
+	for (int g = 0; g < GRANULES; g++)
+		total.kept += !bm_bitmap_test(&w.m->map.dirty, g);
 }
 
 static void attach(bool zeroed)
@@ -446,11 +465,12 @@ static int live(void)
 
 static void choose_range(struct bm_request *rq)
 {
-	int n = 1 + below(percent(25) ? 8 : 3), first = below(SECTORS - n + 1);
+	int all = w.calm ? SECTORS / 2 : SECTORS, n = 1 + below(percent(25) ? 8 : 3),
+	    first = below(all - n + 1);
 
 	if (percent(20)) {
 		n = GRANULE / SECTOR;
-		first = below(GRANULES) * n;
+		first = below(all / n) * n;
 	}
 	rq->offset = (uint64_t)first * SECTOR;
 	rq->length = (uint64_t)n * SECTOR;
@@ -586,6 +606,15 @@ static void verified(void *arg, int error)
 			violation("verified, and granule %d is damaged", g);
 }
 
+/* After a flip the old authority still answers what it was asked before. */
+static bool reads_fly(void)
+{
+	for (int i = 0; i < GUESTS; i++)
+		if (w.guest[i].used && w.guest[i].rq.op == BM_READ)
+			return true;
+	return false;
+}
+
 /* Somebody changes a sector of the other side; then both are compared. */
 static void damage_and_verify(void)
 {
@@ -594,8 +623,9 @@ static void damage_and_verify(void)
 
 	if (!w.attached || w.m->phase != PHASE_IDLE || w.m->check.done)
 		return;
-	if (w.m->link == LINK_UP && percent(50) && !bm_bitmap_test(&w.m->map.dirty, g) &&
-	    !bm_bitmap_test(&w.m->map.copying, g) && !w.m->map.granule[g].busy && !stale()) {
+	if (w.m->link == LINK_UP && percent(50) && !reads_fly() &&
+	    !bm_bitmap_test(&w.m->map.dirty, g) && !bm_bitmap_test(&w.m->map.copying, g) &&
+	    !w.m->map.granule[g].busy && !stale()) {
 		trace("DAMAGE disk %d sector %d", (int)(d - w.disk), s);
 		fake_disk_damage(d, s, 1000000 + w.step);
 		w.damaged |= (uint8_t)(1u << g);
@@ -604,17 +634,39 @@ static void damage_and_verify(void)
 	(void)bm_mirror_verify(w.m, verified, NULL);
 }
 
-/* A damaged side must not become the authority before it was compared. */
-static bool may_switch(void)
+/* The process ends in good order, and its map is of use to the next one. */
+static void park(void)
 {
-	return !damaged() && !w.m->check.done;
+	if (!w.attached || live())
+		return;
+	trace("PARK");
+	bm_mirror_keep_map(w.m);
+	bm_mirror_detach(w.m);
+	w.parking = true;
+}
+
+static void parking_step(void)
+{
+	if (!w.attached) {
+		crash(false, false);
+		w.resumable = true;
+		total.parks++;
+	} else if (percent(50)) {
+		disk_step();
+	} else if (percent(50)) {
+		record_step();
+	} else {
+		bm_loop_turn(w.loop, percent(10) ? 1000000000 : 0);
+	}
 }
 
 static void host_step(void)
 {
 	int x = below(w.draining ? 8 : 20);
 
-	if (x < 4)
+	if (w.verifies && !w.draining && percent(20))
+		damage_and_verify();
+	else if (x < 4)
 		reopen();
 	else if (x < 6)
 		record_step();
@@ -626,14 +678,14 @@ static void host_step(void)
 		bm_mirror_switch(w.m);
 	else if (x == 14)
 		bm_mirror_pause(w.m, percent(30));
-	else if (x == 15 && percent(20))
+	else if (x == 15 && percent(20) && !w.calm)
 		bm_mirror_detach(w.m);
 	else if (x == 16)
 		bm_mirror_switch_cancel(w.m);
 	else if (x == 17 && !bm_mirror_flush_target(w.m, flush_target_done, NULL))
 		w.guest_wrote = live() != 0;
-	else if (x == 18 && w.verifies)
-		damage_and_verify();
+	else if (x == 18 && w.fault_permille)
+		park();
 }
 
 static void fault_step(void)
@@ -691,6 +743,8 @@ static void live_step(void)
 
 	if (w.faults && below(1000) < w.fault_permille)
 		fault_step();
+	else if (w.parking)
+		parking_step();
 	else if (x < 25 && !w.draining && live() < w.depth)
 		guest_op();
 	else if (x < 62)
@@ -722,6 +776,9 @@ static void run_seed(uint64_t seed)
 	w.error_percent = percent(50) ? 0 : percent(50) ? 2 : 8;
 	w.sound = percent(30);
 	w.verifies = percent(30);
+	w.calm = w.verifies && percent(30);
+	if (w.calm) /* nor is the target lost, after which nothing is known to be zero */
+		w.fault_permille = w.error_percent = 0;
 	w.depth = 1 + below(GUESTS);
 	fake_disk_init(&w.disk[0], value[0], SECTOR, chance);
 	fake_disk_init(&w.disk[1], value[1], w.block1, chance);
@@ -763,15 +820,16 @@ static bool covered(void)
 	       "%ld, records in doubt %ld\n# losses %ld, full %ld, detached %ld, abandoned legs "
 	       "%ld, "
 	       "holds %ld, crashes %ld, power cuts %ld, settled granules checked %ld\n"
-	       "# comparisons %ld, differences found %ld\n",
+	       "# comparisons %ld, differences found %ld, parked %ld, resumed %ld, granules "
+	       "not copied again %ld\n",
 	       total.guest_ops, total.reads, total.mirrored, total.switches, total.switch_failures,
 	       total.aborted_records, total.losses, total.fulls, total.detaches, total.abandoned,
 	       total.holds, total.crashes, total.power_cuts, total.settled, total.verified,
-	       total.mismatches);
+	       total.mismatches, total.parks, total.resumes, total.kept);
 	return total.switches && total.switch_failures && total.losses && total.fulls &&
 	       total.detaches && total.abandoned && total.holds && total.crashes &&
 	       total.power_cuts && total.settled && total.mirrored && total.verified &&
-	       total.mismatches;
+	       total.mismatches && total.parks && total.resumes && total.kept;
 }
 
 int main(int argc, char **argv)

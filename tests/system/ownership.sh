@@ -62,12 +62,12 @@ refused_starts() {
 	umount "$mounted"
 }
 
-# incomplete NAME TARGET: a move to it that is interrupted; the disk stays where it is.
+# incomplete NAME TARGET: a move to it that is interrupted and given up; the disk stays where it is.
 incomplete() {
 	"$bm" relocate "$1" "$2" --overwrite --switch manual >>"$dir/log" 2>&1
 	kill_disk "$1"
 	serve "$1"
-	job_is "$1" .state interrupted
+	"$bm" job cancel "$1" && job_is "$1" .state cancelled
 }
 
 device() { # a loop device of 4 MiB, $device

@@ -199,7 +199,11 @@ static void sizes_and_durations_are_read(void **state)
 	assert_int_equal(n, 3000);
 	assert_int_equal(bm_parse_duration("1s", &n), 0);
 	assert_int_equal(n, 1000000000);
-	assert_true(bm_parse_duration("1h", &n) < 0);
+	assert_int_equal(bm_parse_duration("1.5m", &n), 0);
+	assert_int_equal(n, 90000000000);
+	assert_int_equal(bm_parse_duration("1h", &n), 0);
+	assert_int_equal(n, 3600000000000);
+	assert_true(bm_parse_duration("1d", &n) < 0);
 	assert_true(bm_parse_duration("nan", &n) < 0);
 	assert_true(bm_parse_duration("-1", &n) < 0);
 }

@@ -83,7 +83,7 @@ static void settled_is_what_is_clean_idle_and_flushed(void **state)
 	struct bm_map map;
 
 	(void)state;
-	assert_int_equal(bm_map_init(&map, 10 << 16, 16, settled), 0);
+	assert_int_equal(bm_map_init(&map, 10 << 16, 16, settled, false), 0);
 	assert_int_equal(map.granules, 10);
 	assert_int_equal(map.dirty.count, 10);
 	assert_false(bm_map_is_settled(&map, 3));
@@ -119,12 +119,31 @@ static void settled_is_what_is_clean_idle_and_flushed(void **state)
 	bm_map_fini(&map);
 }
 
+static void a_resumed_map_keeps_what_is_settled(void **state)
+{
+	uint8_t settled[2] = {0x28, 0x02};
+	struct bm_map map;
+
+	(void)state;
+	assert_int_equal(bm_map_init(&map, 10 << 16, 16, settled, true), 0);
+	for (unsigned g = 0; g < 10; g++) {
+		bool kept = g == 3 || g == 5 || g == 9;
+
+		assert_int_equal(bm_map_is_settled(&map, g), kept);
+		assert_int_equal(bm_bitmap_test(&map.dirty, g), !kept);
+	}
+	bm_map_fini(&map);
+	assert_int_equal(bm_map_init(&map, 10 << 16, 16, NULL, true), 0);
+	assert_int_equal(map.dirty.count, 10);
+	bm_map_fini(&map);
+}
+
 static void a_set_moves_into_one_that_is_not_empty(void **state)
 {
 	struct bm_map map;
 
 	(void)state;
-	assert_int_equal(bm_map_init(&map, 100 << 16, 16, NULL), 0);
+	assert_int_equal(bm_map_init(&map, 100 << 16, 16, NULL, false), 0);
 	bm_bitmap_set(&map.open, 1);
 	bm_bitmap_set(&map.open, 99);
 	bm_bitmap_set(&map.closed, 2);
@@ -140,6 +159,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(a_bitmap_is_what_was_set_in_it),
 		cmocka_unit_test(settled_is_what_is_clean_idle_and_flushed),
+		cmocka_unit_test(a_resumed_map_keeps_what_is_settled),
 		cmocka_unit_test(a_set_moves_into_one_that_is_not_empty),
 	};
 

@@ -1,0 +1,210 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * A disk process that follows one that is gone goes on with its job: the record says which one,
+ * the map says what need not be copied again (docs/record.md).
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "blockmirror/base/cleanup.h"
+#include "blockmirror/base/log.h"
+#include "blockmirror/base/uri.h"
+#include "blockmirror/disk/job.h"
+
+/* What the record says of the job. Strings are the record's. */
+struct past {
+	const char *state, *kind, *source, *target;
+	int number, created, delete_source, manual, verify, accept_repair, resumes;
+	json_int_t rate, latency, window, window_ends, started, map;
+};
+
+static bool read_past(const struct disk *d, struct past *p)
+{
+	*p = (struct past){.state = "", .kind = "", .latency = (json_int_t)BM_LATENCY_AUTO};
+	return !json_unpack(d->record.job,
+			    "{s:s s:s s:s s:s s:i s?b s?b s?b s?b s?b s?i s?I s?I s?I s?I s?I "
+			    "s?I}",
+			    "state", &p->state, "kind", &p->kind, "source", &p->source, "target",
+			    &p->target, "number", &p->number, "created", &p->created,
+			    "delete_source", &p->delete_source, "manual", &p->manual, "verify",
+			    &p->verify, "accept_repair", &p->accept_repair, "resumes", &p->resumes,
+			    "rate", &p->rate, "latency", &p->latency, "window", &p->window,
+			    "window_ends", &p->window_ends, "started", &p->started, "map", &p->map);
+}
+
+/* The last steps of one that has switched, or whose copy is complete, done again. */
+static void finish_again(struct disk *d, const struct past *p)
+{
+	if (!strcmp(p->kind, "relocate")) {
+		owner_mark(d->record.uri, "active", &d->record, d->folder);
+		if (p->delete_source)
+			owner_remove(p->source);
+		else
+			owner_mark(p->source, "retired", &d->record, d->folder);
+	}
+	json_object_set_new(d->record.job, "state", json_string("done"));
+}
+
+static void interrupted(struct disk *d, const struct past *p)
+{
+	char shown[400];
+
+	json_object_set_new(d->record.job, "state", json_string("interrupted"));
+	json_object_set_new(d->record.job, "error",
+			    json_pack("{s:s s:s}", "code", "E_INTERRUPTED", "message",
+				      "the process that ran it ended; the target is incomplete"));
+	bm_log(BM_LOG_WARN, "the move of %s was interrupted; its target %s is not usable", d->name,
+	       bm_uri_redact(p->target, shown, sizeof(shown)));
+}
+
+/* The copy was marked as complete already: only the record was not told. */
+static bool is_complete(const struct past *p)
+{
+	const char *path = bm_uri_path(p->target);
+	struct bm_mark mark;
+	struct stat st;
+
+	return !strcmp(p->kind, "copy") && path && !stat(path, &st) && S_ISREG(st.st_mode) &&
+	       !bm_mark_read(path, &mark) && !mark.state[0];
+}
+
+static struct job *job_again(struct disk *d, const struct past *p)
+{
+	const struct job_options options = {
+		.kind = !strcmp(p->kind, "copy") ? JOB_COPY : JOB_RELOCATE,
+		.target = strdup(p->target),
+		.manual = p->manual,
+		.delete_source = p->delete_source,
+		.verify = p->verify,
+		.accept_repair = p->accept_repair,
+		.rate = (uint64_t)p->rate,
+		.latency = (uint64_t)p->latency,
+		.window = (uint64_t)p->window,
+	};
+	struct job *job = job_new(d, &options, (unsigned)p->number);
+
+	if (!job) {
+		free(options.target);
+		return NULL;
+	}
+	free(job->source);
+	job->source = strdup(p->source);
+	job->target.uri = strdup(p->target);
+	job->target.created = p->created;
+	job->attached = true;
+	job->started = (uint64_t)p->started;
+	job->window_ends = (uint64_t)p->window_ends;
+	job->resumes = (unsigned)p->resumes + 1;
+	job->switched = options.kind == JOB_RELOCATE && !strcmp(d->record.uri, p->target);
+	return job;
+}
+
+/*
+ * The map of the process that is gone: its own, where the host lives; else the one it parked. From
+ * here on it belongs to a new record. That is written first: a map is believed only by the record
+ * that names it, so a parked one that could not be removed counts no more.
+ *
+ *	Without: the parked map is taken, the guest writes, the host loses power before the removal
+ *	is durable; the next process takes the same map again, and what was written is not copied.
+ */
+static void take_map(struct job *job, uint64_t generation)
+{
+	struct disk *d = job->disk;
+	uint8_t *parked = NULL;
+	struct bm_error error;
+	struct bm_record record;
+
+	job->map = mapfile_open(d, d->map_path, generation);
+	job->resumed_from = job->map ? "map" : "nothing";
+	if (!job->map)
+		parked = mapfile_open(d, d->parked_path, generation);
+	job->map_generation = d->generation + 1;
+	job_take_snapshot(job, "running", d->record.uri);
+	record = d->record;
+	record.generation = job->step_generation;
+	record.job = job->snapshot;
+	if (!bm_record_write(d->folder, &record, &error)) {
+		job_believe_record(job);
+		if (!job->map)
+			job->map = mapfile_create(d, job->map_generation);
+		else
+			mapfile_stamp(d, job->map, job->map_generation);
+		if (parked && job->map) {
+			mapfile_copy(d, job->map, parked);
+			job->resumed_from = "parked map";
+		}
+	} else {
+		bm_log(BM_LOG_ERROR, "%s: %s", d->name, error.text);
+	}
+	mapfile_close(d, parked);
+	unlink(d->parked_path);
+}
+
+/* The guest is served at once; writes are noted, and the other side is opened meanwhile. */
+static bool go_on(struct disk *d, const struct past *p)
+{
+	struct job *job = job_again(d, p);
+	struct bm_mirror_stats stats;
+
+	if (!job)
+		return false;
+	take_map(job, (uint64_t)p->map);
+	bm_mirror_set_rate(d->mirror, job->options.rate);
+	bm_mirror_set_latency(d->mirror, job->options.latency);
+	if (bm_mirror_resume(d->mirror, job->map) < 0) {
+		mapfile_remove(d, job->map);
+		job_free(job);
+		return false;
+	}
+	bm_mirror_get_stats(d->mirror, &stats);
+	job->redo_bytes = stats.dirty * stats.granule;
+	job->kept_bytes = stats.size > job->redo_bytes ? stats.size - job->redo_bytes : 0;
+	bm_log(BM_LOG_NOTICE, "%s.%u: goes on (%s): %llu bytes may differ, %llu are equal", d->name,
+	       job->number, job->resumed_from, (unsigned long long)job->redo_bytes,
+	       (unsigned long long)job->kept_bytes);
+	d->job = job;
+	job->phase = job->switched ? job_open_window(job) : PHASE_COPYING;
+	host_reopen(job);
+	return true;
+}
+
+void job_recover(struct disk *d)
+{
+	struct bm_error error;
+	struct past past;
+
+	if (!d->record.job || !read_past(d, &past) || strcmp(past.state, "running") != 0) {
+		unlink(d->map_path);
+		unlink(d->parked_path);
+		d->jobs = (unsigned)json_integer_value(json_object_get(d->record.job, "number"));
+		if (d->record.job)
+			json_array_append_new(d->past, report_past(d));
+		return;
+	}
+	d->jobs = (unsigned)past.number;
+	if (is_complete(&past) || (!strcmp(d->record.uri, past.target) && !past.window))
+		finish_again(d, &past);
+	else if (go_on(d, &past))
+		return;
+	else
+		interrupted(d, &past);
+	unlink(d->map_path);
+	unlink(d->parked_path);
+	d->record.generation = ++d->generation;
+	/* Which image is the truth stands in the record already: that is enough to serve. */
+	if (bm_record_write(d->folder, &d->record, &error) < 0)
+		bm_log(BM_LOG_ERROR, "%s: %s; the next start tries again", d->name, error.text);
+	json_array_append_new(d->past, report_past(d));
+}
+
+void job_park(struct job *job)
+{
+	if (job->map && mapfile_save(job->disk, job->map) < 0)
+		bm_log(BM_LOG_WARN,
+		       "%s.%u: its map cannot be kept; after a restart of the host all is copied "
+		       "again",
+		       job->disk->name, job->number);
+}

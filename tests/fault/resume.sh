@@ -1,0 +1,112 @@
+#!/bin/bash
+# SPDX-License-Identifier: BSD-3-Clause
+# What a process that follows one that is gone knows of a move: its map as long as the host lives,
+# the parked one after an orderly end, nothing after a crash of the host, and whether the target is
+# still the one that was there.
+# shellcheck source-path=SCRIPTDIR/../system source=../system/disk.bash
+. "$(dirname "$0")/../system/disk.bash"
+
+have jq getfattr nbdcopy || { skip "resuming" "jq, attr, libnbd-bin"; exit; }
+image_size=$((64 * M)) half=$((32 * M)) # behind it no load touches
+a=$dir/a.img b=$dir/b.img
+map=$BLOCKMIRROR_RUN_DIR/disks/disk.map parked=$BLOCKMIRROR_STATE_DIR/disks/disk/map
+head -c $image_size /dev/urandom >"$a"
+cp "$a" "$dir/original"
+
+ends_by() { # SIGNAL: the disk's process
+	kill -"$1" "$disk_pid"
+	wait_for 5 lib_gone "$disk_pid"
+	lib_forget "$disk_pid"
+}
+# settled: a good part of the map, at least.
+settled() { [ "$(tail -c +4097 "$map" | tr -d '\0' | wc -c)" -gt 20 ]; }
+begin() { # OPTION…: a move that has come some way
+	"$bm" relocate disk "$b" --detach --rate 4M "$@" && wait_for 20 settled
+}
+resumed() { job_is disk '"\(.state) \(.resumed.from)"' "running $1"; }
+kept() { job_is disk ".resumed.kept_bytes $1" true; }
+ends() { "$bm" job set disk --rate 0 && "$bm" job wait disk; }
+
+# A host that is restarted: RUN is empty.
+new_host() { rm -f "$map"; }
+
+orderly() {
+	check "a move, and an orderly end" begin
+	check "the process ends" ends_by TERM
+	check "it has parked its map" test -s "$parked"
+	new_host
+	check "the disk is served again, on a new host" serve disk
+	check "the job goes on from the parked map" resumed "parked map"
+	check "not from the beginning" kept "> 1e6"
+	check "which counts once: it is gone" test ! -e "$parked"
+	check "it ends" ends
+}
+
+# The parked map that comes back, as after a power cut that undid its removal, is of an old record.
+stale_map() {
+	check "a move, and an orderly end, again" begin --overwrite
+	check "the process ends, again" ends_by TERM
+	cp "$parked" "$dir/parked"
+	new_host
+	check "it is served again" serve disk
+	check "it goes on" resumed "parked map"
+	ends_by KILL
+	cp "$dir/parked" "$parked"
+	new_host
+	check "a crash of the host, and the parked map is back" serve disk
+	check "nobody believes it" resumed nothing
+	check "all is copied again" kept "== 0"
+	check "the job ends" ends
+}
+
+replaced() {
+	check "a move" begin --overwrite
+	ends_by KILL
+	mv "$b" "$dir/aside"
+	truncate -s $image_size "$b"
+	check "another image is where the target was: the disk is served" serve disk
+	check "the job ends" wait_for 10 job_is disk '"\(.state) \(.error.code)"' "failed E_FOREIGN"
+	check "nothing was written to it" cmp -n $image_size "$b" /dev/zero
+	check "the disk is where it was" test "$(show disk .uri)" = "$1"
+	rm -f "$b"
+}
+
+gone() {
+	check "a move" begin
+	ends_by KILL
+	mv "$b" "$dir/aside"
+	check "the target is not there: the disk is served" serve disk
+	sleep 1
+	check "the job waits for it" resumed map
+	mv "$dir/aside" "$b"
+	check "it is there again: the job ends" ends
+}
+
+copying() {
+	"$bm" copy disk "$dir/copy.img" --rate 4M >>"$dir/log" 2>&1 &
+	check "a copy" wait_for 20 settled
+	ends_by KILL
+	wait $!
+	check "the disk is served again" serve disk
+	check "the copy goes on" resumed map
+	check "not from the beginning" kept "> 1e6"
+	check "it ends" ends
+	check "it is what the disk never changed" cmp -i $half -n $half "$dir/copy.img" "$dir/original"
+	check "and has no mark" test -z "$(mark "$dir/copy.img")"
+}
+
+back() { "$bm" relocate disk "$a" --overwrite; }
+
+serve disk "$a"
+start_load disk --initial any --reconnect 60 --iops 500 --sizes 512:128k
+orderly
+check "back" back
+stale_map
+check "back again" back
+replaced "$a"
+gone
+copying
+check "the guest lost nothing, through all of that" end_load
+check "it is there for others, too" image_fits "$b"
+check "so is what it never touched" cmp -i $half -n $half "$b" "$dir/original"
+check "it is stopped in the end" unserve disk
