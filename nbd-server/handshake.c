@@ -398,6 +398,8 @@ static enum nbd_step answer(struct nbd_conn *conn, const uint8_t *data, size_t l
 		return NBD_WAIT;
 	a.writer = (struct nbd_writer){.at = piece->buf->data, .room = REPLY_ROOM};
 	conn->state = NBD_OPTION;
+	if (too_long && conn->option == NBD_OPT_SET_META_CONTEXT)
+		conn->selected = (struct nbd_selection){0}; /* as any SET that fails */
 	if (too_long && conn->option != NBD_OPT_ABORT)
 		reply_error(&a, NBD_REP_ERR_TOO_BIG, "the option's data is too long");
 	else

@@ -295,6 +295,22 @@ static void contexts_belong_to_their_export(void **state)
 	client_close(&c);
 }
 
+/* What is dropped unread is a SET that fails, too. */
+static void a_set_that_is_too_long_selects_nothing(void **state)
+{
+	static uint8_t data[65537];
+	struct client c = haggling();
+
+	(void)state;
+	assert_int_equal(query(&c, SET_META, QUERIES("base:allocation")).count, 1);
+	option(&c, SET_META, data, sizeof(data));
+	assert_int_equal(final_reply(&c, SET_META), TOO_BIG);
+	go(&c, "");
+	request(&c, STATUS, 0, 1, 0, 4096);
+	expect_error(&c, 1, EINVAL);
+	client_close(&c);
+}
+
 static void a_context_may_go_away_and_another_one_come(void **state)
 {
 	struct client c = haggling();
@@ -429,6 +445,7 @@ int main(void)
 		TEST(each_context_is_a_chunk_of_the_answer),
 		TEST(one_context_that_fails_fails_the_request),
 		TEST(contexts_belong_to_their_export),
+		TEST(a_set_that_is_too_long_selects_nothing),
 		TEST(a_context_may_go_away_and_another_one_come),
 		TEST(a_client_may_vanish_while_contexts_are_asked),
 		TEST(many_questions_wait_for_memory),
