@@ -46,7 +46,8 @@ static const char usage[] =
 	"When clients may connect to --unix or --listen, the line \"ready URI\" is printed.\n";
 
 struct arguments {
-	const char *uri, *unix_path, *export_name, *pid_file;
+	char *uri; /* ours */
+	const char *unix_path, *export_name, *pid_file;
 	char *host, *port; /* of --listen */
 	bool stdio, read_only;
 	uint64_t create; /* bytes; 0: no */
@@ -368,6 +369,7 @@ static void tear_down(struct program *p, bool failed)
 		unlink(bm_uri_path(p->args.uri));
 	if (p->pid_written)
 		unlink(p->args.pid_file);
+	free(p->args.uri);
 	if (p->signals.events)
 		close(p->signals.fd);
 	bm_loop_free(p->loop);
