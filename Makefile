@@ -46,8 +46,9 @@ PROGRAMS := $(addprefix $(BUILD)/,blockmirror blockmirror-disk blockmirror-nbd)
 LIBRARIES := $(BUILD)/libblockmirror.a $(BUILD)/libblockmirror.so
 UNIT_TESTS := $(patsubst tests/unit/%.c,$(BUILD)/tests/unit/%,$(wildcard tests/unit/*_test.c))
 HAMMER_SRC := $(call sources,fixtures/hammer)
+CONFORMANCE_SRC := $(call sources,fixtures/conformance)
 FIXTURES := $(patsubst fixtures/%.c,$(BUILD)/fixtures/%,$(wildcard fixtures/*.c)) \
-	$(BUILD)/fixtures/hammer
+	$(BUILD)/fixtures/hammer $(BUILD)/fixtures/conformance
 
 all: $(PROGRAMS) $(LIBRARIES)
 
@@ -97,11 +98,17 @@ $(BUILD)/fixtures/hammer: $(call objects,$(HAMMER_SRC)) $(BUILD)/libblockmirror.
 	$(Q)mkdir -p $(@D)
 	$(Q)$(CC) $(BM_LDFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
 
+# Of the project it takes nothing: it checks what the rest has made.
+$(BUILD)/fixtures/conformance: $(call objects,$(CONFORMANCE_SRC))
+	$(call say,LD,$@)
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CC) $(BM_LDFLAGS) $(LDFLAGS) -o $@ $^ $(shell pkg-config --libs gnutls)
+
 tests: $(UNIT_TESTS) $(FIXTURES)
 
 # Every Debian package that building, the demo and the tests need.
 PACKAGES := build-essential pkg-config clang-format-14 clang-tidy-14 shellcheck valgrind mandoc \
-	libaio-dev libnbd-dev libiscsi-dev libjansson-dev libxxhash-dev libcmocka-dev \
+	libaio-dev libnbd-dev libiscsi-dev libjansson-dev libxxhash-dev libgnutls28-dev libcmocka-dev \
 	qemu-system-x86 qemu-utils qemu-block-extra nbdkit libnbd-bin tgt libiscsi-bin fio \
 	busybox-static jq bc socat attr xfsprogs procps util-linux iproute2 python3 python3-libnbd \
 	strace libxml2-utils git

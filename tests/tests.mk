@@ -36,13 +36,15 @@ check-unit: all tests
 	$(Q)tests/run $(BUILD)/test-logs $(UNIT_TESTS)
 
 check-mutants: tests
-	$(Q)BUILD=$(BUILD) TEST_TIMEOUT=36000 tests/run $(BUILD)/test-logs tests/model/mutants.sh
+	$(Q)BUILD=$(BUILD) TEST_TIMEOUT=36000 tests/run $(BUILD)/test-logs tests/model/mutants.sh \
+		tests/conformance/mutants.sh
 
 # Hours: a million seeds, the mutants, the system tests with sanitizers.
 check-long: all tests asan-tests
 	$(Q)BUILD=$(BUILD) TEST_TIMEOUT=36000 tests/run $(BUILD)/test-logs \
 		$(BUILD)/tests/model/mirror_test:-n:1000000:-s:100000 \
-		$(ASAN)/tests/model/mirror_test:-n:100000:-s:2000000 tests/model/mutants.sh
+		$(ASAN)/tests/model/mirror_test:-n:100000:-s:2000000 tests/model/mutants.sh \
+		tests/conformance/mutants.sh
 	$(Q)$(MAKE) --no-print-directory BUILD=$(ASAN) SAN=address,undefined all
 	$(Q)BUILD=$(ASAN) tests/run $(ASAN)/test-logs $(SYSTEM_TESTS)
 
