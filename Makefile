@@ -86,7 +86,7 @@ $(BUILD)/blockmirror: $(call objects,$(CLI_SRC)) $(BUILD)/libblockmirror.a
 $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(BUILD)/libnbdserver.a $(BUILD)/libblockmirror.a
 	$(call say,LD,$@)
 	$(Q)mkdir -p $(@D)
-	$(Q)$(CC) $(BM_LDFLAGS) $(LDFLAGS) -o $@ $^ -lcmocka $(LIBS)
+	$(Q)$(CC) $(BM_LDFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(filter %.a,$^) -lcmocka $(LIBS)
 
 $(BUILD)/fixtures/%: $(BUILD)/obj/fixtures/%.o $(BUILD)/libblockmirror.a
 	$(call say,LD,$@)
@@ -111,7 +111,7 @@ PACKAGES := build-essential pkg-config clang-format-14 clang-tidy-14 shellcheck 
 	libaio-dev libnbd-dev libiscsi-dev libjansson-dev libxxhash-dev libgnutls28-dev libcmocka-dev \
 	qemu-system-x86 qemu-utils qemu-block-extra nbdkit libnbd-bin tgt libiscsi-bin fio \
 	busybox-static jq bc socat attr xfsprogs procps util-linux iproute2 python3 python3-libnbd \
-	strace libxml2-utils git
+	strace libxml2-utils git clang-14 afl++ nbd-client nbd-server
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
 deps:

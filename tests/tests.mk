@@ -12,6 +12,8 @@ PARALLEL := $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc))
 
 tests: $(MODEL_TESTS)
 
+include tests/fuzz/fuzz.mk
+
 MODEL_OBJ := $(call objects,tests/model/fake_disk.c tests/model/oracle.c)
 $(MODEL_TESTS): $(MODEL_OBJ)
 
@@ -23,10 +25,10 @@ check:
 		$(BUILD)/tests/model/mirror_test:-n:$(MODEL_SEEDS) \
 		$(ASAN)/tests/model/mirror_test:-n:1500 $(TSAN)/tests/model/mirror_test:-n:200 \
 		$(UNIT_TESTS) $(UNIT_TESTS:$(BUILD)/%=$(ASAN)/%) $(TSAN)/tests/unit/loop_test \
-		tests/valgrind.sh
+		$(foreach target,$(FUZZ_TARGETS),$(call replay,$(target))) tests/valgrind.sh
 
 asan-tests:
-	$(Q)$(MAKE) --no-print-directory BUILD=$(ASAN) SAN=address,undefined CFLAGS="-O1 -g" all tests
+	$(Q)$(MAKE) --no-print-directory BUILD=$(ASAN) SAN=address,undefined CFLAGS="-O1 -g" all tests replays
 
 tsan-tests:
 	$(Q)$(MAKE) --no-print-directory BUILD=$(TSAN) SAN=thread all $(TSAN)/tests/unit/loop_test \
