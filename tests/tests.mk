@@ -41,8 +41,9 @@ check-mutants: tests
 	$(Q)BUILD=$(BUILD) TEST_TIMEOUT=36000 tests/run $(BUILD)/test-logs tests/model/mutants.sh \
 		tests/conformance/mutants.sh
 
-# Hours: a million seeds, the mutants, the system tests with sanitizers.
-check-long: all tests asan-tests
+# Hours: a million seeds, the mutants, clients for minutes, the system tests with sanitizers.
+check-long: all tests asan-tests tsan-tests
+	$(Q)BUILD=$(BUILD) LOAD_SECONDS=60 tests/run $(BUILD)/test-logs tests/system/nbd_many.sh
 	$(Q)BUILD=$(BUILD) TEST_TIMEOUT=36000 tests/run $(BUILD)/test-logs \
 		$(BUILD)/tests/model/mirror_test:-n:1000000:-s:100000 \
 		$(ASAN)/tests/model/mirror_test:-n:100000:-s:2000000 tests/model/mutants.sh \
