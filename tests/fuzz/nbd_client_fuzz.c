@@ -114,6 +114,7 @@ static void act(struct input *in, bool structured)
 {
 	uint8_t what = input_u8(in);
 	struct peer *peer = &peers[(what >> 4 & 3) % peer_count];
+	const uint8_t *bytes;
 	size_t length;
 
 	switch (what & 7) {
@@ -126,7 +127,8 @@ static void act(struct input *in, bool structured)
 		break;
 	case 3:
 		length = input_u8(in);
-		peer_say(peer, input_take(in, &length), length);
+		bytes = input_take(in, &length);
+		peer_say(peer, bytes, length);
 		break;
 	case 4:
 		submit(in);
