@@ -193,24 +193,40 @@ static struct secret target_password(const char *text)
 	return (struct secret){(size_t)(value - text), (size_t)(value - text) + length};
 }
 
+/* Both, in the order in which they stand; what overlaps is one. One that is not there is empty. */
+static void find_secrets(const char *text, struct secret s[2])
+{
+	struct secret user = user_password(text), target = target_password(text);
+	bool swap = target.end && (!user.end || target.start < user.start);
+
+	s[0] = swap ? target : user;
+	s[1] = swap ? user : target;
+	if (s[1].end && s[1].start <= s[0].end) {
+		s[0].end = s[0].end > s[1].end ? s[0].end : s[1].end;
+		s[1].end = 0;
+	}
+	if (!s[1].end)
+		s[1].start = s[1].end = strlen(text);
+}
+
 char *bm_uri_redact(const char *text, char *out, size_t size)
 {
-	struct secret first = user_password(text), second = target_password(text);
+	struct secret s[2];
 
-	if (second.start < first.end) /* there is no second one */
-		second.start = second.end = strlen(text);
-	snprintf(out, size, "%.*s%s%.*s%s%s", (int)first.start, text,
-		 first.end > first.start ? "***" : "", (int)(second.start - first.end),
-		 text + first.end, second.end > second.start ? "***" : "", text + second.end);
+	find_secrets(text, s);
+	snprintf(out, size, "%.*s%s%.*s%s%s", (int)s[0].start, text,
+		 s[0].end > s[0].start ? "***" : "", (int)(s[1].start - s[0].end), text + s[0].end,
+		 s[1].end > s[1].start ? "***" : "", text + s[1].end);
 	return out;
 }
 
 void bm_uri_hide(char *text)
 {
-	struct secret first = user_password(text), second = target_password(text);
+	struct secret s[2];
 
-	memset(text + first.start, '*', first.end - first.start);
-	memset(text + second.start, '*', second.end - second.start);
+	find_secrets(text, s);
+	for (int i = 0; i < 2; i++)
+		memset(text + s[i].start, '*', s[i].end - s[i].start);
 }
 
 /* The working directory and path, which does not begin with a slash. */

@@ -53,6 +53,9 @@ static void passwords_are_not_shown(void **state)
 	assert_redacted("iscsi://user%sec/secret@host/iqn.a/1", "iscsi://user%***@host/iqn.a/1");
 	assert_redacted("iscsi://u%secret@h/i/1?target_user=t&target_password=secret&x=1",
 			"iscsi://u%***@h/i/1?target_user=t&target_password=***&x=1");
+	assert_redacted("nbd:?target_password=://.:secret@:secret", "nbd:?target_password=***");
+	assert_redacted("x?target_password=secret&y://u:secret@h",
+			"x?target_password=***&y://u:***@h");
 	assert_redacted("iscsi://host/iqn.a/1?target_password=secret",
 			"iscsi://host/iqn.a/1?target_password=***");
 	assert_redacted("ISCSI://user%secret@host/x", "ISCSI://user%***@host/x");
