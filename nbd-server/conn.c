@@ -345,7 +345,7 @@ int nbd_conn_new(struct nbd_server *server, int in, int out, const char *peer)
 	if (!conn)
 		return r;
 	snprintf(conn->peer, sizeof(conn->peer), "%s", peer);
-	conn->pool = bm_pool_new(server->loop, NBD_BUDGET);
+	conn->pool = bm_pool_new(server->loop, server->options.max_data);
 	if (!conn->pool)
 		goto fail;
 	r = bm_timer_set(server->loop, &conn->handshake,
@@ -357,6 +357,7 @@ int nbd_conn_new(struct nbd_server *server, int in, int out, const char *peer)
 		goto fail;
 	bm_list_append(&server->conns, &conn->link);
 	server->connected++;
+	nbd_limits_joined(conn);
 	nbd_greet(conn);
 	update_watches(conn);
 	return 0;

@@ -128,6 +128,14 @@ static struct nbd_wire_export describe(const struct nbd_conn *conn, const struct
 	};
 }
 
+/* Why the client may not have the export now; NULL: it may. */
+static const char *refusal(const struct nbd_conn *conn, const struct nbd_offer *offer)
+{
+	if (!nbd_limits_admit(conn->server, offer))
+		return "the export has as many clients as it may have";
+	return NULL;
+}
+
 /* The handshake is over. Contexts that were selected for another export are void. */
 static void enter_transmission(struct nbd_conn *conn, const struct nbd_offer *offer)
 {
@@ -144,11 +152,14 @@ static void export_name(struct answer *a)
 	static const uint8_t zeroes[NBD_ZEROES];
 	struct nbd_conn *conn = a->conn;
 	const struct nbd_offer *offer = nbd_offer_find(conn->server, a->data.at, a->data.left);
+	const char *why = "it asked for an export that does not exist";
 	struct nbd_wire_export wire;
 
-	if (!offer || conn->mode == NBD_EXTENDED) {
-		nbd_conn_violated(conn, offer ? "extended headers need NBD_OPT_GO"
-					      : "it asked for an export that does not exist");
+	if (offer)
+		why = conn->mode == NBD_EXTENDED ? "extended headers need NBD_OPT_GO"
+						 : refusal(conn, offer);
+	if (why) {
+		nbd_conn_violated(conn, why);
 		return;
 	}
 	wire = describe(conn, offer);
@@ -184,6 +195,7 @@ static void info(struct answer *a)
 {
 	const struct nbd_offer *offer;
 	bool name = false, description = false;
+	const char *why;
 	uint32_t length;
 	const uint8_t *text = read_string(&a->data, &length);
 
@@ -200,6 +212,11 @@ static void info(struct answer *a)
 	offer = nbd_offer_find(a->conn->server, text, length);
 	if (!offer) {
 		unknown_export(a);
+		return;
+	}
+	why = a->conn->option == NBD_OPT_GO ? refusal(a->conn, offer) : NULL;
+	if (why) {
+		reply_error(a, NBD_REP_ERR_POLICY, why);
 		return;
 	}
 	info_sizes(a, offer);

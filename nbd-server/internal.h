@@ -26,7 +26,6 @@
 enum {
 	NBD_PIECES = 128,
 	NBD_REQUESTS = NBD_PIECES + 1, /* one has no piece yet: the one the parser is at */
-	NBD_BUDGET = 16 << 20,         /* bytes of buffers */
 	NBD_INPUT = 64 << 10,          /* receive buffer; also the longest option data we look at */
 	NBD_HEADER = 128,              /* room for any reply header, with an error's text */
 	NBD_MAX_LISTENERS = 16,
@@ -103,6 +102,7 @@ struct nbd_offer {
 	char *name, *description;
 	struct bm_dev *dev;
 	bool read_only;
+	unsigned max_clients; /* 0: no limit of its own */
 	unsigned contexts;
 	struct nbd_context context[NBD_MAX_CONTEXTS]; /* the first one is base:allocation */
 };
@@ -147,6 +147,7 @@ struct nbd_conn {
 	size_t sent;                 /* bytes of the first one in out */
 	struct bm_list free_requests, free_pieces;
 	uint64_t requests, bytes_read, bytes_written;
+	uint64_t seen, active; /* limits.c: requests when it looked last; when it saw one last */
 
 	struct nbd_request request[NBD_REQUESTS];
 	struct nbd_piece piece[NBD_PIECES];
@@ -165,7 +166,7 @@ struct nbd_server {
 	struct bm_list conns;
 	unsigned connected;
 	bool stopping;
-	struct bm_timer stop_timer, accept_timer;
+	struct bm_timer stop_timer, accept_timer, idle_timer;
 	struct bm_task stopped;
 	void (*done)(void *arg);
 	void *done_arg;
@@ -180,6 +181,15 @@ struct nbd_server {
 const struct nbd_offer *nbd_offer_find(const struct nbd_server *server, const uint8_t *name,
 				       size_t length);
 void nbd_server_left(struct nbd_conn *conn); /* the last thing that is done to conn */
+
+/* limits.c: what clients may take, and what they have taken */
+
+void nbd_limits_init(struct nbd_server *server); /* its options are complete afterwards */
+void nbd_limits_fini(struct nbd_server *server);
+/* A client has come. */
+void nbd_limits_joined(struct nbd_conn *conn);
+/* Whether one more client may open the export. */
+bool nbd_limits_admit(const struct nbd_server *server, const struct nbd_offer *offer);
 
 /* contexts.c */
 

@@ -39,6 +39,15 @@ static const char usage[] =
 	"  --help              show this text and exit\n"
 	"  --version           show the version and exit\n"
 	"\n"
+	"Limits; what clients send beyond them waits:\n"
+	"\n"
+	"  --max-connections N    clients at a time (default 100)\n"
+	"  --max-requests N       requests of a client in flight (default, and most: 128)\n"
+	"  --max-data SIZE        memory for the data of a client's requests (default 16M)\n"
+	"  --handshake-timeout S  seconds that a client has to choose an export (default 10)\n"
+	"  --idle-timeout S       seconds after which a client that asks nothing is disconnected\n"
+	"                         (default 0: never)\n"
+	"\n"
 	"URI is PATH, file:PATH, nbd://, nbd+unix://, iscsi://, or mem:SIZE. One of --unix, "
 	"--listen,\n"
 	"--stdio is needed, unless sockets are passed by socket activation (LISTEN_FDS).\n"
@@ -52,6 +61,7 @@ struct arguments {
 	bool stdio, read_only;
 	uint64_t create; /* bytes; 0: no */
 	int passed;      /* sockets, from FIRST_PASSED_FD on */
+	struct nbd_server_options limits;
 };
 
 struct program {
@@ -121,24 +131,30 @@ static int check_arguments(struct arguments *args, int rest, char **words, struc
 	return 0;
 }
 
+static const struct option known[] = {
+	{"unix", required_argument, NULL, 'u'},
+	{"listen", required_argument, NULL, 'l'},
+	{"export-name", required_argument, NULL, 'e'},
+	{"read-only", no_argument, NULL, 'r'},
+	{"create", required_argument, NULL, 'c'},
+	{"pid-file", required_argument, NULL, 'p'},
+	{"stdio", no_argument, NULL, 's'},
+	{"max-connections", required_argument, NULL, 'L'},
+	{"max-requests", required_argument, NULL, 'L'},
+	{"max-data", required_argument, NULL, 'L'},
+	{"handshake-timeout", required_argument, NULL, 'L'},
+	{"idle-timeout", required_argument, NULL, 'L'},
+	{"help", no_argument, NULL, 'h'},
+	{"version", no_argument, NULL, 'V'},
+	{NULL, 0, NULL, 0},
+};
+
 /* Returns 0, 1 when all is done (--help), or -errno; error is without text when getopt said it. */
 static int parse_arguments(struct arguments *args, int argc, char **argv, struct bm_error *error)
 {
-	static const struct option options[] = {
-		{"unix", required_argument, NULL, 'u'},
-		{"listen", required_argument, NULL, 'l'},
-		{"export-name", required_argument, NULL, 'e'},
-		{"read-only", no_argument, NULL, 'r'},
-		{"create", required_argument, NULL, 'c'},
-		{"pid-file", required_argument, NULL, 'p'},
-		{"stdio", no_argument, NULL, 's'},
-		{"help", no_argument, NULL, 'h'},
-		{"version", no_argument, NULL, 'V'},
-		{NULL, 0, NULL, 0},
-	};
-	int option, r = 0;
+	int option, which = 0, r = 0;
 
-	while (!r && (option = getopt_long(argc, argv, "", options, NULL)) != -1) {
+	while (!r && (option = getopt_long(argc, argv, "", known, &which)) != -1) {
 		switch (option) {
 		case 'u':
 			args->unix_path = optarg;
@@ -160,6 +176,9 @@ static int parse_arguments(struct arguments *args, int argc, char **argv, struct
 			break;
 		case 's':
 			args->stdio = true;
+			break;
+		case 'L':
+			r = nbd_server_set_limit(&args->limits, known[which].name, optarg, error);
 			break;
 		case 'h':
 			fputs(usage, stdout);
@@ -296,13 +315,15 @@ static int open_image(struct program *p, struct bm_error *error)
 
 static int start_server(struct program *p, struct bm_error *error)
 {
-	const struct nbd_server_options options = {.changed = client_changed, .arg = p};
 	const struct arguments *args = &p->args;
+	struct nbd_server_options limits = args->limits;
 	const struct nbd_export export = {
 		.name = args->export_name, .dev = p->order, .read_only = args->read_only};
 	int r;
 
-	p->server = nbd_server_new(p->loop, &options);
+	limits.changed = client_changed;
+	limits.arg = p;
+	p->server = nbd_server_new(p->loop, &limits);
 	if (!p->server)
 		return bm_fail_errno(error, ENOMEM, "cannot start");
 	r = nbd_server_add_export(p->server, &export, error);

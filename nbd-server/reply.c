@@ -22,8 +22,7 @@
 #include "blockmirror/base/list.h"
 #include "nbd-server/internal.h"
 
-/* What always fits, whatever else the connection is doing. */
-enum { KEPT_WHOLE = NBD_BUDGET / 2, TEXT = 80 };
+enum { TEXT = 80 };
 static_assert(sizeof(struct nbd_wire_extended_chunk) + 4 + 2 + TEXT + 8 <= NBD_HEADER,
 	      "an error fits");
 
@@ -207,7 +206,8 @@ void nbd_reply(struct nbd_piece *piece)
 
 bool nbd_reply_streams(const struct nbd_conn *conn, uint64_t length)
 {
-	return conn->mode == NBD_SIMPLE && length > KEPT_WHOLE;
+	/* Half of the buffers is what always fits, whatever else the connection is doing. */
+	return conn->mode == NBD_SIMPLE && length > conn->server->options.max_data / 2;
 }
 
 /*

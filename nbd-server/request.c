@@ -75,6 +75,12 @@ static void submit(struct nbd_piece *piece, struct bm_dev *dev)
  * The next piece of a READ or WRITE, with its buffer: all there is left, or up to the next multiple
  * of the largest buffer, so that the pieces between the first and the last one are aligned as well
  * as can be. NULL: the parser has to wait.
+ *
+ * A READ that streams holds other replies back, and gets on with the memory of its own pieces. So
+ * all of these have the largest buffer, also the first one, which may be short:
+ *
+ *	It has sent its 4 KiB; the replies that it holds back have all memory but these; its next
+ *piece needs 1 MiB, and waits for ever.
  */
 static struct nbd_piece *next_piece(struct nbd_conn *conn, struct nbd_request *request)
 {
@@ -83,7 +89,7 @@ static struct nbd_piece *next_piece(struct nbd_conn *conn, struct nbd_request *r
 
 	if (length > BM_BUF_MAX)
 		length = BM_BUF_MAX - request->at % BM_BUF_MAX;
-	piece = nbd_piece_get(conn, request, length);
+	piece = nbd_piece_get(conn, request, request->streams ? BM_BUF_MAX : length);
 	if (piece)
 		set_up(piece, length);
 	return piece;
@@ -101,6 +107,8 @@ void nbd_request_free(struct nbd_conn *conn, struct nbd_request *request)
 {
 	bm_list_push(&conn->free_requests, &request->link);
 	conn->busy--;
+	if (conn->paused)
+		bm_loop_soon(conn->server->loop, &conn->resume);
 }
 
 void nbd_request_abandon(struct nbd_conn *conn)
@@ -214,6 +222,8 @@ static enum nbd_step header_step(struct nbd_conn *conn)
 
 	if (!r.at)
 		return NBD_MORE_INPUT;
+	if (conn->busy == conn->server->options.max_requests)
+		return NBD_WAIT;
 	h = read_header(&r, extended);
 	nbd_input_take(conn, size);
 	if (h.magic != (extended ? NBD_EXTENDED_REQUEST_MAGIC : NBD_REQUEST_MAGIC))

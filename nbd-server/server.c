@@ -11,8 +11,6 @@
 #include "blockmirror/base/list.h"
 #include "nbd-server/internal.h"
 
-#define TEN_SECONDS 10000000000u
-
 static void stopped(struct bm_task *task)
 {
 	struct nbd_server *server = bm_container(task, struct nbd_server, stopped);
@@ -46,12 +44,7 @@ struct nbd_server *nbd_server_new(struct bm_loop *loop, const struct nbd_server_
 	server->loop = loop;
 	if (options)
 		server->options = *options;
-	if (!server->options.max_connections)
-		server->options.max_connections = 100;
-	if (!server->options.handshake_ns)
-		server->options.handshake_ns = TEN_SECONDS;
-	if (!server->options.stop_ns)
-		server->options.stop_ns = TEN_SECONDS;
+	nbd_limits_init(server);
 	server->stop_timer.run = stop_timeout;
 	server->accept_timer.run = accept_again;
 	server->stopped.run = stopped;
@@ -75,6 +68,7 @@ void nbd_server_free(struct nbd_server *server)
 	nbd_listen_close(server);
 	bm_timer_clear(server->loop, &server->stop_timer);
 	bm_timer_clear(server->loop, &server->accept_timer);
+	nbd_limits_fini(server);
 	bm_task_cancel(&server->stopped);
 	for (unsigned i = 0; i < server->offers; i++)
 		offer_fini(&server->offer[i]);
@@ -124,6 +118,7 @@ int nbd_server_add_export(struct nbd_server *server, const struct nbd_export *ex
 		.description = strdup(description),
 		.dev = export->dev,
 		.read_only = export->read_only,
+		.max_clients = export->max_clients,
 	};
 	if (!offer->name || !offer->description || nbd_contexts_init(offer) < 0) {
 		offer_fini(offer);

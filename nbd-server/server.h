@@ -6,8 +6,9 @@
  * Threads: everything here belongs to the thread of the loop. Listening on a host name looks it up
  * and may block; all else never does.
  *
- * Memory: a connection holds at most 128 requests and 16 MiB of data; when either is used up its
- * socket is not read from until replies have gone out. The number of connections is capped, too.
+ * Memory: a connection holds at most max_requests requests and max_data bytes of buffers; when
+ * either is used up its socket is not read from until replies have gone out. The number of
+ * connections is limited, too: nbd_server_bound() tells what all of them may come to.
  */
 #ifndef NBD_SERVER_SERVER_H
 #define NBD_SERVER_SERVER_H
@@ -21,11 +22,15 @@ enum {
 	NBD_MAX_NAME = 256,   /* bytes of an export's or a context's name (proto.md: SHOULD) */
 	NBD_MAX_CONTEXTS = 8, /* metadata contexts of an export */
 	NBD_PEER_TEXT = 64,
+	NBD_LEAST_DATA = 2 << 20,
 };
 
 struct nbd_server_options {
 	unsigned max_connections; /* 0: 100. More wait in the backlog of the socket */
+	unsigned max_requests;    /* 0: 128, and no more than that. In flight on a connection */
+	uint64_t max_data;        /* 0: 16 MiB; at least NBD_LEAST_DATA. Buffers of a connection */
 	uint64_t handshake_ns; /* 0: 10 s. A client that has chosen no export by then is closed */
+	uint64_t idle_ns;      /* 0: never. A client is closed that has asked nothing for so long */
 	uint64_t stop_ns;      /* 0: 10 s. What clients get to take their last replies */
 	/* A client connected or left; called from the loop. May stop the server. NULL is allowed */
 	void (*changed)(void *arg);
@@ -37,6 +42,7 @@ struct nbd_export {
 	const char *description; /* for people; "" or NULL: none */
 	struct bm_dev *dev;      /* not owned; outlives the server */
 	bool read_only;          /* also when dev is not */
+	unsigned max_clients;    /* 0: as many as the server has. More are refused */
 };
 
 struct nbd_client_info {
@@ -46,6 +52,26 @@ struct nbd_client_info {
 	uint64_t bytes_read, bytes_written;
 	unsigned in_flight; /* requests not yet answered */
 };
+
+/* What all clients take together. */
+struct nbd_server_usage {
+	uint64_t bound;   /* bytes of memory that they never exceed */
+	uint64_t memory;  /* bytes that they have now */
+	uint64_t buffers; /* of these, bytes in which data of requests is */
+	unsigned max_connections;
+	unsigned connections; /* closed ones count as long as the device has requests of theirs */
+	unsigned in_flight;   /* requests not yet answered */
+};
+
+/*
+ * Sets one limit from what a user has written: "max-connections", "max-requests", "max-data",
+ * "handshake-timeout" or "idle-timeout" (whole seconds). Errors: BM_E_USAGE.
+ */
+int nbd_server_set_limit(struct nbd_server_options *options, const char *limit, const char *text,
+			 struct bm_error *error);
+
+/* Bytes of memory that a server with these options takes at most for its clients. */
+uint64_t nbd_server_bound(const struct nbd_server_options *options);
 
 /* A server without exports that does not listen. options NULL: the defaults. NULL: no memory. */
 struct nbd_server *nbd_server_new(struct bm_loop *loop, const struct nbd_server_options *options);
@@ -105,6 +131,8 @@ char *nbd_server_uri(const struct nbd_server *server, const char *name);
  */
 unsigned nbd_server_clients(const struct nbd_server *server, struct nbd_client_info *info,
 			    unsigned room);
+
+void nbd_server_get_usage(const struct nbd_server *server, struct nbd_server_usage *usage);
 
 /*
  * Listens and reads no more; requests in flight are carried out and answered, then connections are

@@ -27,10 +27,14 @@ static int set_nonblocking(int fd)
 /* For TCP; a unix socket refuses it, and needs none of it. */
 static void tune(int fd)
 {
-	const int on = 1;
+	/* A client whose host is gone is found out within two minutes. */
+	const int on = 1, idle = 60, interval = 10, count = 6;
 
 	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
 	setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
+	setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof(idle));
+	setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval, sizeof(interval));
+	setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &count, sizeof(count));
 }
 
 int nbd_transport_open(struct nbd_transport *t, int in, int out)

@@ -59,7 +59,7 @@ static void destroy(struct bm_pool *pool, struct bm_buf *buf)
 	free(buf);
 }
 
-static void drop_free(struct bm_pool *pool)
+void bm_pool_trim(struct bm_pool *pool)
 {
 	struct bm_list *node;
 
@@ -73,7 +73,7 @@ void bm_pool_free(struct bm_pool *pool)
 	if (!pool)
 		return;
 	bm_task_cancel(&pool->wake);
-	drop_free(pool);
+	bm_pool_trim(pool);
 	pool->closed = true;
 	if (!pool->out)
 		free(pool);
@@ -94,7 +94,7 @@ static struct bm_buf *create(struct bm_pool *pool, size_t size)
 	struct bm_buf *buf;
 
 	if (pool->bytes + size > pool->limit)
-		drop_free(pool);
+		bm_pool_trim(pool);
 	if (pool->bytes + size > pool->limit)
 		return NULL;
 	buf = calloc(1, sizeof(*buf));

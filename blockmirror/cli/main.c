@@ -8,14 +8,17 @@
 #include "blockmirror/cli/cli.h"
 
 const struct command commands[] = {
-	{"serve", "NAME [IMAGE] [--create SIZE] [--force]", "serve an image as a disk over NBD",
+	{"serve", "NAME [IMAGE] [--create SIZE] [--force] [--max-connections N] [--max-data SIZE]",
+	 "serve an image as a disk over NBD",
 	 "IMAGE is a path or a URI (file: nbd: nbd+unix: iscsi:). Once the disk has a record it "
 	 "may be\n"
 	 "left out: the record says where the disk is.\n"
 	 "\n"
 	 "  --create SIZE  make the image, a file, of that size\n"
 	 "  --force        serve IMAGE though it is an old copy, left behind by a move, or an\n"
-	 "                 incomplete one\n",
+	 "                 incomplete one\n"
+	 "  --max-connections N  clients at a time (default 100); more wait\n"
+	 "  --max-data SIZE      memory for the data of a client's requests (default 16M)\n",
 	 cmd_serve},
 	{"list", "", "list the disks that are served", NULL, cmd_list},
 	{"show", "NAME", "show a disk: where it is, its job, its clients", NULL, cmd_show},

@@ -15,11 +15,18 @@
 #include "blockmirror/base/uri.h"
 #include "blockmirror/cli/cli.h"
 
-enum { OPT_CREATE = 256, OPT_FORCE, LOG_LIMIT = 1 << 20, NOT_STARTED = 127 };
+enum {
+	OPT_CREATE = 256,
+	OPT_FORCE,
+	OPT_CONNECTIONS,
+	OPT_DATA,
+	LOG_LIMIT = 1 << 20,
+	NOT_STARTED = 127
+};
 
 struct serve {
 	const struct cli *cli;
-	const char *create;
+	const char *create, *connections, *data;
 	bool force;
 };
 
@@ -30,6 +37,10 @@ static int take(int option, const char *value, void *arg)
 
 	if (option == OPT_FORCE) {
 		s->force = true;
+		return 0;
+	}
+	if (option != OPT_CREATE) { /* blockmirror-disk says what is wrong with it */
+		*(option == OPT_DATA ? &s->data : &s->connections) = value;
 		return 0;
 	}
 	s->create = value;
@@ -147,12 +158,21 @@ static int absolute_folder(const char *folder, char **absolute, struct bm_error 
 	return *absolute ? 0 : bm_fail_errno(error, r < 0 ? r : errno, "cannot create %s", folder);
 }
 
+static int put_value(char **argv, int n, const char *option, const char *value)
+{
+	if (!value)
+		return n;
+	argv[n] = (char *)option;
+	argv[n + 1] = (char *)value;
+	return n + 2;
+}
+
 static int start(const struct serve *serve, const char *name, const char *image)
 {
 	const struct cli *cli = serve->cli;
 	bm_free char *run = NULL, *state = NULL, *log = NULL, *disks = NULL, *uri = NULL;
 	struct bm_error error;
-	char *argv[12];
+	char *argv[16];
 	int n = 0, output = -1, r;
 
 	if (absolute_folder(cli->run_dir, &run, &error) < 0 ||
@@ -165,16 +185,12 @@ static int start(const struct serve *serve, const char *name, const char *image)
 		return cli_fail(cli, &error);
 	}
 	argv[n++] = (char *)"blockmirror-disk";
-	argv[n++] = (char *)"--name";
-	argv[n++] = (char *)name;
-	argv[n++] = (char *)"--run-dir";
-	argv[n++] = run;
-	argv[n++] = (char *)"--state-dir";
-	argv[n++] = state;
-	if (serve->create) {
-		argv[n++] = (char *)"--create";
-		argv[n++] = (char *)serve->create;
-	}
+	n = put_value(argv, n, "--name", name);
+	n = put_value(argv, n, "--run-dir", run);
+	n = put_value(argv, n, "--state-dir", state);
+	n = put_value(argv, n, "--create", serve->create);
+	n = put_value(argv, n, "--max-connections", serve->connections);
+	n = put_value(argv, n, "--max-data", serve->data);
 	if (serve->force)
 		argv[n++] = (char *)"--force";
 	if (image)
@@ -190,9 +206,12 @@ static int start(const struct serve *serve, const char *name, const char *image)
 
 int cmd_serve(struct cli *cli, int argc, char **argv)
 {
-	static const struct option own[] = {{"create", required_argument, NULL, OPT_CREATE},
-					    {"force", no_argument, NULL, OPT_FORCE},
-					    {0}};
+	static const struct option own[] = {
+		{"create", required_argument, NULL, OPT_CREATE},
+		{"force", no_argument, NULL, OPT_FORCE},
+		{"max-connections", required_argument, NULL, OPT_CONNECTIONS},
+		{"max-data", required_argument, NULL, OPT_DATA},
+		{0}};
 	struct serve serve = {.cli = cli};
 	struct bm_error error;
 	const char *name;

@@ -36,7 +36,8 @@ int cmd_list(struct cli *cli, int argc, char **argv)
 static void print_disk(const json_t *disk)
 {
 	const json_t *job = json_object_get(disk, "job"), *client;
-	char size[BM_UNITS_TEXT];
+	const json_t *server = json_object_get(disk, "server");
+	char size[BM_UNITS_TEXT], bound[BM_UNITS_TEXT];
 	size_t i;
 
 	printf("disk        %s (%s)\n", cli_text(disk, "name"), cli_text(disk, "disk"));
@@ -46,6 +47,11 @@ static void print_disk(const json_t *disk)
 	printf("size        %s\n", bm_format_size(size, cli_number(disk, "size")));
 	printf("served at   %s\n", cli_text(disk, "nbd"));
 	printf("state       %s\n", cli_text(disk, "state"));
+	printf("server      %" PRIu64 " of %" PRIu64 " connections, %" PRIu64
+	       " requests in flight, %s of memory (at most %s)\n",
+	       cli_number(server, "connections"), cli_number(server, "max_connections"),
+	       cli_number(server, "in_flight"), bm_format_size(size, cli_number(server, "memory")),
+	       bm_format_size(bound, cli_number(server, "memory_bound")));
 	if (json_is_object(job))
 		printf("job         %s: %s to %s, %s%s%s\n", cli_text(job, "id"),
 		       cli_text(job, "kind"), cli_text(job, "target"), cli_text(job, "state"),

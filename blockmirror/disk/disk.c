@@ -201,7 +201,7 @@ static int offer_dirty_map(struct disk *d, struct bm_error *error)
 	return nbd_server_add_context(d->nbd, d->name, name, bm_mirror_dirty_dev(d->mirror), error);
 }
 
-static int build_stack(struct disk *d, struct bm_error *error)
+static int build_stack(struct disk *d, const struct disk_options *options, struct bm_error *error)
 {
 	const struct bm_mirror_config config = {.size = d->record.size, .meter = &d->meter};
 	const struct nbd_export export = {.name = d->name};
@@ -216,7 +216,7 @@ static int build_stack(struct disk *d, struct bm_error *error)
 	if (r < 0)
 		return bm_fail_errno(error, r, "disk %s", d->name);
 	bm_dev_start(d->order, d->loop);
-	d->nbd = nbd_server_new(d->loop, NULL);
+	d->nbd = nbd_server_new(d->loop, &options->limits);
 	if (!d->nbd)
 		return bm_fail_errno(error, ENOMEM, "disk %s", d->name);
 	exported.dev = d->order;
@@ -280,7 +280,7 @@ int disk_open(struct bm_loop *loop, const struct disk_options *options, struct d
 		r = find_image(d, options, error);
 	/* Clients may connect from here on, and are served when the loop runs. */
 	if (!r)
-		r = build_stack(d, error);
+		r = build_stack(d, options, error);
 	if (!r && d->fresh)
 		r = write_first_record(d, error);
 	else if (!r)

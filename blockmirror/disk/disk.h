@@ -36,6 +36,7 @@ struct disk_options {
 	const char *uri; /* NULL: what the record says */
 	uint64_t create; /* bytes; 0: the image exists */
 	bool force;      /* serve an old or incomplete copy */
+	struct nbd_server_options limits;
 };
 
 struct disk {

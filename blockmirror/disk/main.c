@@ -27,6 +27,12 @@ static const char help[] =
 	"  --state-dir DIR  records (default $BLOCKMIRROR_STATE_DIR, then /var/lib/blockmirror)\n"
 	"  --create SIZE    make the image, a file, of that size\n"
 	"  --force          serve IMAGE though it is an old or an incomplete copy\n"
+	"  --max-connections N    clients at a time (default 100); more wait\n"
+	"  --max-requests N       requests of a client in flight (default, and most: 128)\n"
+	"  --max-data SIZE        memory for the data of a client's requests (default 16M)\n"
+	"  --handshake-timeout S  seconds that a client has to choose the export (default 10)\n"
+	"  --idle-timeout S       seconds after which a client that asks nothing is\n"
+	"                         disconnected (default 0: never)\n"
 	"  --one-off FD     no disk: copy or compare, as asked over that socket, and end\n"
 	"  --help, --version\n"
 	"\n"
@@ -101,61 +107,78 @@ static int usage(void)
 	return 2;
 }
 
+static const struct option known[] = {
+	{"name", required_argument, NULL, 'n'},
+	{"run-dir", required_argument, NULL, 'r'},
+	{"state-dir", required_argument, NULL, 's'},
+	{"create", required_argument, NULL, 'c'},
+	{"force", no_argument, NULL, 'f'},
+	{"max-connections", required_argument, NULL, 'L'},
+	{"max-requests", required_argument, NULL, 'L'},
+	{"max-data", required_argument, NULL, 'L'},
+	{"handshake-timeout", required_argument, NULL, 'L'},
+	{"idle-timeout", required_argument, NULL, 'L'},
+	{"one-off", required_argument, NULL, 'o'},
+	{"help", no_argument, NULL, 'h'},
+	{"version", no_argument, NULL, 'V'},
+	{0},
+};
+
+/* One option, the which-th one that is known. Returns 0, -1 when all is done, or an exit status. */
+static int take_option(int c, int which, struct disk_options *disk, int *control)
+{
+	struct bm_error error = {0};
+
+	switch (c) {
+	case 'n':
+		disk->name = optarg;
+		return 0;
+	case 'r':
+		disk->run_dir = optarg;
+		return 0;
+	case 's':
+		disk->state_dir = optarg;
+		return 0;
+	case 'c':
+		if (!bm_parse_size(optarg, &disk->create) && disk->create)
+			return 0;
+		fprintf(stderr, "blockmirror-disk: --create %s: a size like 10G is wanted\n",
+			optarg);
+		return 2;
+	case 'f':
+		disk->force = true;
+		return 0;
+	case 'L':
+		return nbd_server_set_limit(&disk->limits, known[which].name, optarg, &error) < 0
+			       ? fail(&error)
+			       : 0;
+	case 'o':
+		*control = atoi(optarg);
+		return 0;
+	case 'h':
+		fputs(help, stdout);
+		return -1;
+	case 'V':
+		puts("blockmirror-disk " BM_VERSION);
+		return -1;
+	default:
+		return usage();
+	}
+}
+
 int main(int argc, char **argv)
 {
-	static const struct option options[] = {
-		{"name", required_argument, NULL, 'n'},
-		{"run-dir", required_argument, NULL, 'r'},
-		{"state-dir", required_argument, NULL, 's'},
-		{"create", required_argument, NULL, 'c'},
-		{"force", no_argument, NULL, 'f'},
-		{"one-off", required_argument, NULL, 'o'},
-		{"help", no_argument, NULL, 'h'},
-		{"version", no_argument, NULL, 'V'},
-		{0},
-	};
 	struct disk_options disk = {.run_dir = bm_run_dir(), .state_dir = bm_state_dir()};
 	struct signals signals = {0};
 	struct bm_error error = {0};
 	struct bm_loop *loop;
 	char *image = NULL;
-	int c, control = -1, status;
+	int c, which = 0, control = -1, status;
 
-	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
-		switch (c) {
-		case 'n':
-			disk.name = optarg;
-			break;
-		case 'r':
-			disk.run_dir = optarg;
-			break;
-		case 's':
-			disk.state_dir = optarg;
-			break;
-		case 'c':
-			if (bm_parse_size(optarg, &disk.create) < 0 || !disk.create) {
-				fprintf(stderr,
-					"blockmirror-disk: --create %s: a size like 10G is "
-					"wanted\n",
-					optarg);
-				return 2;
-			}
-			break;
-		case 'f':
-			disk.force = true;
-			break;
-		case 'o':
-			control = atoi(optarg);
-			break;
-		case 'h':
-			fputs(help, stdout);
-			return 0;
-		case 'V':
-			puts("blockmirror-disk " BM_VERSION);
-			return 0;
-		default:
-			return usage();
-		}
+	while ((c = getopt_long(argc, argv, "", known, &which)) != -1) {
+		status = take_option(c, which, &disk, &control);
+		if (status)
+			return status < 0 ? 0 : status;
 	}
 	if (argv[optind]) { /* with its passwords it is for nobody to see */
 		disk.uri = image = strdup(argv[optind]);

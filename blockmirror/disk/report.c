@@ -198,6 +198,17 @@ static json_t *clients(struct disk *d)
 	return list;
 }
 
+static json_t *server(const struct disk *d)
+{
+	struct nbd_server_usage usage;
+
+	nbd_server_get_usage(d->nbd, &usage);
+	return json_pack("{s:I s:I s:I s:i s:i s:i}", "memory_bound", (json_int_t)usage.bound,
+			 "memory", (json_int_t)usage.memory, "buffers", (json_int_t)usage.buffers,
+			 "connections", (int)usage.connections, "max_connections",
+			 (int)usage.max_connections, "in_flight", (int)usage.in_flight);
+}
+
 json_t *report_disk(struct disk *d)
 {
 	char *uri = nbd_server_uri(d->nbd, d->name);
@@ -213,6 +224,7 @@ json_t *report_disk(struct disk *d)
 	free(uri);
 	json_object_set_new(j, "limiter",
 			    json_string(job_runs(d->job) && stats.limiter ? stats.limiter : ""));
+	json_object_set_new(j, "server", server(d));
 	json_object_set_new(j, "clients", clients(d));
 	if (job_of(d))
 		json_object_set_new(j, "job", report_job(d->job));

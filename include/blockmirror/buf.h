@@ -39,6 +39,9 @@ struct bm_pool *bm_pool_new(struct bm_loop *loop, size_t limit);
 /* Buffers still referenced live on and are freed with their last reference. NULL is allowed. */
 void bm_pool_free(struct bm_pool *pool);
 
+/* Gives back the memory that nobody holds. */
+void bm_pool_trim(struct bm_pool *pool);
+
 /* A buffer of at least size bytes (at most BM_BUF_MAX), or NULL when the pool is used up. */
 struct bm_buf *bm_buf_get(struct bm_pool *pool, size_t size);
 
