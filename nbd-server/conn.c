@@ -90,7 +90,9 @@ static void handshake_timeout(struct bm_timer *timer)
 {
 	struct nbd_conn *conn = bm_container(timer, struct nbd_conn, handshake);
 
-	nbd_conn_violated(conn, "it took too long to choose an export");
+	nbd_conn_violated(conn, nbd_session_waits(conn)
+					? "requests of its earlier session do not end"
+					: "it took too long to choose an export");
 }
 
 /* Pieces */

@@ -55,13 +55,19 @@ uint32_t nbd_contexts_named(const struct nbd_offer *offer, const uint8_t *query,
 	return named;
 }
 
-void nbd_contexts_select(struct nbd_selection *selected, const struct nbd_offer *offer,
-			 uint32_t chosen)
+void nbd_contexts_select(struct nbd_conn *conn, const struct nbd_offer *offer, uint32_t chosen,
+			 const struct nbd_session_id *session)
 {
-	*selected = (struct nbd_selection){.offer = chosen ? offer : NULL};
+	struct nbd_selection *selected = &conn->selected;
+
+	*selected = (struct nbd_selection){0};
 	for (unsigned i = 0; i < offer->contexts; i++)
 		if (chosen >> i & 1)
 			selected->id[selected->count++] = offer->context[i].id;
+	if (session && nbd_session_join(conn, offer, session))
+		selected->id[selected->count++] = NBD_SESSION_CONTEXT;
+	if (selected->count)
+		selected->offer = offer;
 }
 
 struct bm_dev *nbd_contexts_dev(const struct nbd_offer *offer, uint32_t id)

@@ -131,6 +131,8 @@ static struct nbd_wire_export describe(const struct nbd_conn *conn, const struct
 /* Why the client may not have the export now; NULL: it may. */
 static const char *refusal(const struct nbd_conn *conn, const struct nbd_offer *offer)
 {
+	if (nbd_session_is_old(conn))
+		return "a newer session has taken the place of this one";
 	if (!nbd_limits_admit(conn->server, offer))
 		return "the export has as many clients as it may have";
 	return NULL;
@@ -142,6 +144,8 @@ static void enter_transmission(struct nbd_conn *conn, const struct nbd_offer *of
 	conn->offer = offer;
 	if (conn->selected.offer != offer)
 		conn->selected = (struct nbd_selection){0};
+	if (conn->session && conn->session->offer != offer)
+		nbd_session_leave(conn);
 	conn->state = NBD_REQUEST;
 	bm_timer_clear(conn->server->loop, &conn->handshake);
 }
@@ -270,33 +274,50 @@ static void extended_headers(struct answer *a)
 	reply(a, NBD_REP_ACK, 0);
 }
 
+static void reply_context(struct answer *a, uint32_t id, const char *name)
+{
+	reply(a, NBD_REP_META_CONTEXT, 4 + strlen(name));
+	nbd_write_u32(&a->writer, id);
+	nbd_write(&a->writer, name, strlen(name));
+}
+
 /* What was chosen, one reply each. LIST_ has no ids: "SHOULD be set to zero". */
 static void reply_contexts(struct answer *a, const struct nbd_offer *offer, uint32_t chosen,
 			   bool listing)
 {
+	char session[NBD_SESSION_TEXT];
+
 	for (unsigned i = 0; i < offer->contexts; i++) {
 		const struct nbd_context *context = &offer->context[i];
 
-		if (!(chosen >> i & 1))
-			continue;
-		reply(a, NBD_REP_META_CONTEXT, 4 + strlen(context->name));
-		nbd_write_u32(&a->writer, listing ? 0 : context->id);
-		nbd_write(&a->writer, context->name, strlen(context->name));
+		if (chosen >> i & 1)
+			reply_context(a, listing ? 0 : context->id, context->name);
+	}
+	if (!listing && a->conn->session) {
+		nbd_session_text(a->conn, session);
+		reply_context(a, NBD_SESSION_CONTEXT, session);
 	}
 	reply(a, NBD_REP_ACK, 0);
+}
+
+static void deselect(struct nbd_conn *conn)
+{
+	conn->selected = (struct nbd_selection){0};
+	nbd_session_leave(conn);
 }
 
 /* LIST_ and SET_META_CONTEXT. SET replaces what was selected before even when it fails. */
 static void meta_context(struct answer *a)
 {
 	struct nbd_conn *conn = a->conn;
-	bool listing = conn->option == NBD_OPT_LIST_META_CONTEXT;
+	bool listing = conn->option == NBD_OPT_LIST_META_CONTEXT, joins = false;
+	struct nbd_session_id session = {0};
 	const struct nbd_offer *offer;
 	uint32_t length, queries, chosen = 0;
 	const uint8_t *name = read_string(&a->data, &length);
 
 	if (!listing)
-		conn->selected = (struct nbd_selection){0};
+		deselect(conn);
 	offer = name ? nbd_offer_find(conn->server, name, length) : NULL;
 	queries = nbd_read_u32(&a->data);
 	if (offer && listing && !queries)
@@ -304,8 +325,10 @@ static void meta_context(struct answer *a)
 	for (uint32_t i = 0; i < queries && !a->data.failed; i++) {
 		const uint8_t *query = read_string(&a->data, &length);
 
-		if (offer && query)
+		if (offer && query) {
 			chosen |= nbd_contexts_named(offer, query, length, listing);
+			joins |= nbd_session_query(query, length, &session);
+		}
 	}
 	if (!nbd_read_whole(&a->data)) {
 		malformed(a);
@@ -321,7 +344,7 @@ static void meta_context(struct answer *a)
 		return;
 	}
 	if (!listing)
-		nbd_contexts_select(&conn->selected, offer, chosen);
+		nbd_contexts_select(conn, offer, chosen, joins ? &session : NULL);
 	reply_contexts(a, offer, chosen, listing);
 }
 
@@ -404,13 +427,21 @@ static enum nbd_step option_step(struct nbd_conn *conn)
 	return NBD_GO_ON;
 }
 
+static bool chooses(const struct nbd_conn *conn)
+{
+	return conn->option == NBD_OPT_GO || conn->option == NBD_OPT_EXPORT_NAME;
+}
+
 /* All data of the option is there, or (too_long) was dropped. */
 static enum nbd_step answer(struct nbd_conn *conn, const uint8_t *data, size_t length,
 			    bool too_long)
 {
-	struct nbd_piece *piece = nbd_piece_get(conn, NULL, REPLY_ROOM);
 	struct answer a = {.conn = conn, .data = {.at = data, .left = length}};
+	struct nbd_piece *piece;
 
+	if (chooses(conn) && nbd_session_waits(conn))
+		return NBD_WAIT;
+	piece = nbd_piece_get(conn, NULL, REPLY_ROOM);
 	if (!piece)
 		return NBD_WAIT;
 	a.writer = (struct nbd_writer){.at = piece->buf->data, .room = REPLY_ROOM};

@@ -30,7 +30,13 @@ enum {
 	NBD_HEADER = 128,              /* room for any reply header, with an error's text */
 	NBD_MAX_LISTENERS = 16,
 	NBD_LONGEST = 64 << 20, /* bytes of a READ or WRITE */
+	NBD_SESSIONS = 64,      /* that are remembered */
+	NBD_SESSION_NAME = 64,  /* bytes */
+	NBD_SESSION_TEXT = 104,
 };
+
+/* The id of the context that stands for a session, of which there is nothing to tell. */
+#define NBD_SESSION_CONTEXT UINT32_MAX
 
 struct nbd_conn;
 
@@ -111,7 +117,21 @@ struct nbd_offer {
 struct nbd_selection {
 	const struct nbd_offer *offer; /* NULL: nothing */
 	unsigned count;
-	uint32_t id[NBD_MAX_CONTEXTS];
+	uint32_t id[NBD_MAX_CONTEXTS + 1]; /* with that of the session */
+};
+
+/* A writer that connects again and again (session.c). */
+struct nbd_session {
+	const struct nbd_offer *offer; /* NULL: a free place */
+	char name[NBD_SESSION_NAME + 1];
+	uint64_t newest;  /* epoch that was seen */
+	unsigned members; /* connections, also those that have only to end */
+	uint64_t left;    /* when the last one left, in nbd_server.sessions_left */
+};
+
+struct nbd_session_id {
+	char name[NBD_SESSION_NAME + 1];
+	uint64_t epoch;
 };
 
 struct nbd_conn {
@@ -136,6 +156,8 @@ struct nbd_conn {
 	uint32_t option, skip; /* the one being read; bytes of it, or of payload, to drop */
 	struct nbd_selection selected;
 	const struct nbd_offer *offer; /* the one that was chosen */
+	struct nbd_session *session;   /* NULL: of none */
+	uint64_t epoch;                /* in it */
 
 	struct nbd_request *current; /* the parser is at it */
 	struct nbd_piece *filling;   /* its payload goes there */
@@ -172,6 +194,8 @@ struct nbd_server {
 	void *done_arg;
 	unsigned offers, listeners;
 	uint32_t last_context; /* the id given last */
+	uint64_t sessions_left;
+	struct nbd_session session[NBD_SESSIONS];
 	struct nbd_offer offer[NBD_MAX_EXPORTS];
 	struct nbd_listener listener[NBD_MAX_LISTENERS];
 };
@@ -199,10 +223,25 @@ void nbd_contexts_fini(struct nbd_offer *offer);
 /* Those that a query of LIST_ or SET_META_CONTEXT names, a bit each; NULL: the query of all. */
 uint32_t nbd_contexts_named(const struct nbd_offer *offer, const uint8_t *query, size_t length,
 			    bool listing);
-void nbd_contexts_select(struct nbd_selection *selected, const struct nbd_offer *offer,
-			 uint32_t chosen);
+void nbd_contexts_select(struct nbd_conn *conn, const struct nbd_offer *offer, uint32_t chosen,
+			 const struct nbd_session_id *session);
 /* The device of one that was selected; NULL: it went away. */
 struct bm_dev *nbd_contexts_dev(const struct nbd_offer *offer, uint32_t id);
+
+/* session.c */
+
+/* Whether the query of SET_META_CONTEXT says which session the client is of. */
+bool nbd_session_query(const uint8_t *query, size_t length, struct nbd_session_id *id);
+/* Older epochs are closed at once. False: there is no place to remember the session in. */
+bool nbd_session_join(struct nbd_conn *conn, const struct nbd_offer *offer,
+		      const struct nbd_session_id *id);
+/* The device has nothing of the connection any more, or it is of another session after all. */
+void nbd_session_leave(struct nbd_conn *conn);
+/* The name of the context that stands for conn's session: NBD_SESSION_TEXT bytes. */
+void nbd_session_text(const struct nbd_conn *conn, char *text);
+/* Whether older ones have yet to end. conn is resumed when that may have changed. */
+bool nbd_session_waits(const struct nbd_conn *conn);
+bool nbd_session_is_old(const struct nbd_conn *conn);
 
 /* listen.c */
 

@@ -348,7 +348,9 @@ static void ask(struct nbd_piece *piece, uint32_t id)
 		submit(piece, dev);
 		return;
 	}
-	if (!request->error)
+	piece->extents.count = 1;
+	piece->extents.v[0] = (struct bm_extent){.length = request->length};
+	if (id != NBD_SESSION_CONTEXT && !request->error)
 		request->error = nbd_refuse(request, -EINVAL, "the metadata context is gone");
 	nbd_reply_status(piece);
 }

@@ -144,6 +144,7 @@ void nbd_server_left(struct nbd_conn *conn)
 	struct nbd_server *server = conn->server;
 
 	bm_list_remove(&conn->link);
+	nbd_session_leave(conn);
 	server->connected--;
 	free(conn);
 	if (server->stopping && !server->connected)
