@@ -430,7 +430,8 @@ static int image_size(int fd, const struct stat *st, uint64_t *size)
 	return 0;
 }
 
-static void set_geometry(struct file *f, const struct stat *st, bool read_only, uint32_t block)
+static void set_geometry(struct file *f, const struct stat *st,
+			 const struct bm_open_options *options, uint32_t block)
 {
 	unsigned short rotational = 0;
 
@@ -443,8 +444,10 @@ static void set_geometry(struct file *f, const struct stat *st, bool read_only, 
 		f->dev.geometry.flags |= BM_DEV_EXTENTS;
 	if (S_ISBLK(st->st_mode) && !ioctl(f->fd, BLKROTATIONAL, &rotational) && rotational)
 		f->dev.geometry.flags |= BM_DEV_ROTATIONAL;
-	if (read_only)
+	if (options->read_only)
 		f->dev.geometry.flags |= BM_DEV_READ_ONLY;
+	if (!options->unlocked) /* the lock outlives the I/O of its holder */
+		f->dev.geometry.flags |= BM_DEV_FENCED;
 }
 
 static int choose_engine(struct file *f, const char *name, bool direct, struct bm_error *error)
@@ -494,7 +497,7 @@ int bm_file_open(const struct bm_uri *uri, const struct bm_open_options *options
 		direct = false;
 		block = SMALLEST_BLOCK;
 	}
-	set_geometry(f, &st, options->read_only, block);
+	set_geometry(f, &st, options, block);
 	r = choose_engine(f, options->aio, direct, error);
 	if (r < 0)
 		goto fail;

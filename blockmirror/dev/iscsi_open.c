@@ -276,7 +276,11 @@ static int open_first(struct iscsi_opening *o)
 		r = ask_ready(o, s);
 	if (!r && o->options->fence)
 		r = fence(o, s);
-	return r ? r : learn(o, s);
+	if (!r)
+		r = learn(o, s);
+	if (!r && o->options->fence)
+		o->iscsi->dev.geometry.flags |= BM_DEV_FENCED;
+	return r;
 }
 
 /* One more session, of the same unit as it seems. Returns 0, 1 when it cannot be had, or -errno. */

@@ -10,6 +10,7 @@
 enum {
 	NBD_SLOTS = 256, /* requests in flight; more wait */
 	NBD_MAX_CONNS = 16,
+	NBD_CONTEXT_TEXT = 128,
 };
 
 struct nbd_conn {
@@ -33,7 +34,8 @@ struct nbd_io {
 
 struct nbd {
 	struct bm_dev dev;
-	char *name; /* the URI, for the log */
+	char *name;                     /* the URI, for the log */
+	char session[NBD_CONTEXT_TEXT]; /* the context that says who we are; "": nobody says */
 	struct nbd_conn conn[NBD_MAX_CONNS];
 	unsigned conns;
 	bool can_flush, can_fua, can_zero, can_fast_zero, can_trim, can_extents;

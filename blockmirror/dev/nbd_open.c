@@ -4,9 +4,11 @@
  * accept and never answer; only the resolver may block longer.
  */
 #include <errno.h>
+#include <inttypes.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,6 +24,12 @@ enum { DEFAULT_CONNS = 4, DEFAULT_MAX = 32 << 20, ASK_MS = 100 };
 #define FIRST_LIMIT   10000000000ull /* ns for the first connection */
 #define MORE_LIMIT    3000000000ull  /* for all others together: one can do without them */
 #define DEFAULT_FENCE 2000000000ull
+
+/*
+ * Sessions (docs/nbd.md): our own servers admit a session only when all requests of its earlier
+ * ones are over, and know it by a metadata context, which other servers leave out of their answer.
+ */
+#define SESSION "blockmirror:session:%s:%016" PRIx64
 
 /* How an attempt to connect ended. */
 struct outcome {
@@ -52,13 +60,35 @@ static void note_failure(struct outcome *o, bool reached)
 			: "no reason given");
 }
 
-static int begin_connect(struct nbd_conn *c, const char *uri, struct outcome *o)
+/*
+ * Larger than any before, also of processes that are gone: the time of day, and never twice. A
+ * clock that was set back makes a new process wait until its time has come; it never lets an old
+ * one in.
+ */
+static uint64_t next_epoch(void)
 {
+	static _Atomic uint64_t last;
+	struct timespec t;
+	uint64_t before = atomic_load(&last), epoch;
+
+	clock_gettime(CLOCK_REALTIME, &t);
+	do {
+		epoch = (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+		epoch = epoch > before ? epoch : before + 1;
+	} while (!atomic_compare_exchange_weak(&last, &before, epoch));
+	return epoch;
+}
+
+static int begin_connect(struct nbd_conn *c, struct outcome *o)
+{
+	const struct nbd *n = c->nbd;
+
 	c->handle = nbd_create();
 	if (c->handle && !nbd_set_uri_allow_local_file(c->handle, true) &&
 	    !nbd_set_pread_initialize(c->handle, false) &&
 	    !nbd_add_meta_context(c->handle, LIBNBD_CONTEXT_BASE_ALLOCATION) &&
-	    !nbd_aio_connect_uri(c->handle, uri))
+	    (!*n->session || !nbd_add_meta_context(c->handle, n->session)) &&
+	    !nbd_aio_connect_uri(c->handle, n->name))
 		return 0;
 	note_failure(o, false);
 	nbd_close(c->handle);
@@ -108,14 +138,14 @@ static int connect_round(struct nbd_conn *c, unsigned count, struct outcome *o)
  * Connects count connections side by side until all are decided or the time is up; those that
  * failed have no handle afterwards, and *o says why the last of them did. Returns 0 or -EINTR.
  */
-static int connect_all(struct nbd_conn *c, unsigned count, const char *uri, uint64_t limit,
+static int connect_all(struct nbd_conn *c, unsigned count, uint64_t limit,
 		       const struct bm_open_options *options, struct outcome *o)
 {
 	uint64_t end = clock_ns() + limit;
 	int r = 0;
 
 	for (unsigned i = 0; i < count; i++)
-		begin_connect(&c[i], uri, o);
+		begin_connect(&c[i], o);
 	while (connect_round(c, count, o)) {
 		if (options->interrupted && options->interrupted(options->arg)) {
 			r = -EINTR;
@@ -201,7 +231,12 @@ static uint32_t block_size(struct nbd_handle *h, int which, uint32_t otherwise)
 	return size > 0 && size <= UINT32_MAX ? (uint32_t)size : otherwise;
 }
 
-static bool same_export(struct nbd_handle *a, struct nbd_handle *b)
+static bool knows_session(const struct nbd *n, struct nbd_handle *h)
+{
+	return *n->session && nbd_can_meta_context(h, n->session) > 0;
+}
+
+static bool same_export(const struct nbd *n, struct nbd_handle *a, struct nbd_handle *b)
 {
 	int (*const asked[])(struct nbd_handle *) = {
 		nbd_is_read_only, nbd_can_flush,     nbd_can_fua,        nbd_can_zero,
@@ -214,7 +249,7 @@ static bool same_export(struct nbd_handle *a, struct nbd_handle *b)
 	for (int which = LIBNBD_SIZE_MINIMUM; which <= LIBNBD_SIZE_MAXIMUM; which++)
 		if (nbd_get_block_size(a, which) != nbd_get_block_size(b, which))
 			return false;
-	return nbd_get_size(a) == nbd_get_size(b) &&
+	return nbd_get_size(a) == nbd_get_size(b) && knows_session(n, a) == knows_session(n, b) &&
 	       nbd_can_meta_context(a, LIBNBD_CONTEXT_BASE_ALLOCATION) ==
 		       nbd_can_meta_context(b, LIBNBD_CONTEXT_BASE_ALLOCATION);
 }
@@ -248,7 +283,8 @@ static int set_geometry(struct nbd *n, bool read_only, struct bm_error *error)
 	g->max_zero = n->can_zero ? BM_MAX_ZERO : g->max_transfer;
 	g->flags = (read_only ? BM_DEV_READ_ONLY : 0) | (n->can_fast_zero ? BM_DEV_FAST_ZERO : 0) |
 		   (n->can_trim ? BM_DEV_TRIM : 0) | (n->can_extents ? BM_DEV_EXTENTS : 0) |
-		   (nbd_is_rotational(h) > 0 ? BM_DEV_ROTATIONAL : 0);
+		   (nbd_is_rotational(h) > 0 ? BM_DEV_ROTATIONAL : 0) |
+		   (knows_session(n, h) ? BM_DEV_FENCED : 0);
 	return 0;
 }
 
@@ -264,12 +300,12 @@ static int connect_more(struct nbd *n, const struct bm_open_options *options)
 	if (nbd_can_multi_conn(n->conn[0].handle) <= 0)
 		return 0;
 	n->conns = wanted < NBD_MAX_CONNS ? wanted : NBD_MAX_CONNS;
-	r = connect_all(n->conn + 1, n->conns - 1, n->name, MORE_LIMIT, options, &o);
+	r = connect_all(n->conn + 1, n->conns - 1, MORE_LIMIT, options, &o);
 	for (unsigned i = 1; i < n->conns; i++) {
 		struct nbd_handle *h = n->conn[i].handle;
 
 		n->conn[i].handle = NULL;
-		if (h && same_export(n->conn[0].handle, h))
+		if (h && same_export(n, n->conn[0].handle, h))
 			n->conn[kept++].handle = h;
 		else
 			nbd_close(h);
@@ -281,16 +317,26 @@ static int connect_more(struct nbd *n, const struct bm_open_options *options)
 static int connect_first(struct nbd *n, const struct bm_open_options *options,
 			 struct bm_error *error)
 {
-	uint64_t fence = options->fence_ns ? options->fence_ns : DEFAULT_FENCE;
 	struct outcome o = {.text = "the server closed the connection"};
-	int r = options->fence ? bm_wait_a_while(options, fence) : 0;
+	int r;
 
 	n->conns = 1;
-	if (!r)
-		r = connect_all(n->conn, 1, n->name, FIRST_LIMIT, options, &o);
+	if (options->session)
+		snprintf(n->session, sizeof(n->session), SESSION, options->session, next_epoch());
+	r = connect_all(n->conn, 1, FIRST_LIMIT, options, &o);
 	if (r < 0)
 		return bm_fail(error, BM_E_CANCELLED, "cannot open %s: interrupted", n->name);
 	return n->conn[0].handle ? 0 : connect_failed(n->name, &o, error);
+}
+
+/* A server that does not know sessions gets the time to end what it may still be at. */
+static int fence(const struct nbd *n, const struct bm_open_options *options)
+{
+	uint64_t wait = options->fence_ns ? options->fence_ns : DEFAULT_FENCE;
+
+	if (!options->fence || n->dev.geometry.flags & BM_DEV_FENCED)
+		return 0;
+	return bm_wait_a_while(options, wait);
 }
 
 struct nbd *bm_nbd_new(const char *name)
@@ -335,7 +381,9 @@ int bm_nbd_open(const struct bm_uri *uri, const struct bm_open_options *options,
 	r = set_geometry(n, options->read_only, error);
 	if (r < 0)
 		goto fail;
-	r = connect_more(n, options);
+	r = fence(n, options);
+	if (!r)
+		r = connect_more(n, options);
 	if (r < 0) {
 		r = bm_fail(error, BM_E_CANCELLED, "cannot open %s: interrupted", n->name);
 		goto fail;

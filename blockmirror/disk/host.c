@@ -73,6 +73,14 @@ static void reopen_later(struct job *job)
 				   (wait < REOPEN_MOST ? wait : REOPEN_MOST));
 }
 
+static void tell_back(const struct job *job)
+{
+	bool fenced = job->reopened->geometry.flags & BM_DEV_FENCED;
+
+	bm_log(BM_LOG_NOTICE, "%s.%u: the target is back%s", job->disk->name, job->number,
+	       fenced ? "" : "; it does not tell whether it is done with the requests of before");
+}
+
 static void reopen_done(struct bm_work *work)
 {
 	struct job *job = bm_container(work, struct job, reopen);
@@ -95,7 +103,7 @@ static void reopen_done(struct bm_work *work)
 	    !bm_order_fit(&job->reopened, bm_mirror_dev(d->mirror)->geometry.block)) {
 		bm_dev_start(job->reopened, d->loop);
 		if (!bm_mirror_reattach(d->mirror, job->reopened)) {
-			bm_log(BM_LOG_NOTICE, "%s.%u: the target is back", d->name, job->number);
+			tell_back(job);
 			d->side[side] = bm_steal(job->reopened);
 			job->reopen_failures = 0;
 			return;

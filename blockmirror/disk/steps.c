@@ -199,7 +199,10 @@ static int is_ours(struct job *job, const char *uri)
 void step_reopen(struct bm_work *work)
 {
 	struct job *job = bm_container(work, struct job, reopen);
-	const struct bm_open_options options = {.fence = true, .interrupted = gave_up, .arg = job};
+	const struct bm_open_options options = {.fence = true,
+						.session = job->disk->record.disk,
+						.interrupted = gave_up,
+						.arg = job};
 	const char *uri = job_uri(job, FORWARD);
 
 	job->reopened = NULL;

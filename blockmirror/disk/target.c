@@ -171,8 +171,11 @@ static int find_export(struct target *target)
 
 static int open_target(struct target *target)
 {
-	const struct bm_open_options options = {
-		.fence = target->fence, .interrupted = target->interrupted, .arg = target->arg};
+	const struct bm_open_options options = {.fence = target->fence,
+						.session = target->record ? target->record->disk
+									  : NULL,
+						.interrupted = target->interrupted,
+						.arg = target->arg};
 	char shown[400], need[BM_UNITS_TEXT], have[BM_UNITS_TEXT];
 	int r = bm_dev_open(target->uri, &options, &target->dev, ERROR);
 

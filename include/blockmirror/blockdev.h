@@ -87,6 +87,11 @@ struct bm_request {
 #define BM_DEV_TRIM       4u  /* TRIM does something */
 #define BM_DEV_EXTENTS    8u  /* EXTENTS knows more than "all data" */
 #define BM_DEV_ROTATIONAL 16u /* seeks are expensive */
+/*
+ * No request of an earlier session of ours is still under way: the backend has said so, or keeps
+ * others out. Without it there is only the hope that the wait (fence_ns) was long enough.
+ */
+#define BM_DEV_FENCED 32u
 
 #define BM_MAX_ZERO (64u << 20) /* bytes of one ZERO or TRIM that most devices take */
 
@@ -120,10 +125,17 @@ struct bm_open_options {
 	/*
 	 * Sessions of our own may have ended with requests in flight: return only when these are
 	 * known to be over. File: waits for the image lock, which the kernel keeps until the dead
-	 * process's I/O has ended. iSCSI: resets the LUN. NBD: waits for fence_ns.
+	 * process's I/O has ended. iSCSI: resets the LUN. NBD: a server that knows sessions admits
+	 * the new one only then; for any other fence_ns is waited.
 	 */
 	bool fence;
-	uint64_t fence_ns;    /* 0: the default, 2 s (NBD), 30 s at most (file) */
+	uint64_t fence_ns; /* 0: the default, 2 s (NBD), 30 s at most (file) */
+	/*
+	 * NBD: who writes: letters, digits, "-", at most 64. The same for all sessions that take
+	 * each other's place, by whichever process, and nobody else's. NULL: the session takes
+	 * nobody's place, and nobody takes its.
+	 */
+	const char *session;
 	unsigned connections; /* NBD, iSCSI: 0 means the default, 4 */
 	const char *aio;      /* file: "libaio", "threads", or NULL: the best that works */
 	bool buffered;        /* file: through the page cache, not O_DIRECT */
