@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Small files that must survive a power cut. */
+/* Small files. */
 #include "blockmirror/base/file_util.h"
 
 #include <errno.h>
@@ -11,6 +11,26 @@
 #include <unistd.h>
 
 #include "blockmirror/base/cleanup.h"
+
+struct bm_stamp bm_stamp(const char *path)
+{
+	struct stat st;
+
+	if (stat(path, &st) < 0)
+		return (struct bm_stamp){0};
+	return (struct bm_stamp){st.st_dev, st.st_ino, st.st_size, st.st_mtim, st.st_ctim};
+}
+
+static bool same_time(const struct timespec *a, const struct timespec *b)
+{
+	return a->tv_sec == b->tv_sec && a->tv_nsec == b->tv_nsec;
+}
+
+bool bm_stamp_same(const struct bm_stamp *a, const struct bm_stamp *b)
+{
+	return a->dev == b->dev && a->ino == b->ino && a->size == b->size &&
+	       same_time(&a->written, &b->written) && same_time(&a->changed, &b->changed);
+}
 
 int bm_read_text(const char *path, size_t most, char **text)
 {

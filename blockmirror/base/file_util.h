@@ -1,9 +1,29 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Small files that must survive a power cut. All functions block and return 0 or -errno. */
+/*
+ * Small files: those that must survive a power cut, those that people change while we run. All
+ * functions block, and return 0 or -errno.
+ */
 #ifndef BM_BASE_FILE_UTIL_H
 #define BM_BASE_FILE_UTIL_H
 
+#include <stdbool.h>
 #include <stddef.h>
+#include <sys/types.h>
+#include <time.h>
+
+/* What a file looked like; all zero: there was none. */
+struct bm_stamp {
+	dev_t dev;
+	ino_t ino;
+	off_t size;
+	struct timespec written, changed;
+};
+
+/* Never fails: what cannot be looked at is not there. Does not open the file. */
+struct bm_stamp bm_stamp(const char *path);
+
+/* Whether the file is as it was when it got that stamp. */
+bool bm_stamp_same(const struct bm_stamp *a, const struct bm_stamp *b);
 
 /* The whole file as a string, malloc()ed; -EFBIG when it is longer than most. */
 int bm_read_text(const char *path, size_t most, char **text);

@@ -2,6 +2,7 @@
 /* Log lines on stderr: each is one write(2), so that lines of several threads do not mix. */
 #include "blockmirror/base/log.h"
 
+#include <ctype.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -49,8 +50,12 @@ void bm_log(enum bm_log_level level, const char *format, ...)
 	va_start(args, format);
 	n = vsnprintf(line + used, sizeof(line) - 1 - used, format, args);
 	va_end(args);
-	if (n > 0)
-		used += strlen(line + used);
+	for (; n > 0 && line[used]; used++) {
+		unsigned char c = (unsigned char)line[used];
+
+		if (iscntrl(c)) /* one call is one line, whatever names have in them */
+			line[used] = '?';
+	}
 	line[used++] = '\n';
 	/* Nobody is left to tell when stderr is gone. */
 	(void)!write(STDERR_FILENO, line, used);

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * Log lines on stderr, one per call, with the "<N>" prefix of sd-daemon(3) when stderr goes to
- * the journal (JOURNAL_STREAM is set) and a time stamp when not. Any thread. Never log secrets:
- * URIs go through bm_uri_redact().
+ * the journal (JOURNAL_STREAM is set) and a time stamp when not; control characters are shown as
+ * "?". Any thread. Never log secrets: URIs go through bm_uri_redact().
  */
 #ifndef BM_BASE_LOG_H
 #define BM_BASE_LOG_H

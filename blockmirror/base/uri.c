@@ -132,24 +132,22 @@ static const char *parameter(const char *text, const char *name, size_t *length)
 	return NULL;
 }
 
-/* Where the path of the socket is written in a URI that has one. */
-static const char *socket_part(const char *text, size_t *length)
+char *bm_uri_parameter(const char *text, const char *name)
 {
-	size_t n = scheme_length(text);
+	size_t length;
+	const char *part = parameter(text, name, &length);
+	char *value = part ? strndup(part, length) : NULL;
 
-	return n < 5 || strncmp(text + n - 5, "+unix", 5) ? NULL
-							  : parameter(text, "socket", length);
+	if (value)
+		decode(value);
+	return value;
 }
 
 char *bm_uri_socket(const char *text)
 {
-	size_t length;
-	const char *part = socket_part(text, &length);
-	char *path = part ? strndup(part, length) : NULL;
+	size_t n = scheme_length(text);
 
-	if (path)
-		decode(path);
-	return path;
+	return n < 5 || strncmp(text + n - 5, "+unix", 5) ? NULL : bm_uri_parameter(text, "socket");
 }
 
 /* What must not be shown of text: [start, end), none when it is empty. */
@@ -240,35 +238,68 @@ static char *from_here(const char *path)
 	return result;
 }
 
-/* The same URI with the path of its socket made absolute. */
-static char *absolute_socket(const char *text, const char *part)
+char *bm_uri_escape(const char *text)
 {
-	bm_free char *here = getcwd(NULL, 0);
-	bm_free char *escaped = here ? malloc(3 * strlen(here) + 1) : NULL;
-	char *to = escaped, *result;
+	char *result = malloc(3 * strlen(text) + 1), *to = result;
 
-	if (!escaped)
+	if (!result)
 		return NULL;
-	for (const char *from = here; *from; from++)
+	for (const char *from = text; *from; from++)
 		to += isalnum((unsigned char)*from) || strchr("/-._~", *from)
 			      ? sprintf(to, "%c", *from)
 			      : sprintf(to, "%%%02X", (unsigned char)*from);
-	if (asprintf(&result, "%.*s%s/%s", (int)(part - text), text, escaped, part) < 0)
-		return NULL;
+	*to = '\0';
+	return result;
+}
+
+/* The working directory as a part of a URI, with a slash at its end. */
+static char *escaped_here(void)
+{
+	bm_free char *here = getcwd(NULL, 0);
+	bm_free char *escaped = here ? bm_uri_escape(strcmp(here, "/") ? here : "") : NULL;
+	char *result;
+
+	return !escaped || asprintf(&result, "%s/", escaped) < 0 ? NULL : result;
+}
+
+/* Where the path in a parameter of text begins, when it begins here and not at the root. */
+static const char *relative_part(const char *text, const char *name)
+{
+	size_t length;
+	const char *part = parameter(text, name, &length);
+
+	return part && length && *part != '/' && strncasecmp(part, "%2f", 3) ? part : NULL;
+}
+
+/* An NBD URI names files of this host: its socket, and what TLS needs. */
+static char *absolute_parameters(const char *text)
+{
+	static const char *const names[] = {"socket", "tls-certificates", "tls-psk-file"};
+	bm_free char *here = escaped_here();
+	char *result = here ? strdup(text) : NULL;
+
+	for (size_t i = 0; result && i < sizeof(names) / sizeof(names[0]); i++) {
+		bm_free char *before = result;
+		const char *part = relative_part(before, names[i]);
+
+		if (!part)
+			result = bm_steal(before);
+		else if (asprintf(&result, "%.*s%s%s", (int)(part - before), before, here, part) <
+			 0)
+			result = NULL;
+	}
 	return result;
 }
 
 char *bm_uri_absolute(const char *text)
 {
-	const char *path = bm_uri_path(text), *part;
-	size_t length;
+	const char *path = bm_uri_path(text);
+	size_t length = scheme_length(text);
 
 	if (path)
 		return *path == '/' || !*path ? strdup(path) : from_here(path);
-	part = socket_part(text, &length);
-	if (!part || !length || *part == '/' || !strncasecmp(part, "%2f", 3))
-		return strdup(text);
-	return absolute_socket(text, part);
+	return find_scheme(text, length) == BM_SCHEME_NBD ? absolute_parameters(text)
+							  : strdup(text);
 }
 
 /* What realpath() gives for a file that is to be created: its folder's path, and its name. */

@@ -36,8 +36,15 @@ char *bm_uri_redact(const char *text, char *out, size_t size);
 void bm_uri_hide(char *text);
 
 /*
- * The same from wherever it is looked at: a path, or the path of an NBD URI's socket, begins at the
- * root. Nothing is looked up, a slash at the end stays. malloc()ed, or NULL with errno set.
+ * text as a part of a URI: what is neither a letter, a digit, nor one of -._~/ is %XX. malloc()ed,
+ * or NULL with errno set.
+ */
+char *bm_uri_escape(const char *text);
+
+/*
+ * The same from wherever it is looked at: a path, or those in an NBD URI (its socket, its TLS
+ * files), begin at the root. Nothing is looked up, a slash at the end stays. malloc()ed, or NULL
+ * with errno set.
  */
 char *bm_uri_absolute(const char *text);
 
@@ -50,6 +57,9 @@ char *bm_uri_canonical(const char *text);
 
 /* The path of a file URI in text, or NULL when text names something else. Points into text. */
 const char *bm_uri_path(const char *text);
+
+/* What a parameter behind the ? has for a value. malloc()ed, or NULL when there is none. */
+char *bm_uri_parameter(const char *text, const char *name);
 
 /*
  * The path of the socket that an nbd+unix: or nbds+unix: URI connects to. malloc()ed, or NULL when

@@ -1,10 +1,14 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The inside of an NBD device: nbd_open.c connects it, nbd.c carries out its requests. */
+/*
+ * The inside of an NBD device: nbd_open.c connects it, nbd_tls.c says whom it may believe, nbd.c
+ * carries out its requests.
+ */
 #ifndef BM_DEV_NBD_H
 #define BM_DEV_NBD_H
 
 #include <libnbd.h>
 
+#include "blockmirror/base/uri.h"
 #include "blockmirror/dev/later.h"
 
 enum {
@@ -54,5 +58,11 @@ struct nbd *bm_nbd_new(const char *name);
 
 /* Closes what is connected. The device is not started, or has nothing in flight. */
 void bm_nbd_free(struct nbd *n);
+
+/*
+ * Whether the server that uri names has to prove itself to somebody whom uri names, if there is
+ * TLS; asked before connecting, and after.
+ */
+int bm_nbd_check_tls(const char *uri, struct bm_error *error);
 
 #endif

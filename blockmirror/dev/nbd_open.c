@@ -182,30 +182,6 @@ static int connect_failed(const char *name, const struct outcome *o, struct bm_e
 	return bm_fail(error, code, "cannot open %s: %s", name, o->text);
 }
 
-/*
- * nbds: without certificates or keys of its own would mean the system's authorities, where old
- * versions of libnbd accept any certificate (CVE-2024-7383).
- */
-static int check_tls(const char *uri, struct bm_error *error)
-{
-	const char *query = strchr(uri, '?');
-	bm_free char *copy = NULL;
-	char *save;
-
-	if (strncmp(uri, "nbds", 4))
-		return 0;
-	copy = strdup(query ? query + 1 : "");
-	if (!copy)
-		return bm_fail_errno(error, ENOMEM, "cannot open %s", uri);
-	for (char *word = strtok_r(copy, "&;", &save); word; word = strtok_r(NULL, "&;", &save))
-		if ((!strncmp(word, "tls-certificates=", 17) && word[17]) ||
-		    (!strncmp(word, "tls-psk-file=", 13) && word[13]))
-			return 0;
-	return bm_fail(error, BM_E_URI,
-		       "%s: say whom to trust: ?tls-certificates=FOLDER or ?tls-psk-file=FILE",
-		       uri);
-}
-
 /* A peer that is gone without a word is found out within half a minute. Not for Unix sockets. */
 static void keep_alive(struct nbd_handle *h)
 {
@@ -368,7 +344,7 @@ int bm_nbd_open(const struct bm_uri *uri, const struct bm_open_options *options,
 		struct bm_dev **dev, struct bm_error *error)
 {
 	struct nbd *n;
-	int r = check_tls(uri->text, error);
+	int r = bm_nbd_check_tls(uri->text, error);
 
 	if (r < 0)
 		return r;
@@ -388,6 +364,9 @@ int bm_nbd_open(const struct bm_uri *uri, const struct bm_open_options *options,
 		r = bm_fail(error, BM_E_CANCELLED, "cannot open %s: interrupted", n->name);
 		goto fail;
 	}
+	r = bm_nbd_check_tls(uri->text, error);
+	if (r < 0)
+		goto fail;
 	for (unsigned i = 0; i < n->conns; i++)
 		keep_alive(n->conn[i].handle);
 	*dev = &n->dev;

@@ -99,6 +99,14 @@ static void names_mean_the_same_from_everywhere(void **state)
 	assert_absolute("./a:b", expected);
 	snprintf(expected, sizeof(expected), "nbd+unix:///e?socket=%s/s&x=1", folder);
 	assert_absolute("nbd+unix:///e?socket=s&x=1", expected);
+	snprintf(expected, sizeof(expected),
+		 "nbds://u@h/e?tls-certificates=%s/pki&tls-psk-file=%s/k%%20k", folder, folder);
+	assert_absolute("nbds://u@h/e?tls-certificates=pki&tls-psk-file=k%20k", expected);
+	snprintf(expected, sizeof(expected), "nbds+unix:///?socket=%s/s;tls-certificates=%%2fp",
+		 folder);
+	assert_absolute("nbds+unix:///?socket=s;tls-certificates=%2fp", expected);
+	assert_absolute("nbds://h/e?tls-certificates=&a=b", "nbds://h/e?tls-certificates=&a=b");
+	assert_absolute("iscsi://h/t/1?tls-psk-file=k", "iscsi://h/t/1?tls-psk-file=k");
 	assert_absolute("file:/srv/x", "/srv/x");
 	assert_absolute("nbd+unix:///e?socket=/s", "nbd+unix:///e?socket=/s");
 	assert_absolute("nbd://host/x", "nbd://host/x");
