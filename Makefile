@@ -13,12 +13,13 @@ includedir ?= $(prefix)/include
 mandir ?= $(prefix)/share/man
 
 CFLAGS ?= -O2 -g
-PKGS := libnbd libiscsi jansson libxxhash
+PKGS := libnbd libiscsi jansson libxxhash gnutls
 WARN := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith \
 	-Wvla -Wwrite-strings -Wconversion -Wno-sign-conversion -Wimplicit-fallthrough
 BM_CFLAGS := -std=gnu17 -D_GNU_SOURCE -DBM_VERSION='"$(VERSION)"' -I. -Iinclude $(WARN) -fPIC \
 	-fvisibility=hidden -pthread $(shell pkg-config --cflags $(PKGS))
 LIBS := -laio -lm $(shell pkg-config --libs libnbd libiscsi jansson)
+NBD_LIBS := $(shell pkg-config --libs gnutls)
 BM_LDFLAGS := -pthread
 ifdef SAN
 BM_CFLAGS += -fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=all
@@ -39,7 +40,8 @@ objects = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
 
 ALL_C := $(shell find blockmirror nbd-server include tests fixtures -name '*.[ch]')
 LIB_SRC := $(call sources,blockmirror/base blockmirror/dev blockmirror/mirror)
-NBD_SRC := $(filter-out nbd-server/main.c,$(call sources,nbd-server))
+MAIN_SRC := $(wildcard nbd-server/main*.c)
+NBD_SRC := $(filter-out $(MAIN_SRC),$(call sources,nbd-server))
 DISK_SRC := $(call sources,blockmirror/disk)
 CLI_SRC := $(call sources,blockmirror/cli)
 PROGRAMS := $(addprefix $(BUILD)/,blockmirror blockmirror-disk blockmirror-nbd)
@@ -73,11 +75,11 @@ $(BUILD)/libnbdserver.a: $(call objects,$(NBD_SRC))
 
 $(BUILD)/blockmirror-disk: $(call objects,$(DISK_SRC)) $(BUILD)/libnbdserver.a $(BUILD)/libblockmirror.a
 	$(call say,LD,$@)
-	$(Q)$(CC) $(BM_LDFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+	$(Q)$(CC) $(BM_LDFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS) $(NBD_LIBS)
 
-$(BUILD)/blockmirror-nbd: $(call objects,nbd-server/main.c) $(BUILD)/libnbdserver.a $(BUILD)/libblockmirror.a
+$(BUILD)/blockmirror-nbd: $(call objects,$(MAIN_SRC)) $(BUILD)/libnbdserver.a $(BUILD)/libblockmirror.a
 	$(call say,LD,$@)
-	$(Q)$(CC) $(BM_LDFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+	$(Q)$(CC) $(BM_LDFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS) $(NBD_LIBS)
 
 $(BUILD)/blockmirror: $(call objects,$(CLI_SRC)) $(BUILD)/libblockmirror.a
 	$(call say,LD,$@)
@@ -86,7 +88,7 @@ $(BUILD)/blockmirror: $(call objects,$(CLI_SRC)) $(BUILD)/libblockmirror.a
 $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(BUILD)/libnbdserver.a $(BUILD)/libblockmirror.a
 	$(call say,LD,$@)
 	$(Q)mkdir -p $(@D)
-	$(Q)$(CC) $(BM_LDFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(filter %.a,$^) -lcmocka $(LIBS)
+	$(Q)$(CC) $(BM_LDFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(filter %.a,$^) -lcmocka $(LIBS) $(NBD_LIBS)
 
 $(BUILD)/fixtures/%: $(BUILD)/obj/fixtures/%.o $(BUILD)/libblockmirror.a
 	$(call say,LD,$@)
@@ -108,7 +110,8 @@ tests: $(UNIT_TESTS) $(FIXTURES)
 
 # Every Debian package that building, the demo and the tests need.
 PACKAGES := build-essential pkg-config clang-format-14 clang-tidy-14 shellcheck valgrind mandoc \
-	libaio-dev libnbd-dev libiscsi-dev libjansson-dev libxxhash-dev libgnutls28-dev libcmocka-dev \
+	libaio-dev libnbd-dev libiscsi-dev libjansson-dev libxxhash-dev libgnutls28-dev \
+	libcmocka-dev gnutls-bin \
 	qemu-system-x86 qemu-utils qemu-block-extra nbdkit libnbd-bin tgt libiscsi-bin fio \
 	busybox-static jq bc socat attr xfsprogs procps util-linux iproute2 python3 python3-libnbd \
 	strace libxml2-utils git clang-14 afl++ nbd-client nbd-server

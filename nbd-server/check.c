@@ -96,7 +96,7 @@ int nbd_check(const struct nbd_conn *conn, struct nbd_request *request)
 	r = check_flags(conn, request);
 	if (r < 0)
 		return r;
-	if (rule->writes && (offer->read_only || geometry->flags & BM_DEV_READ_ONLY))
+	if (rule->writes && (conn->read_only || geometry->flags & BM_DEV_READ_ONLY))
 		return nbd_refuse(request, -EPERM, "the export is read-only");
 	/* By subtraction: the sum may wrap. */
 	if (request->offset > geometry->size || request->length > geometry->size - request->offset)

@@ -18,6 +18,7 @@
 #include "blockmirror/base/list.h"
 #include "blockmirror/base/log.h"
 #include "nbd-server/internal.h"
+#include "nbd-server/tls.h"
 
 static void set_watch(struct nbd_conn *conn, struct bm_watch *watch, int fd, uint32_t events)
 {
@@ -49,6 +50,7 @@ static void end(struct bm_task *task)
 	for (int i = 0; i < NBD_PIECES; i++)
 		bm_buf_unref(conn->piece[i].buf);
 	bm_pool_free(conn->pool);
+	nbd_identity_free(conn->identity);
 	nbd_server_left(conn);
 }
 
@@ -66,6 +68,7 @@ void nbd_conn_close(struct nbd_conn *conn)
 	bm_buf_wait_cancel(&conn->memory);
 	bm_task_cancel(&conn->send);
 	bm_task_cancel(&conn->resume);
+	bm_task_cancel(&conn->more);
 	if (!conn->at_device)
 		bm_loop_soon(loop, &conn->end);
 }
@@ -188,33 +191,42 @@ static void count_sent(struct nbd_conn *conn, size_t sent)
 	}
 }
 
-static void send_replies(struct nbd_conn *conn)
+/* Returns 0 when all of out is with the client, -EAGAIN when he does not take it, or -errno. */
+static int send_out(struct nbd_conn *conn)
 {
 	struct iovec v[2 * NBD_PIECES];
 
-	conn->blocked = false;
 	while (!bm_list_empty(&conn->out)) {
 		ssize_t n = nbd_transport_send(&conn->transport, v, gather(conn, v));
 
-		if (n == -EAGAIN) {
-			conn->blocked = true;
-			break;
-		}
-		if (n < 0) { /* the client is gone */
-			nbd_conn_close(conn);
-			return;
-		}
+		if (n < 0)
+			return (int)n;
 		count_sent(conn, (size_t)n);
 	}
-	if (conn->state == NBD_ENDED && !conn->busy && bm_list_empty(&conn->out))
+	return nbd_transport_flush(&conn->transport);
+}
+
+void nbd_conn_send(struct nbd_conn *conn)
+{
+	bool was_blocked = conn->blocked;
+	int r = send_out(conn);
+
+	conn->blocked = r == -EAGAIN;
+	if (was_blocked && !r && conn->state == NBD_TLS_HELLO) /* which has more to say */
+		bm_loop_soon(conn->server->loop, &conn->more);
+	if (r < 0 && r != -EAGAIN) /* the client is gone */
 		nbd_conn_close(conn);
+	else if (!r && conn->state == NBD_ENDED && !conn->busy)
+		nbd_conn_close(conn);
+	else if (!r && conn->state == NBD_TLS_ACK)
+		nbd_secure_begin(conn);
 	else
 		update_watches(conn);
 }
 
 static void before_wait(struct bm_task *task)
 {
-	send_replies(bm_container(task, struct nbd_conn, send));
+	nbd_conn_send(bm_container(task, struct nbd_conn, send));
 }
 
 /* Receiving */
@@ -239,7 +251,7 @@ enum nbd_step nbd_input_skip(struct nbd_conn *conn)
 	return conn->skip ? NBD_MORE_INPUT : NBD_GO_ON;
 }
 
-static void parse(struct nbd_conn *conn)
+void nbd_conn_parse(struct nbd_conn *conn)
 {
 	enum nbd_step step = NBD_GO_ON;
 
@@ -247,6 +259,8 @@ static void parse(struct nbd_conn *conn)
 		step = conn->state < NBD_REQUEST ? nbd_handshake_step(conn)
 						 : nbd_request_step(conn);
 	conn->paused = step == NBD_WAIT;
+	if (!conn->paused && conn->state < NBD_ENDED && nbd_transport_pending(&conn->transport))
+		bm_loop_soon(conn->server->loop, &conn->more);
 	update_watches(conn);
 }
 
@@ -258,6 +272,10 @@ static void receive(struct nbd_conn *conn)
 	int count = 0;
 	ssize_t n;
 
+	if (conn->state == NBD_TLS_HELLO) {
+		nbd_secure_step(conn);
+		return;
+	}
 	memmove(conn->input, conn->input + conn->start, conn->used);
 	conn->start = 0;
 	if (payload)
@@ -266,6 +284,8 @@ static void receive(struct nbd_conn *conn)
 	n = nbd_transport_recv(&conn->transport, v, count);
 	if (n == -EAGAIN)
 		return;
+	if (n == -EPROTO && conn->transport.tls)
+		nbd_conn_violated(conn, nbd_tls_why(conn->transport.tls));
 	if (n < 0) {
 		nbd_conn_close(conn);
 		return;
@@ -278,17 +298,26 @@ static void receive(struct nbd_conn *conn)
 	if (piece)
 		piece->filled += part;
 	conn->used += (size_t)n - part;
-	parse(conn);
+	nbd_conn_parse(conn);
+}
+
+/* What TLS has received already, no event tells of. */
+static void more_is_there(struct bm_task *task)
+{
+	struct nbd_conn *conn = bm_container(task, struct nbd_conn, more);
+
+	if (conn->state < NBD_ENDED && !conn->paused)
+		receive(conn);
 }
 
 static void resume(struct bm_task *task)
 {
-	parse(bm_container(task, struct nbd_conn, resume));
+	nbd_conn_parse(bm_container(task, struct nbd_conn, resume));
 }
 
 static void memory_came(struct bm_buf_waiter *waiter)
 {
-	parse(bm_container(waiter, struct nbd_conn, memory));
+	nbd_conn_parse(bm_container(waiter, struct nbd_conn, memory));
 }
 
 /* Both directions, when they share a descriptor. Errors show in the call that fails. */
@@ -297,15 +326,17 @@ static void in_ready(struct bm_watch *watch, uint32_t events)
 	struct nbd_conn *conn = bm_container(watch, struct nbd_conn, in);
 
 	if (conn->blocked && events & ~(uint32_t)EPOLLIN)
-		send_replies(conn);
+		nbd_conn_send(conn);
 	if (conn->state < NBD_ENDED && !conn->paused && events & ~(uint32_t)EPOLLOUT)
 		receive(conn);
 }
 
 static void out_ready(struct bm_watch *watch, uint32_t events)
 {
+	struct nbd_conn *conn = bm_container(watch, struct nbd_conn, out_watch);
+
 	(void)events;
-	send_replies(bm_container(watch, struct nbd_conn, out_watch));
+	nbd_conn_send(conn);
 }
 
 /* Opening */
@@ -322,6 +353,7 @@ static struct nbd_conn *conn_alloc(struct nbd_server *server)
 	conn->memory.run = memory_came;
 	conn->send.run = before_wait;
 	conn->resume.run = resume;
+	conn->more.run = more_is_there;
 	conn->end.run = end;
 	conn->handshake.run = handshake_timeout;
 	bm_list_init(&conn->out);

@@ -67,9 +67,19 @@ static void malformed(struct answer *a)
 	reply_error(a, NBD_REP_ERR_INVALID, "the option's data is not well formed");
 }
 
+/*
+ * "SELECTIVETLS mode": what this client may not open he might after STARTTLS. He is told so whether
+ * there is such an export or not.
+ */
 static void unknown_export(struct answer *a)
 {
-	reply_error(a, NBD_REP_ERR_UNKNOWN, "this server has no export of that name");
+	const struct nbd_conn *conn = a->conn;
+
+	if (conn->server->tls == NBD_TLS_ON && conn->server->options.access &&
+	    !conn->transport.tls && (conn->option == NBD_OPT_INFO || conn->option == NBD_OPT_GO))
+		reply_error(a, NBD_REP_ERR_TLS_REQD, "no such export without TLS");
+	else
+		reply_error(a, NBD_REP_ERR_UNKNOWN, "this server has no export of that name");
 }
 
 /* A string behind its length; NULL when it is cut off. */
@@ -107,7 +117,7 @@ static uint16_t transmission_flags(const struct nbd_conn *conn, const struct nbd
 	uint32_t flags = NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA |
 			 NBD_FLAG_SEND_CACHE | NBD_FLAG_CAN_MULTI_CONN;
 
-	if (offer->read_only || device & BM_DEV_READ_ONLY)
+	if (offer->read_only || device & BM_DEV_READ_ONLY || conn->access != NBD_ACCESS_WRITE)
 		flags |= NBD_FLAG_READ_ONLY;
 	else
 		flags |= NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES | NBD_FLAG_SEND_FAST_ZERO;
@@ -142,6 +152,7 @@ static const char *refusal(const struct nbd_conn *conn, const struct nbd_offer *
 static void enter_transmission(struct nbd_conn *conn, const struct nbd_offer *offer)
 {
 	conn->offer = offer;
+	conn->read_only = offer->read_only || conn->access != NBD_ACCESS_WRITE;
 	if (conn->selected.offer != offer)
 		conn->selected = (struct nbd_selection){0};
 	if (conn->session && conn->session->offer != offer)
@@ -155,7 +166,7 @@ static void export_name(struct answer *a)
 {
 	static const uint8_t zeroes[NBD_ZEROES];
 	struct nbd_conn *conn = a->conn;
-	const struct nbd_offer *offer = nbd_offer_find(conn->server, a->data.at, a->data.left);
+	const struct nbd_offer *offer = nbd_conn_find(conn, a->data.at, a->data.left);
 	const char *why = "it asked for an export that does not exist";
 	struct nbd_wire_export wire;
 
@@ -213,7 +224,7 @@ static void info(struct answer *a)
 		malformed(a);
 		return;
 	}
-	offer = nbd_offer_find(a->conn->server, text, length);
+	offer = nbd_conn_find(a->conn, text, length);
 	if (!offer) {
 		unknown_export(a);
 		return;
@@ -245,12 +256,61 @@ static void list(struct answer *a)
 		const struct nbd_offer *offer = &server->offer[i];
 		size_t name = strlen(offer->name), description = strlen(offer->description);
 
+		if (nbd_conn_access(a->conn, offer) == NBD_ACCESS_NONE)
+			continue;
 		reply(a, NBD_REP_SERVER, 4 + name + description);
 		nbd_write_u32(&a->writer, (uint32_t)name);
 		nbd_write(&a->writer, offer->name, name);
 		nbd_write(&a->writer, offer->description, description);
 	}
 	reply(a, NBD_REP_ACK, 0);
+}
+
+static void deselect(struct nbd_conn *conn)
+{
+	conn->selected = (struct nbd_selection){0};
+	nbd_session_leave(conn);
+}
+
+/*
+ * What came before TLS an attacker may have said: it counts no more, and what lies in the buffer
+ * behind it is not to be taken for the client's words later (CVE-2021-3716).
+ */
+static void starttls(struct answer *a)
+{
+	struct nbd_conn *conn = a->conn;
+
+	if (!bare(a))
+		return;
+	if (conn->server->tls == NBD_TLS_OFF) { /* "NOTLS mode" */
+		reply_error(a, NBD_REP_ERR_UNSUP, "TLS is not offered here");
+	} else if (conn->transport.tls) {
+		reply_error(a, NBD_REP_ERR_INVALID, "TLS is in use already");
+	} else if (!conn->fixed) { /* "Server-side requirements" */
+		reply_error(a, NBD_REP_ERR_POLICY, "TLS needs fixed newstyle negotiation");
+	} else if (conn->used) {
+		nbd_conn_violated(conn, "it sent plain text between STARTTLS and TLS");
+	} else {
+		conn->mode = NBD_SIMPLE;
+		deselect(conn);
+		conn->state = NBD_TLS_ACK;
+		reply(a, NBD_REP_ACK, 0);
+	}
+}
+
+/* "FORCEDTLS mode": whether the option has to wait for TLS. */
+static bool needs_tls(const struct nbd_conn *conn)
+{
+	return conn->server->tls == NBD_TLS_REQUIRE && !conn->transport.tls &&
+	       conn->option != NBD_OPT_STARTTLS && conn->option != NBD_OPT_ABORT;
+}
+
+static void refuse_plain(struct answer *a)
+{
+	if (a->conn->option == NBD_OPT_EXPORT_NAME) /* which has no way to report an error */
+		nbd_conn_violated(a->conn, "it asked for an export without TLS");
+	else
+		reply_error(a, NBD_REP_ERR_TLS_REQD, "TLS has to be negotiated first");
 }
 
 static void structured_reply(struct answer *a)
@@ -300,12 +360,6 @@ static void reply_contexts(struct answer *a, const struct nbd_offer *offer, uint
 	reply(a, NBD_REP_ACK, 0);
 }
 
-static void deselect(struct nbd_conn *conn)
-{
-	conn->selected = (struct nbd_selection){0};
-	nbd_session_leave(conn);
-}
-
 /* LIST_ and SET_META_CONTEXT. SET replaces what was selected before even when it fails. */
 static void meta_context(struct answer *a)
 {
@@ -318,7 +372,7 @@ static void meta_context(struct answer *a)
 
 	if (!listing)
 		deselect(conn);
-	offer = name ? nbd_offer_find(conn->server, name, length) : NULL;
+	offer = name ? nbd_conn_find(conn, name, length) : NULL;
 	queries = nbd_read_u32(&a->data);
 	if (offer && listing && !queries)
 		chosen = nbd_contexts_named(offer, NULL, 0, true);
@@ -343,6 +397,8 @@ static void meta_context(struct answer *a)
 		unknown_export(a);
 		return;
 	}
+	/* Who may only read must not end the session of one who writes. */
+	joins &= conn->access == NBD_ACCESS_WRITE;
 	if (!listing)
 		nbd_contexts_select(conn, offer, chosen, joins ? &session : NULL);
 	reply_contexts(a, offer, chosen, listing);
@@ -361,9 +417,8 @@ static void handle(struct answer *a)
 	case NBD_OPT_LIST:
 		list(a);
 		break;
-	case NBD_OPT_STARTTLS: /* "NOTLS mode" */
-		if (bare(a))
-			reply_error(a, NBD_REP_ERR_UNSUP, "TLS is not offered here");
+	case NBD_OPT_STARTTLS:
+		starttls(a);
 		break;
 	case NBD_OPT_INFO:
 	case NBD_OPT_GO:
@@ -398,6 +453,7 @@ static enum nbd_step flags_step(struct nbd_conn *conn)
 		return NBD_MORE_INPUT;
 	flags = nbd_read_u32(&r);
 	nbd_input_take(conn, sizeof(uint32_t));
+	conn->fixed = flags & NBD_FIXED_NEWSTYLE;
 	conn->no_zeroes = flags & NBD_NO_ZEROES;
 	conn->state = NBD_OPTION;
 	if (flags & ~(NBD_FIXED_NEWSTYLE | NBD_NO_ZEROES))
@@ -448,7 +504,9 @@ static enum nbd_step answer(struct nbd_conn *conn, const uint8_t *data, size_t l
 	conn->state = NBD_OPTION;
 	if (too_long && conn->option == NBD_OPT_SET_META_CONTEXT)
 		conn->selected = (struct nbd_selection){0}; /* as any SET that fails */
-	if (too_long && conn->option != NBD_OPT_ABORT)
+	if (needs_tls(conn))
+		refuse_plain(&a);
+	else if (too_long && conn->option != NBD_OPT_ABORT)
 		reply_error(&a, NBD_REP_ERR_TOO_BIG, "the option's data is too long");
 	else
 		handle(&a);
@@ -474,6 +532,10 @@ enum nbd_step nbd_handshake_step(struct nbd_conn *conn)
 	case NBD_OPTION_DATA:
 		data = nbd_input(conn, conn->skip);
 		return data ? answer(conn, data, conn->skip, false) : NBD_MORE_INPUT;
+	case NBD_TLS_ACK:
+		return NBD_WAIT;
+	case NBD_TLS_HELLO:
+		return NBD_MORE_INPUT;
 	default:
 		step = nbd_input_skip(conn);
 		return step == NBD_GO_ON ? answer(conn, NULL, 0, true) : step;

@@ -39,6 +39,7 @@ enum {
 #define NBD_SESSION_CONTEXT UINT32_MAX
 
 struct nbd_conn;
+struct nbd_keyring;
 
 /* What was negotiated: which headers requests and replies have. Later ones can do more. */
 enum nbd_mode {
@@ -82,6 +83,8 @@ enum nbd_state {
 	NBD_OPTION,
 	NBD_OPTION_DATA,
 	NBD_OPTION_SKIP,
+	NBD_TLS_ACK,      /* STARTTLS was acknowledged; TLS begins when the client has got that */
+	NBD_TLS_HELLO,    /* the TLS handshake */
 	NBD_REQUEST,      /* transmission: a request's header */
 	NBD_PAYLOAD,      /* of a WRITE */
 	NBD_PAYLOAD_SKIP, /* of what was refused */
@@ -141,7 +144,7 @@ struct nbd_conn {
 	struct bm_watch in, out_watch; /* the second one only where there are two descriptors */
 	struct bm_pool *pool;
 	struct bm_buf_waiter memory;
-	struct bm_task send, resume, end;
+	struct bm_task send, resume, more, end;
 	struct bm_timer handshake;
 	char peer[NBD_PEER_TEXT];
 
@@ -150,10 +153,13 @@ struct nbd_conn {
 	bool blocked;       /* the client does not take what is in out */
 	size_t start, used; /* the part of input that is not parsed yet */
 
-	bool no_zeroes;
+	bool fixed, no_zeroes;
 	enum nbd_mode mode;
-	unsigned options;      /* so far */
-	uint32_t option, skip; /* the one being read; bytes of it, or of payload, to drop */
+	struct nbd_identity *identity; /* NULL: the client has proven nothing */
+	enum nbd_access access;        /* to what nbd_conn_find() found last */
+	bool read_only;                /* for this client */
+	unsigned options;              /* so far */
+	uint32_t option, skip;         /* the one being read; bytes of it, or of payload, to drop */
 	struct nbd_selection selected;
 	const struct nbd_offer *offer; /* the one that was chosen */
 	struct nbd_session *session;   /* NULL: of none */
@@ -185,6 +191,8 @@ struct nbd_listener {
 struct nbd_server {
 	struct bm_loop *loop;
 	struct nbd_server_options options;
+	enum nbd_tls_mode tls;
+	struct nbd_keyring *keyring; /* NULL: there is no TLS */
 	struct bm_list conns;
 	unsigned connected;
 	bool stopping;
@@ -205,6 +213,10 @@ struct nbd_server {
 const struct nbd_offer *nbd_offer_find(const struct nbd_server *server, const uint8_t *name,
 				       size_t length);
 void nbd_server_left(struct nbd_conn *conn); /* the last thing that is done to conn */
+/* As nbd_offer_find(), among what the client may open; sets conn->access. */
+const struct nbd_offer *nbd_conn_find(struct nbd_conn *conn, const uint8_t *name, size_t length);
+/* What the client may do with offer. */
+enum nbd_access nbd_conn_access(const struct nbd_conn *conn, const struct nbd_offer *offer);
 
 /* limits.c: what clients may take, and what they have taken */
 
@@ -256,6 +268,8 @@ void nbd_conn_finish(struct nbd_conn *conn); /* reads no more, answers what is i
 void nbd_conn_close(struct nbd_conn *conn);  /* now; "hard disconnect" */
 /* As close, and logs why: what the client did is against the protocol. */
 void nbd_conn_violated(struct nbd_conn *conn, const char *what);
+void nbd_conn_send(struct nbd_conn *conn);  /* now, what there is for the client */
+void nbd_conn_parse(struct nbd_conn *conn); /* what has come, and lets more come */
 
 /* Parsing: the next length bytes of input, or NULL when they have not come yet; then takes them. */
 const uint8_t *nbd_input(const struct nbd_conn *conn, size_t length);
@@ -295,6 +309,11 @@ bool nbd_check_query(const struct nbd_conn *conn, struct nbd_request *request,
 		     struct nbd_reader *payload);
 /* Returns error. */
 int nbd_refuse(struct nbd_request *request, int error, const char *text);
+
+/* secure.c: a connection goes over to TLS */
+
+void nbd_secure_begin(struct nbd_conn *conn); /* the client has got the ACK */
+void nbd_secure_step(struct nbd_conn *conn);  /* in NBD_TLS_HELLO, when the socket is ready */
 
 /* request.c */
 

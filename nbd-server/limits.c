@@ -30,6 +30,8 @@ enum {
 	MOST_SECONDS = 7 * 24 * 3600,
 	/* Of a buffer: the page it is aligned to, and what describes it. */
 	BUFFER_COST = 2 * BM_BUF_ALIGN,
+	/* Records on their way, and what GnuTLS keeps of a session. */
+	TLS_COST = 512 << 10,
 };
 
 /* Options */
@@ -143,11 +145,12 @@ static uint64_t bytes_in_use(const struct nbd_conn *conn)
 void nbd_server_get_usage(const struct nbd_server *server, struct nbd_server_usage *usage)
 {
 	unsigned most = server->options.max_connections;
+	uint64_t one = bound_of_one(&server->options) + (server->tls ? TLS_COST : 0);
 
 	/* nbd_server_accept_fd() may have gone beyond the limit. */
 	if (server->connected > most)
 		most = server->connected;
-	*usage = (struct nbd_server_usage){.bound = most * bound_of_one(&server->options),
+	*usage = (struct nbd_server_usage){.bound = most * one,
 					   .max_connections = server->options.max_connections,
 					   .connections = server->connected};
 	bm_list_each(node, &server->conns) {

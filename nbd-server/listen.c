@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* The sockets that clients come to: unix, TCP, and those that another process has opened. */
-#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -17,6 +16,7 @@
 #include "blockmirror/base/cleanup.h"
 #include "blockmirror/base/list.h"
 #include "blockmirror/base/log.h"
+#include "blockmirror/base/uri.h"
 #include "nbd-server/internal.h"
 
 enum { BACKLOG = 128, ACCEPTS_AT_ONCE = 16, HOST_TEXT = 256, PORT_TEXT = 32 };
@@ -136,6 +136,34 @@ void nbd_listen_close(struct nbd_server *server)
 	close_listeners(server, 0);
 }
 
+/* Whether only this host reaches the address. */
+static bool is_local(const struct sockaddr *address)
+{
+	const struct sockaddr_in *v4 = (const void *)address;
+	const struct sockaddr_in6 *v6 = (const void *)address;
+
+	if (address->sa_family == AF_INET)
+		return ntohl(v4->sin_addr.s_addr) >> 24 == IN_LOOPBACKNET;
+	if (address->sa_family == AF_INET6 && IN6_IS_ADDR_V4MAPPED(&v6->sin6_addr))
+		return v6->sin6_addr.s6_addr[12] == IN_LOOPBACKNET;
+	return address->sa_family != AF_INET6 || IN6_IS_ADDR_LOOPBACK(&v6->sin6_addr);
+}
+
+/* Nobody from another host is served in plain text by mistake. */
+static int check_address(const struct nbd_server *server, const struct sockaddr *address,
+			 socklen_t length, struct bm_error *error)
+{
+	char text[HOST_TEXT + PORT_TEXT];
+
+	if (server->tls == NBD_TLS_REQUIRE || server->options.insecure || is_local(address))
+		return 0;
+	host_and_port(address, length, text, sizeof(text));
+	return bm_fail(error, BM_E_USAGE,
+		       "%s: other hosts reach it, and whoever does could read and write without "
+		       "proving who he is: require TLS, or say that it is to be insecure",
+		       text);
+}
+
 static int add_listener(struct nbd_server *server, int fd, struct bm_error *error)
 {
 	struct nbd_listener *listener;
@@ -157,11 +185,18 @@ static int add_listener(struct nbd_server *server, int fd, struct bm_error *erro
 
 int nbd_server_listen_fd(struct nbd_server *server, int fd, struct bm_error *error)
 {
-	int listening = 0, flags = fcntl(fd, F_GETFL);
+	int listening = 0, flags = fcntl(fd, F_GETFL), r;
 	socklen_t length = sizeof(listening);
+	struct sockaddr_storage address = {0};
+	socklen_t address_length = sizeof(address);
 
 	if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &length) < 0 || !listening)
 		return bm_fail(error, BM_E_USAGE, "descriptor %d is not a listening socket", fd);
+	if (getsockname(fd, (struct sockaddr *)&address, &address_length) < 0)
+		return bm_fail_errno(error, errno, "descriptor %d", fd);
+	r = check_address(server, (const struct sockaddr *)&address, address_length, error);
+	if (r < 0)
+		return r;
 	if (fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0 || fcntl(fd, F_SETFD, FD_CLOEXEC) < 0)
 		return bm_fail_errno(error, errno, "descriptor %d", fd);
 	return add_listener(server, fd, error);
@@ -204,6 +239,9 @@ static int listen_on(struct nbd_server *server, struct addrinfo *info, in_port_t
 	host_and_port(info->ai_addr, info->ai_addrlen, text, sizeof(text));
 	if (fd < 0)
 		return bm_fail_errno(error, errno, "cannot listen on %s", text);
+	r = check_address(server, info->ai_addr, info->ai_addrlen, error);
+	if (r < 0)
+		return r;
 	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
 	if (info->ai_family == AF_INET6)
 		setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof(on));
@@ -246,37 +284,26 @@ int nbd_server_listen_tcp(struct nbd_server *server, const char *host, const cha
 
 /* URIs (uri.md) */
 
-static void put_escaped(FILE *out, const char *text)
-{
-	for (; *text; text++)
-		if (isalnum((unsigned char)*text) || strchr("-._~/", *text))
-			fputc(*text, out);
-		else
-			fprintf(out, "%%%02X", (unsigned char)*text);
-}
-
 char *nbd_server_uri(const struct nbd_server *server, const char *name)
 {
 	struct sockaddr_storage address = {0};
+	const struct sockaddr_un *un = (const void *)&address;
 	socklen_t length = sizeof(address);
-	char text[HOST_TEXT + PORT_TEXT], *uri = NULL;
-	size_t size;
-	FILE *out = open_memstream(&uri, &size);
+	const char *s = server->tls == NBD_TLS_REQUIRE ? "s" : "";
+	char text[HOST_TEXT + PORT_TEXT], *uri;
+	bm_free char *export = bm_uri_escape(name), *path = NULL;
+	int n;
 
-	if (!out)
-		return NULL;
 	if (server->listeners)
 		getsockname(server->listener[0].socket.fd, (struct sockaddr *)&address, &length);
 	if (address.ss_family == AF_UNIX) {
-		fprintf(out, "nbd+unix:///");
-		put_escaped(out, name);
-		fprintf(out, "?socket=");
-		put_escaped(out, ((const struct sockaddr_un *)(const void *)&address)->sun_path);
+		path = bm_uri_escape(un->sun_path);
+		n = !export || !path
+			    ? -1
+			    : asprintf(&uri, "nbd%s+unix:///%s?socket=%s", s, export, path);
 	} else {
 		host_and_port((const struct sockaddr *)&address, length, text, sizeof(text));
-		fprintf(out, "nbd://%s/", text);
-		put_escaped(out, name);
+		n = !export ? -1 : asprintf(&uri, "nbd%s://%s/%s", s, text, export);
 	}
-	fclose(out);
-	return uri;
+	return n < 0 ? NULL : uri;
 }

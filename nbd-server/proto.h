@@ -42,6 +42,7 @@ enum nbd_option {
 #define NBD_REP_ERR_UNSUP           0x80000001u
 #define NBD_REP_ERR_POLICY          0x80000002u
 #define NBD_REP_ERR_INVALID         0x80000003u
+#define NBD_REP_ERR_TLS_REQD        0x80000005u
 #define NBD_REP_ERR_UNKNOWN         0x80000006u
 #define NBD_REP_ERR_TOO_BIG         0x80000009u
 #define NBD_REP_ERR_EXT_HEADER_REQD 0x8000000au

@@ -9,6 +9,8 @@
 #include <string.h>
 
 #include "blockmirror/base/list.h"
+#include "blockmirror/base/log.h"
+#include "nbd-server/credentials.h"
 #include "nbd-server/internal.h"
 
 static void stopped(struct bm_task *task)
@@ -66,6 +68,7 @@ void nbd_server_free(struct nbd_server *server)
 		return;
 	assert(bm_list_empty(&server->conns));
 	nbd_listen_close(server);
+	nbd_keyring_free(server->keyring);
 	bm_timer_clear(server->loop, &server->stop_timer);
 	bm_timer_clear(server->loop, &server->accept_timer);
 	nbd_limits_fini(server);
@@ -73,6 +76,33 @@ void nbd_server_free(struct nbd_server *server)
 	for (unsigned i = 0; i < server->offers; i++)
 		offer_fini(&server->offer[i]);
 	free(server);
+}
+
+/* TLS */
+
+int nbd_server_set_tls(struct nbd_server *server, const struct nbd_tls_options *options,
+		       struct bm_error *error)
+{
+	int r;
+
+	assert(!server->keyring && !server->listeners);
+	if (options->mode == NBD_TLS_OFF)
+		return 0;
+	if (!options->certificates && !options->psk)
+		return bm_fail(error, BM_E_USAGE, "TLS needs certificates or pre-shared keys");
+	if (options->verify_peer && !options->certificates)
+		return bm_fail(error, BM_E_USAGE,
+			       "clients' certificates are verified by an authority's: name the "
+			       "folder of certificates");
+	r = nbd_keyring_new(options, &server->keyring, error);
+	if (!r)
+		server->tls = options->mode;
+	return r;
+}
+
+int nbd_server_reload_tls(struct nbd_server *server, struct bm_error *error)
+{
+	return server->keyring ? nbd_keyring_reload(server->keyring, error) : 0;
 }
 
 /* Exports */
@@ -130,6 +160,44 @@ int nbd_server_add_export(struct nbd_server *server, const struct nbd_export *ex
 
 /* Clients */
 
+/* "psk:NAME", "dn:DN", or nothing. */
+static void describe_identity(const struct nbd_identity *who, char *text)
+{
+	*text = '\0';
+	if (who && who->psk)
+		snprintf(text, NBD_IDENTITY_TEXT, "psk:%s", who->psk);
+	else if (who && who->dn)
+		snprintf(text, NBD_IDENTITY_TEXT, "dn:%s", who->dn);
+}
+
+enum nbd_access nbd_conn_access(const struct nbd_conn *conn, const struct nbd_offer *offer)
+{
+	static const char *const no_names[1];
+	static const struct nbd_identity nobody = {.names = no_names};
+	const struct nbd_server_options *options = &conn->server->options;
+
+	if (!options->access)
+		return NBD_ACCESS_WRITE;
+	return options->access(options->arg, conn->identity ? conn->identity : &nobody,
+			       offer->name);
+}
+
+const struct nbd_offer *nbd_conn_find(struct nbd_conn *conn, const uint8_t *name, size_t length)
+{
+	const struct nbd_offer *offer = nbd_offer_find(conn->server, name, length);
+	char text[NBD_IDENTITY_TEXT];
+
+	if (!offer)
+		return NULL;
+	conn->access = nbd_conn_access(conn, offer);
+	if (conn->access != NBD_ACCESS_NONE)
+		return offer;
+	describe_identity(conn->identity, text);
+	bm_log(BM_LOG_NOTICE, "NBD client %s %s%s%smay not open export \"%s\"", conn->peer,
+	       *text ? "(" : "", text, *text ? ") " : "", offer->name);
+	return NULL;
+}
+
 int nbd_server_accept_fd(struct nbd_server *server, int in, int out)
 {
 	int r = nbd_conn_new(server, in, out, "stdio");
@@ -170,7 +238,9 @@ unsigned nbd_server_clients(const struct nbd_server *server, struct nbd_client_i
 			.bytes_read = conn->bytes_read,
 			.bytes_written = conn->bytes_written,
 			.in_flight = conn->busy,
+			.tls = conn->transport.tls,
 		};
+		describe_identity(conn->identity, info[count].identity);
 		memcpy(info[count++].peer, conn->peer, sizeof(conn->peer));
 	}
 	return server->connected;

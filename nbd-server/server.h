@@ -7,8 +7,9 @@
  * and may block; all else never does.
  *
  * Memory: a connection holds at most max_requests requests and max_data bytes of buffers; when
- * either is used up its socket is not read from until replies have gone out. The number of
- * connections is limited, too: nbd_server_bound() tells what all of them may come to.
+ * either is used up its socket is not read from until replies have gone out. TLS adds 300 KiB to it,
+ * and what GnuTLS needs. The number of connections is limited, too: nbd_server_bound() tells what all
+ * of them may come to.
  */
 #ifndef NBD_SERVER_SERVER_H
 #define NBD_SERVER_SERVER_H
@@ -23,7 +24,34 @@ enum {
 	NBD_MAX_CONTEXTS = 8, /* metadata contexts of an export */
 	NBD_PEER_TEXT = 64,
 	NBD_LEAST_DATA = 2 << 20,
+	NBD_IDENTITY_TEXT = 128,
 };
+
+/* Whether clients may, or must, go over to TLS before all else (proto.md, "TLS support"). */
+enum nbd_tls_mode {
+	NBD_TLS_OFF,
+	NBD_TLS_ON,      /* offered: SELECTIVETLS */
+	NBD_TLS_REQUIRE, /* FORCEDTLS */
+};
+
+struct nbd_tls_options {
+	enum nbd_tls_mode mode;
+	const char *certificates; /* a folder: ca-cert.pem, server-cert.pem, server-key.pem, and,
+				     if there is one, ca-crl.pem. NULL: none */
+	const char *psk;          /* a file of USER:HEXKEY lines. NULL: none */
+	const char *priority;     /* GnuTLS's priority string. NULL: credentials.c's */
+	/* A client without a key shows a certificate of the authority in ca-cert.pem, or goes */
+	bool verify_peer;
+};
+
+/* Who a client has proven to be by TLS. All NULL: nobody in particular. */
+struct nbd_identity {
+	const char *psk;          /* the name of his pre-shared key */
+	const char *dn;           /* of his certificate, which was verified; after RFC 4514 */
+	const char *const *names; /* its alternative ones: "dns:…", "ip:…", "uri:…", "email:…" */
+};
+
+enum nbd_access { NBD_ACCESS_NONE, NBD_ACCESS_READ, NBD_ACCESS_WRITE };
 
 struct nbd_server_options {
 	unsigned max_connections; /* 0: 100. More wait in the backlog of the socket */
@@ -34,7 +62,13 @@ struct nbd_server_options {
 	uint64_t stop_ns;      /* 0: 10 s. What clients get to take their last replies */
 	/* A client connected or left; called from the loop. May stop the server. NULL is allowed */
 	void (*changed)(void *arg);
+	/*
+	 * What who may do with that export; called whenever a client names or lists it. What he may
+	 * not open is unknown to him. NULL: everybody may do everything.
+	 */
+	enum nbd_access (*access)(void *arg, const struct nbd_identity *who, const char *export);
 	void *arg;
+	bool insecure; /* plain TCP from other hosts, too */
 };
 
 struct nbd_export {
@@ -51,6 +85,8 @@ struct nbd_client_info {
 	uint64_t requests;  /* answered, errors too */
 	uint64_t bytes_read, bytes_written;
 	unsigned in_flight; /* requests not yet answered */
+	bool tls;
+	char identity[NBD_IDENTITY_TEXT]; /* "psk:NAME", "dn:DN", or "" */
 };
 
 /* What all clients take together. */
@@ -75,6 +111,19 @@ uint64_t nbd_server_bound(const struct nbd_server_options *options);
 
 /* A server without exports that does not listen. options NULL: the defaults. NULL: no memory. */
 struct nbd_server *nbd_server_new(struct bm_loop *loop, const struct nbd_server_options *options);
+
+/*
+ * Sets up TLS, once and before the server listens. Fails with a text when a file is missing or
+ * wrong, and when clients could not prove a thing (neither certificates nor keys).
+ *
+ * Files that change are read again at the next client's handshake; when they are not all right then
+ * what was read before stays in use. Sessions are never touched.
+ */
+int nbd_server_set_tls(struct nbd_server *server, const struct nbd_tls_options *options,
+		       struct bm_error *error);
+
+/* Reads the files of TLS again, now. What is in use stays so on failure. Without TLS: nothing. */
+int nbd_server_reload_tls(struct nbd_server *server, struct bm_error *error);
 
 /*
  * Offers export to the clients that come from now on; the texts are copied. The device is started
@@ -104,12 +153,14 @@ int nbd_server_listen_unix(struct nbd_server *server, const char *path, struct b
 
 /*
  * Listens on all addresses of host (NULL or "": all of this machine's). port "0": the kernel
- * chooses; nbd_server_uri() tells.
+ * chooses; nbd_server_uri() tells. Unless TLS is required or options.insecure is set, addresses
+ * that other hosts reach are BM_E_USAGE.
  */
 int nbd_server_listen_tcp(struct nbd_server *server, const char *host, const char *port,
 			  struct bm_error *error);
 
-/* Takes over a socket that listens already. On failure it stays the caller's. */
+/* Takes over a socket that listens already; the same holds for TCP. On failure it stays the
+ * caller's. */
 int nbd_server_listen_fd(struct nbd_server *server, int fd, struct bm_error *error);
 
 /*
@@ -120,8 +171,8 @@ int nbd_server_listen_fd(struct nbd_server *server, int fd, struct bm_error *err
 int nbd_server_accept_fd(struct nbd_server *server, int in, int out);
 
 /*
- * The URI of the named export on the first socket that the server listens on; there is one.
- * malloc()ed; NULL: no memory.
+ * The URI of the named export on the first socket that the server listens on; there is one. nbds:
+ * when TLS is required; whom to trust is for the client to add. malloc()ed; NULL: no memory.
  */
 char *nbd_server_uri(const struct nbd_server *server, const char *name);
 

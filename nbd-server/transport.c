@@ -10,6 +10,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "nbd-server/tls.h"
+
 static int is_socket(int fd)
 {
 	struct stat st;
@@ -64,14 +66,14 @@ static ssize_t result(ssize_t n)
 	return n < 0 ? -errno : n;
 }
 
-ssize_t nbd_transport_recv(struct nbd_transport *t, struct iovec *v, int count)
+ssize_t nbd_raw_recv(struct nbd_transport *t, struct iovec *v, int count)
 {
 	struct msghdr message = {.msg_iov = v, .msg_iovlen = (size_t)count};
 
 	return result(t->socket ? recvmsg(t->in, &message, MSG_DONTWAIT) : readv(t->in, v, count));
 }
 
-ssize_t nbd_transport_send(struct nbd_transport *t, struct iovec *v, int count)
+ssize_t nbd_raw_send(struct nbd_transport *t, struct iovec *v, int count)
 {
 	struct msghdr message = {.msg_iov = v, .msg_iovlen = (size_t)count};
 
@@ -79,8 +81,36 @@ ssize_t nbd_transport_send(struct nbd_transport *t, struct iovec *v, int count)
 				: writev(t->out, v, count));
 }
 
+ssize_t nbd_transport_recv(struct nbd_transport *t, struct iovec *v, int count)
+{
+	return t->tls ? nbd_tls_recv(t->tls, v, count) : nbd_raw_recv(t, v, count);
+}
+
+ssize_t nbd_transport_send(struct nbd_transport *t, struct iovec *v, int count)
+{
+	return t->tls ? nbd_tls_send(t->tls, v, count) : nbd_raw_send(t, v, count);
+}
+
+int nbd_transport_flush(struct nbd_transport *t)
+{
+	return t->tls ? nbd_tls_flush(t->tls) : 0;
+}
+
+bool nbd_transport_pending(const struct nbd_transport *t)
+{
+	return t->tls && nbd_tls_pending(t->tls);
+}
+
+int nbd_transport_start_tls(struct nbd_transport *t, struct nbd_credentials *credentials)
+{
+	t->tls = nbd_tls_new(t, credentials);
+	return t->tls ? 0 : -ENOMEM;
+}
+
 void nbd_transport_close(struct nbd_transport *t)
 {
+	nbd_tls_free(t->tls);
+	t->tls = NULL;
 	if (t->in >= 0)
 		close(t->in);
 	if (t->out >= 0 && t->out != t->in)

@@ -63,7 +63,7 @@ layers() { # arrows go down only (CONTRIBUTING.md)
 check "includes go down only" layers
 tidy() {
 	local flags
-	flags="-std=gnu17 -D_GNU_SOURCE -I. -Iinclude $(pkg-config --cflags libnbd libiscsi jansson libxxhash)"
+	flags="-std=gnu17 -D_GNU_SOURCE -I. -Iinclude $(pkg-config --cflags libnbd libiscsi jansson libxxhash gnutls)"
 	# shellcheck disable=SC2016 # for the shell that xargs starts
 	git ls-files 'blockmirror/*.c' 'nbd-server/*.c' |
 		FLAGS=$flags xargs -P 2 -n 8 sh -c 'clang-tidy-14 --quiet "$@" -- $FLAGS "-DBM_VERSION=\"\"" 2>&1' sh

@@ -53,5 +53,6 @@ check-long: all tests asan-tests tsan-tests
 
 bench: all
 	$(Q)BUILD=$(BUILD) tests/bench/bench.sh
+	$(Q)BUILD=$(BUILD) tests/bench/nbd.sh
 
 .PHONY: check check-unit check-mutants check-long asan-tests tsan-tests bench

@@ -291,7 +291,7 @@ if "$python" -c "import nbd" 2>/dev/null; then
 	END
 	result $? "--stdio"
 	for address in 127.0.0.1 '[::1]' localhost ''; do
-		serve --listen "$address:0" mem:1M
+		serve --listen "$address:0" --insecure mem:1M
 		nbd >"$dir/out" 2>&1 <<-'END'
 			h.connect_uri(sys.argv[1])
 			assert h.get_size() == 1 << 20

@@ -35,6 +35,16 @@ static int set_up_narrow(void **state)
 	return r;
 }
 
+static int set_up_insecure(void **state)
+{
+	const struct nbd_server_options options = {.insecure = true};
+	int r = set_up(state);
+
+	rig_close(&rig);
+	rig_open(&rig, &options);
+	return r;
+}
+
 static int tear_down(void **state)
 {
 	(void)state;
@@ -370,6 +380,31 @@ static void tcp_serves_both_families_on_one_port(void **state)
 	client_close(&c), client_close(&d);
 }
 
+/* What other hosts reach is not served in plain text by mistake, however the socket came to be. */
+static void plain_tcp_is_for_this_host(void **state)
+{
+	static const char *const local[] = {"127.0.0.1", "127.9.8.7", "::1", "localhost"};
+	static const char *const open[] = {NULL, "0.0.0.0", "::", "::ffff:0.0.0.0"};
+	struct sockaddr_in any = {.sin_family = AF_INET};
+	struct bm_error error;
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(open) / sizeof(open[0]); i++) {
+		error.code = BM_OK;
+		assert_true(nbd_server_listen_tcp(rig.server, open[i], "0", &error) < 0);
+		assert_int_equal(error.code, BM_E_USAGE);
+		assert_non_null(strstr(error.text, "insecure"));
+	}
+	assert_int_equal(bind(fd, (struct sockaddr *)&any, sizeof(any)), 0);
+	assert_int_equal(listen(fd, 1), 0);
+	assert_true(nbd_server_listen_fd(rig.server, fd, &error) < 0);
+	assert_int_equal(error.code, BM_E_USAGE);
+	close(fd);
+	for (size_t i = 0; i < sizeof(local) / sizeof(local[0]); i++)
+		assert_int_equal(nbd_server_listen_tcp(rig.server, local[i], "0", &error), 0);
+}
+
 static void connections_are_limited_and_the_rest_wait(void **state)
 {
 	struct client c[3];
@@ -482,7 +517,9 @@ int main(void)
 		TEST_NARROW(stopping_does_not_wait_for_a_client_that_does_not_read),
 		TEST(a_unix_socket_has_mode_0660_and_goes_away),
 		TEST(a_stale_unix_socket_is_replaced_and_no_other),
-		TEST(tcp_serves_both_families_on_one_port),
+		cmocka_unit_test_setup_teardown(tcp_serves_both_families_on_one_port,
+						set_up_insecure, tear_down),
+		TEST(plain_tcp_is_for_this_host),
 		TEST_NARROW(connections_are_limited_and_the_rest_wait),
 		TEST(sockets_may_be_passed),
 		TEST(pipes_do_as_well),
