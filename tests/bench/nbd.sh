@@ -2,11 +2,12 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # blockmirror-nbd beside nbdkit: throughput under TLS on the same work, and system calls a request.
 #
-#	nbd.sh              SIZE=512M ROUNDS=5
+#	nbd.sh              SIZE=512M ROUNDS=5 KINDS="psk x509 plain"
 #
 # Throughput: nbdcopy reads an image in memory, and writes it; the servers take turns, medians of
-# MB/s. Both servers run as they are by default, under pre-shared keys and under certificates; the
-# client is the same. System calls: those of the server, by strace, for 4 KiB requests of fio, one
+# MB/s, and of the processor's time that server and client took for a GiB, which is of use when the
+# machine has other things to do. Both servers run as they are by default, under pre-shared keys and
+# under certificates; the client is the same. System calls: those of the server, by strace, for 4 KiB requests of fio, one
 # in flight and 32, from and to a file.
 # shellcheck source-path=SCRIPTDIR/../system source=../system/lib.sh
 . "$(dirname "$0")/../system/lib.sh"
@@ -15,7 +16,8 @@
 for program in nbdkit nbdcopy certtool fio strace; do
 	have $program || { skip "bench" "$program is missing"; exit; }
 done
-size=$(numfmt --from=iec "${SIZE:-512M}") rounds=${ROUNDS:-5} requests=4000
+size=$(numfmt --from=iec "${SIZE:-512M}") rounds=${ROUNDS:-5} requests=${REQUESTS:-4000}
+read -ra kinds <<<"${KINDS:-psk x509 plain}"
 keys=$dir/keys pki=$dir/pki
 
 make_keys "$keys" bench
@@ -43,36 +45,53 @@ start() {
 	esac
 }
 
-# timed COMMAND…: prints MB/s.
+# spent: the ticks that the server has used, threads that ended included.
+spent() { sed 's/.*) //' "/proc/$pid/stat" | awk '{ print $12 + $13 }'; }
+
+# timed LABEL COMMAND…: adds "LABEL MB/s ms-a-GiB" to the results.
 timed() {
-	local begin=${EPOCHREALTIME/./}
-	"$@" >>"$dir/log" 2>&1 || return
-	echo $((size / (${EPOCHREALTIME/./} - begin)))
+	local label=$1 begin before user system
+	shift
+	before=$(spent)
+	begin=${EPOCHREALTIME/./}
+	TIMEFORMAT='%U %S'
+	{ time "$@" >>"$dir/log" 2>&1 || failed=1; } 2>"$dir/times"
+	local wall=$((${EPOCHREALTIME/./} - begin))
+	read -r user system <"$dir/times"
+	awk -v l="$label" -v s="$size" -v w=$wall -v t=$(($(spent) - before)) -v c="$user" -v k="$system" \
+		-v hz="$(getconf CLK_TCK)" 'BEGIN {
+		printf "%s %d %d\n", l, s / w, (t / hz + c + k) * 1000 / s * 1073741824 }' >>"$dir/results"
 }
 
-median() { # FILE FILTER
-	grep "^$2 " "$1" | awk '{ print $NF }' | sort -n | awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }'
+# median LABEL COLUMN
+median() {
+	grep "^$1 " "$dir/results" | awk -v c="$2" '{ print $c }' | sort -n |
+		awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }'
 }
 
 : >"$dir/results"
 failed=0
 for _ in $(seq "$rounds"); do
-	for kind in psk x509 plain; do
+	for kind in "${kinds[@]}"; do
 		for engine in ours nbdkit; do
-			start $engine $kind || failed=1
-			echo "$engine $kind write $(timed nbdcopy --flush "$dir/source.img" "$address")" >>"$dir/results"
-			echo "$engine $kind read $(timed nbdcopy "$address" null:)" >>"$dir/results"
+			start $engine "$kind" || failed=1
+			timed "$engine $kind write" nbdcopy --flush "$dir/source.img" "$address"
+			timed "$engine $kind read" nbdcopy "$address" null:
 			stop "$pid"
 		done
 	done
 done
 result $failed "every server served" "$dir/log"
-printf '%-12s %12s %12s %8s   MB/s, medians of %d rounds of %d MiB\n' "" ours nbdkit ratio "$rounds" \
-	$((size >> 20))
-for kind in psk x509 plain; do
+printf '%d rounds of %d MiB   %8s %8s %6s   MB/s %8s %8s %6s   processor ms/GiB\n' "$rounds" \
+	$((size >> 20)) ours nbdkit ratio ours nbdkit ratio
+for kind in "${kinds[@]}"; do
 	for way in read write; do
-		a=$(median "$dir/results" "ours $kind $way") b=$(median "$dir/results" "nbdkit $kind $way")
-		printf '%-12s %12s %12s %8.2f\n' "$kind $way" "$a" "$b" "$(bc -l <<<"$a / $b")"
+		line=$(printf '%-20s' "$kind $way")
+		for column in 4 5; do
+			a=$(median "ours $kind $way" $column) b=$(median "nbdkit $kind $way" $column)
+			line+=$(printf ' %8s %8s %6.2f       ' "$a" "$b" "$(bc -l <<<"$a / $b")")
+		done
+		echo "$line"
 	done
 done
 
@@ -84,11 +103,11 @@ calls() {
 	lib_pids+=("$tracer")
 	sleep 0.5
 	fio --name=calls --ioengine=nbd --uri="$uri" --rw="$2" --bs=4k --iodepth="$3" --size=64M \
-		--number_ios=$requests --output="$dir/fio.out" --aux-path="$dir" >>"$dir/log" 2>&1
+		--number_ios="$requests" --output="$dir/fio.out" --aux-path="$dir" >>"$dir/log" 2>&1
 	kill -INT "$tracer"
 	wait "$tracer"
 	lib_forget "$tracer"
-	awk -v n=$requests '$NF == "total" { printf "%.2f", $4 / n }' "$dir/trace"
+	awk -v n="$requests" '$NF == "total" { printf "%.2f", $4 / n }' "$dir/trace"
 }
 
 truncate -s 64M "$dir/file.img"
