@@ -11,6 +11,7 @@ sbindir ?= $(prefix)/sbin
 libdir ?= $(prefix)/lib
 includedir ?= $(prefix)/include
 mandir ?= $(prefix)/share/man
+unitdir ?= $(prefix)/lib/systemd/system
 
 CFLAGS ?= -O2 -g
 PKGS := libnbd libiscsi jansson libxxhash gnutls
@@ -43,8 +44,9 @@ LIB_SRC := $(call sources,blockmirror/base blockmirror/dev blockmirror/mirror)
 MAIN_SRC := $(wildcard nbd-server/main*.c)
 NBD_SRC := $(filter-out $(MAIN_SRC),$(call sources,nbd-server))
 DISK_SRC := $(call sources,blockmirror/disk)
+DAEMON_SRC := $(call sources,blockmirror/daemon)
 CLI_SRC := $(call sources,blockmirror/cli)
-PROGRAMS := $(addprefix $(BUILD)/,blockmirror blockmirror-disk blockmirror-nbd)
+PROGRAMS := $(addprefix $(BUILD)/,blockmirror blockmirror-disk blockmirrord blockmirror-nbd)
 LIBRARIES := $(BUILD)/libblockmirror.a $(BUILD)/libblockmirror.so
 UNIT_TESTS := $(patsubst tests/unit/%.c,$(BUILD)/tests/unit/%,$(wildcard tests/unit/*_test.c))
 HAMMER_SRC := $(call sources,fixtures/hammer)
@@ -82,6 +84,10 @@ $(BUILD)/blockmirror-nbd: $(call objects,$(MAIN_SRC)) $(BUILD)/libnbdserver.a $(
 	$(Q)$(CC) $(BM_LDFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS) $(NBD_LIBS)
 
 $(BUILD)/blockmirror: $(call objects,$(CLI_SRC)) $(BUILD)/libblockmirror.a
+	$(call say,LD,$@)
+	$(Q)$(CC) $(BM_LDFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+
+$(BUILD)/blockmirrord: $(call objects,$(DAEMON_SRC)) $(BUILD)/libblockmirror.a
 	$(call say,LD,$@)
 	$(Q)$(CC) $(BM_LDFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
 
@@ -130,9 +136,12 @@ format:
 
 install: all
 	install -d $(DESTDIR)$(bindir) $(DESTDIR)$(sbindir) $(DESTDIR)$(libdir) \
-		$(DESTDIR)$(includedir)/blockmirror $(DESTDIR)$(mandir)/man1 $(DESTDIR)$(mandir)/man8
+		$(DESTDIR)$(includedir)/blockmirror $(DESTDIR)$(mandir)/man1 $(DESTDIR)$(mandir)/man8 \
+		$(DESTDIR)$(unitdir)
 	install $(BUILD)/blockmirror $(BUILD)/blockmirror-disk $(DESTDIR)$(bindir)
 	install $(BUILD)/blockmirror-nbd $(DESTDIR)$(sbindir)
+	install $(BUILD)/blockmirrord $(DESTDIR)$(sbindir)
+	sed 's|@sbindir@|$(sbindir)|' etc/blockmirrord.service >$(DESTDIR)$(unitdir)/blockmirrord.service
 	install -m 644 $(BUILD)/libblockmirror.a $(DESTDIR)$(libdir)
 	install -m 755 $(BUILD)/libblockmirror.so $(DESTDIR)$(libdir)/libblockmirror.so.$(SOVERSION)
 	ln -sf libblockmirror.so.$(SOVERSION) $(DESTDIR)$(libdir)/libblockmirror.so

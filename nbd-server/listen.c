@@ -217,6 +217,14 @@ int nbd_server_listen_unix(struct nbd_server *server, const char *path, struct b
 	return r;
 }
 
+int nbd_server_share(struct nbd_server *server)
+{
+	if (!server->listeners)
+		return -1;
+	bm_unix_leave(&server->listener[0].socket);
+	return server->listener[0].socket.fd;
+}
+
 static in_port_t *port_of(struct sockaddr *address)
 {
 	return address->sa_family == AF_INET6 ? &((struct sockaddr_in6 *)(void *)address)->sin6_port

@@ -7,9 +7,9 @@
  * and may block; all else never does.
  *
  * Memory: a connection holds at most max_requests requests and max_data bytes of buffers; when
- * either is used up its socket is not read from until replies have gone out. TLS adds 300 KiB to it,
- * and what GnuTLS needs. The number of connections is limited, too: nbd_server_bound() tells what all
- * of them may come to.
+ * either is used up its socket is not read from until replies have gone out. TLS adds 300 KiB to
+ * it, and what GnuTLS needs. The number of connections is limited, too: nbd_server_bound() tells
+ * what all of them may come to.
  */
 #ifndef NBD_SERVER_SERVER_H
 #define NBD_SERVER_SERVER_H
@@ -162,6 +162,12 @@ int nbd_server_listen_tcp(struct nbd_server *server, const char *host, const cha
 /* Takes over a socket that listens already; the same holds for TCP. On failure it stays the
  * caller's. */
 int nbd_server_listen_fd(struct nbd_server *server, int fd, struct bm_error *error);
+
+/*
+ * The first listening socket, for another process to hold, too, which its path is left to from now
+ * on; -1 when there is none.
+ */
+int nbd_server_share(struct nbd_server *server);
 
 /*
  * Takes over a client that is connected already, beyond max_connections if need be: we read from

@@ -25,6 +25,7 @@ agree() { # PAGE COMMAND…
 }
 check "blockmirror: help and manual agree" agree man/blockmirror.1 helps
 check "blockmirror-disk: help and manual agree" agree man/blockmirror-disk.8 "$BUILD/blockmirror-disk" --help
+check "blockmirrord: help and manual agree" agree man/blockmirrord.8 "$BUILD/blockmirrord" --help
 check "blockmirror-nbd: help and manual agree" agree man/blockmirror-nbd.8 "$BUILD/blockmirror-nbd" --help
 commands() { # each command stands in the manual's synopsis and has a section
 	local command
@@ -54,11 +55,13 @@ sizes() { # of what ships; a file that has outgrown its room is a file to split
 }
 check "no source file has outgrown its room" sizes
 layers() { # arrows go down only (CONTRIBUTING.md)
-	! grep -nE '#include "(blockmirror/(dev|mirror|disk|cli)|nbd-server)/' blockmirror/base/*.[ch] &&
-		! grep -nE '#include "(blockmirror/(mirror|disk|cli)|nbd-server)/' blockmirror/dev/*.[ch] &&
-		! grep -nE '#include "(blockmirror/(disk|cli)|nbd-server)/' blockmirror/mirror/*.[ch] &&
-		! grep -nE '#include "(blockmirror/(dev|mirror|disk)|nbd-server)/' blockmirror/cli/*.[ch] &&
-		! grep -nE '#include "blockmirror/(mirror|disk|cli)/' nbd-server/*.[ch]
+	! grep -nE '#include "(blockmirror/(dev|mirror|disk|daemon|cli)|nbd-server)/' blockmirror/base/*.[ch] &&
+		! grep -nE '#include "(blockmirror/(mirror|disk|daemon|cli)|nbd-server)/' blockmirror/dev/*.[ch] &&
+		! grep -nE '#include "(blockmirror/(disk|daemon|cli)|nbd-server)/' blockmirror/mirror/*.[ch] &&
+		! grep -nE '#include "(blockmirror/(dev|mirror|disk|daemon)|nbd-server)/' blockmirror/cli/*.[ch] &&
+		! grep -nE '#include "(blockmirror/(dev|mirror|disk|cli)|nbd-server)/' blockmirror/daemon/*.[ch] &&
+		! grep -nE '#include "blockmirror/(daemon|cli)/' blockmirror/disk/*.[ch] &&
+		! grep -nE '#include "blockmirror/(mirror|disk|daemon|cli)/' nbd-server/*.[ch]
 }
 check "includes go down only" layers
 tidy() {

@@ -6,6 +6,7 @@
 #include "blockmirror/base/rpc.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -293,15 +294,41 @@ static void listener_ready(struct bm_watch *watch, uint32_t events)
 		close(fd);
 }
 
+static int watch_listener(struct bm_rpc *rpc, struct bm_error *error)
+{
+	int r;
+
+	rpc->watch.run = listener_ready;
+	r = bm_watch_set(rpc->loop, &rpc->watch, rpc->listener.fd, EPOLLIN);
+	return r < 0 ? bm_fail_errno(error, r, "cannot watch the control socket") : 0;
+}
+
 int bm_rpc_listen(struct bm_rpc *rpc, const char *path, struct bm_error *error)
 {
 	int r = bm_unix_listen(&rpc->listener, path, error);
 
-	if (r < 0)
-		return r;
-	rpc->watch.run = listener_ready;
-	r = bm_watch_set(rpc->loop, &rpc->watch, rpc->listener.fd, EPOLLIN);
-	return r < 0 ? bm_fail_errno(error, r, "cannot listen on %s", path) : 0;
+	return r < 0 ? r : watch_listener(rpc, error);
+}
+
+int bm_rpc_listen_fd(struct bm_rpc *rpc, int fd, struct bm_error *error)
+{
+	int listening = 0, flags = fcntl(fd, F_GETFL);
+	socklen_t length = sizeof(listening);
+
+	rpc->listener.fd = fd;
+	if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &length) < 0 || !listening)
+		return bm_fail(error, BM_E_USAGE, "descriptor %d is not a listening socket", fd);
+	if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0 ||
+	    fcntl(fd, F_SETFD, FD_CLOEXEC) < 0)
+		return bm_fail_errno(error, errno, "descriptor %d", fd);
+	return watch_listener(rpc, error);
+}
+
+int bm_rpc_share(struct bm_rpc *rpc)
+{
+	if (rpc->listener.fd >= 0)
+		bm_unix_leave(&rpc->listener);
+	return rpc->listener.fd;
 }
 
 int bm_rpc_new(struct bm_loop *loop, const struct bm_rpc_table *table, void *arg,
@@ -314,6 +341,7 @@ int bm_rpc_new(struct bm_loop *loop, const struct bm_rpc_table *table, void *arg
 	rpc->loop = loop;
 	rpc->table = table;
 	rpc->arg = arg;
+	rpc->listener.fd = -1;
 	bm_list_init(&rpc->clients);
 	*out = rpc;
 	return 0;
@@ -329,7 +357,7 @@ void bm_rpc_free(struct bm_rpc *rpc)
 		c->gone = NULL;
 		drop(c);
 	}
-	if (rpc->listener.path) {
+	if (rpc->listener.fd >= 0) {
 		bm_watch_set(rpc->loop, &rpc->watch, rpc->listener.fd, 0);
 		bm_unix_close(&rpc->listener);
 	}

@@ -36,6 +36,15 @@ void bm_rpc_free(struct bm_rpc *rpc);
 /* Listens on a unix socket; a socket that nobody listens on any more is replaced. */
 int bm_rpc_listen(struct bm_rpc *rpc, const char *path, struct bm_error *error);
 
+/* The same on a socket that listens already, and that somebody else made. Takes fd over. */
+int bm_rpc_listen_fd(struct bm_rpc *rpc, int fd, struct bm_error *error);
+
+/*
+ * The listening socket, for another process to hold, too, which its path is left to from now on;
+ * -1 when there is none.
+ */
+int bm_rpc_share(struct bm_rpc *rpc);
+
 /* Serves one connected socket; gone() is called when it ends (NULL is allowed). */
 int bm_rpc_serve_fd(struct bm_rpc *rpc, int fd, void (*gone)(void *arg));
 

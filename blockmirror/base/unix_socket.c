@@ -75,3 +75,22 @@ void bm_unix_close(struct bm_unix_listener *listener)
 	free(listener->path);
 	listener->path = NULL;
 }
+
+void bm_unix_leave(struct bm_unix_listener *listener)
+{
+	free(listener->path);
+	listener->path = NULL;
+}
+
+int bm_unix_take(struct bm_unix_listener *listener, const char *path, int fd)
+{
+	bm_free char *copy = strdup(path);
+	struct stat st;
+
+	if (!copy)
+		return -ENOMEM;
+	if (lstat(path, &st) < 0)
+		return -errno;
+	*listener = (struct bm_unix_listener){fd, bm_steal(copy), st.st_dev, st.st_ino};
+	return 0;
+}

@@ -23,4 +23,10 @@ int bm_unix_listen(struct bm_unix_listener *listener, const char *path, struct b
 /* Closes fd, and removes the path, if there is one, unless another socket has taken its place. */
 void bm_unix_close(struct bm_unix_listener *listener);
 
+/* Another process removes the path from now on. */
+void bm_unix_leave(struct bm_unix_listener *listener);
+
+/* A socket that listens on path, made by another process, whose path is ours from now on. */
+int bm_unix_take(struct bm_unix_listener *listener, const char *path, int fd);
+
 #endif

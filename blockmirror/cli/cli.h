@@ -35,6 +35,7 @@ int cmd_serve(struct cli *cli, int argc, char **argv);
 int cmd_list(struct cli *cli, int argc, char **argv);
 int cmd_show(struct cli *cli, int argc, char **argv);
 int cmd_stop(struct cli *cli, int argc, char **argv);
+int cmd_forget(struct cli *cli, int argc, char **argv);
 int cmd_relocate(struct cli *cli, int argc, char **argv);
 int cmd_switch(struct cli *cli, int argc, char **argv);
 int cmd_undo(struct cli *cli, int argc, char **argv);
@@ -70,15 +71,29 @@ char *cli_socket(const struct cli *cli, const char *name);
 int cli_connect(const struct cli *cli, const char *name, struct bm_client **client,
 		struct bm_error *error);
 
+/* daemon.c: whether blockmirrord runs; a client of its control socket. */
+bool cli_daemon(const struct cli *cli, struct bm_client **client);
+
+/* What it answers soon, or NULL; params is taken over. */
+json_t *cli_daemon_ask(const struct cli *cli, const char *method, json_t *params);
+
+/* What it says about a disk, or NULL: there is no daemon, or it does not know it. */
+json_t *cli_supervision(const struct cli *cli, const char *name);
+
+/* Whether the disk's process ended, and another one follows later; and why, as an error. */
+bool cli_daemon_waits(const json_t *disk);
+int cli_daemon_why(const json_t *disk, struct bm_error *error);
+
+/* One call, however long it takes; params is taken over. */
+int cli_daemon_call(const struct cli *cli, const char *method, json_t *params, json_t **result,
+		    struct bm_error *error);
+
 /* Whether name is the name of a disk that is served now. */
 bool cli_is_served(const struct cli *cli, const char *name);
 
 /* Calls show for each disk in RUN; a disk that does not answer has {"name", "state": "not
  * running"}. */
 json_t *cli_all_disks(const struct cli *cli);
-
-/* Starts blockmirror-disk. With output: its stdout, to be read. Returns its pid or -errno. */
-int cli_spawn(char *const argv[], int *output, const char *log, const int *keep_fd);
 
 /*
  * A transient blockmirror-disk --one-off, and a client connected to it. It ends with the client.

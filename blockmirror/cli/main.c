@@ -23,7 +23,12 @@ const struct command commands[] = {
 	{"list", "", "list the disks that are served", NULL, cmd_list},
 	{"show", "NAME", "show a disk: where it is, its job, its clients", NULL, cmd_show},
 	{"stop", "NAME", "stop serving a disk",
-	 "Refused while a client is connected or a job runs.\n", cmd_stop},
+	 "Refused while a client is connected or a job runs. With blockmirrord(8) it lasts until\n"
+	 "\"serve\", or the host's next boot.\n",
+	 cmd_stop},
+	{"forget", "NAME", "no longer serve a disk when the host boots",
+	 "The disk is one of blockmirrord(8), and stopped. Its image and its record stay.\n",
+	 cmd_forget},
 	{"relocate",
 	 "NAME TARGET [--rate BYTES] [--guest-latency MS|off] [--switch auto|manual] [--overwrite] "
 	 "[--verify] [--accept-repair] [--undo-window TIME] [--delete-source] [--detach]",

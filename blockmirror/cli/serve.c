@@ -11,18 +11,12 @@
 #include "blockmirror/base/cleanup.h"
 #include "blockmirror/base/disk_name.h"
 #include "blockmirror/base/file_util.h"
+#include "blockmirror/base/spawn.h"
 #include "blockmirror/base/units.h"
 #include "blockmirror/base/uri.h"
 #include "blockmirror/cli/cli.h"
 
-enum {
-	OPT_CREATE = 256,
-	OPT_FORCE,
-	OPT_CONNECTIONS,
-	OPT_DATA,
-	LOG_LIMIT = 1 << 20,
-	NOT_STARTED = 127
-};
+enum { OPT_CREATE = 256, OPT_FORCE, OPT_CONNECTIONS, OPT_DATA };
 
 struct serve {
 	const struct cli *cli;
@@ -47,34 +41,6 @@ static int take(int option, const char *value, void *arg)
 	if (bm_parse_size(value, &bytes) < 0 || !bytes)
 		return cli_usage(s->cli, "--create %s: a size like 10G is wanted", value);
 	return 0;
-}
-
-/* The process wrote why it ended as its last line: that is our error, too. */
-static int tell_failure(const struct cli *cli, const char *log, int status)
-{
-	struct bm_error error = {.code = BM_E_INTERNAL};
-	bm_free char *text = NULL;
-	char *line, *end, *colon;
-
-	snprintf(error.text, sizeof(error.text), "blockmirror-disk did not start (its log is %s)",
-		 log);
-	if (!bm_read_text(log, LOG_LIMIT, &text)) {
-		end = text + strlen(text);
-		while (end > text && end[-1] == '\n')
-			*--end = '\0';
-		line = strrchr(text, '\n');
-		line = line ? line + 1 : text;
-		colon = strncmp(line, "blockmirror-disk: E_", 20) ? NULL : strstr(line + 18, ": ");
-		if (colon) {
-			*colon = '\0';
-			error.code = bm_code_by_name(line + 18);
-			snprintf(error.text, sizeof(error.text), "%s", colon + 2);
-		}
-	}
-	if (WIFEXITED(status) && WEXITSTATUS(status) == NOT_STARTED)
-		bm_fail(&error, BM_E_INTERNAL,
-			"blockmirror-disk was not found beside this program, nor in PATH");
-	return cli_fail(cli, &error);
 }
 
 /* QEMU doubles a comma in a value. */
@@ -134,13 +100,15 @@ static int wait_ready(const struct cli *cli, int pid, int output, const char *na
 	char line[4096];
 	FILE *f = fdopen(output, "r");
 	bool ready = f && fgets(line, sizeof(line), f) && !strncmp(line, "ready ", 6);
+	struct bm_error error;
 	int status = 0;
 
 	if (f)
 		fclose(f);
 	if (!ready) {
 		waitpid(pid, &status, 0);
-		return tell_failure(cli, log, status);
+		bm_spawn_failure(log, status, &error);
+		return cli_fail(cli, &error);
 	}
 	line[strcspn(line, "\n")] = '\0';
 	if (cli->json)
@@ -165,6 +133,35 @@ static int put_value(char **argv, int n, const char *option, const char *value)
 	argv[n] = (char *)option;
 	argv[n + 1] = (char *)value;
 	return n + 2;
+}
+
+/* By the daemon, which serves it from now on. */
+static int start_by_daemon(const struct serve *serve, const char *name, const char *image)
+{
+	const struct cli *cli = serve->cli;
+	bm_free char *state = NULL, *uri = image ? bm_uri_absolute(image) : NULL;
+	json_t *params, *result = NULL;
+	struct bm_error error;
+	uint64_t create = 0;
+	int r = 0;
+
+	if (absolute_folder(cli->state_dir, &state, &error) < 0)
+		return cli_fail(cli, &error);
+	if (serve->create)
+		bm_parse_size(serve->create, &create);
+	params =
+		json_pack("{s:s s:s* s:I s:b s:s}", "name", name, "image", uri, "create",
+			  (json_int_t)create, "force", (int)serve->force, "state_directory", state);
+	if (!params)
+		return cli_usage(cli, "%s: the name is not UTF-8", image ? image : state);
+	if (cli_daemon_call(cli, "serve", params, &result, &error) < 0)
+		return cli_fail(cli, &error);
+	if (cli->json)
+		r = show_json(cli, name);
+	else
+		print_use(name, cli_text(result, "nbd"));
+	json_decref(result);
+	return r;
 }
 
 static int start(const struct serve *serve, const char *name, const char *image)
@@ -196,7 +193,7 @@ static int start(const struct serve *serve, const char *name, const char *image)
 	if (image)
 		argv[n++] = uri ? uri : (char *)image;
 	argv[n] = NULL;
-	r = cli_spawn(argv, &output, log, NULL);
+	r = bm_spawn_disk(&(struct bm_spawn){.argv = argv, .log = log, .output = &output});
 	if (r < 0) {
 		bm_fail_errno(&error, r, "cannot start blockmirror-disk");
 		return cli_fail(cli, &error);
@@ -213,6 +210,7 @@ int cmd_serve(struct cli *cli, int argc, char **argv)
 		{"max-data", required_argument, NULL, OPT_DATA},
 		{0}};
 	struct serve serve = {.cli = cli};
+	struct bm_client *daemon_client;
 	struct bm_error error;
 	const char *name;
 	int r = cli_options(cli, argc, argv, own, take, &serve);
@@ -224,6 +222,10 @@ int cmd_serve(struct cli *cli, int argc, char **argv)
 	name = argv[optind];
 	if (bm_disk_name_check(name, &error) < 0)
 		return cli_fail(cli, &error);
+	if (cli_daemon(cli, &daemon_client)) {
+		bm_client_close(daemon_client);
+		return start_by_daemon(&serve, name, argv[optind + 1]);
+	}
 	if (cli_is_served(cli, name)) {
 		bm_fail(&error, BM_E_BUSY, "disk %s is served already", name);
 		return cli_fail(cli, &error);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* list, show, stop */
+/* list, show, stop, forget */
 #include <inttypes.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "blockmirror/base/units.h"
 #include "blockmirror/cli/cli.h"
@@ -63,55 +64,137 @@ static void print_disk(const json_t *disk)
 		       cli_number(client, "in_flight"));
 }
 
-/* Calls a method of the disk that is the only argument; until_end: and waits for the process's end.
- */
-static int call_one(struct cli *cli, int argc, char **argv, const char *method, bool until_end,
-		    json_t **result)
+static void print_supervision(const json_t *s)
+{
+	const json_t *failure = json_object_get(s, "error");
+	char text[BM_UNITS_TEXT];
+
+	if (!s)
+		return;
+	printf("process     %s", cli_text(s, "state"));
+	if (cli_number(s, "restarts"))
+		printf(", started again %" PRIu64 " times", cli_number(s, "restarts"));
+	if (cli_number(s, "back_ns"))
+		printf(", the last time within %s",
+		       bm_format_duration(text, cli_number(s, "back_ns")));
+	if (json_object_get(s, "retry_ns"))
+		printf(", again in %s", bm_format_duration(text, cli_number(s, "retry_ns")));
+	putchar('\n');
+	if (failure)
+		printf("last end    %s: %s\n", cli_text(failure, "code"),
+		       cli_text(failure, "message"));
+}
+
+/* One argument, a disk's name. Returns 0, an exit code, or -1 when help was printed. */
+static int one_name(struct cli *cli, int argc, char **argv)
+{
+	int r = cli_options(cli, argc, argv, NULL, NULL, NULL);
+
+	return r ? r : cli_arguments(cli, argc, 1, 1);
+}
+
+static int show_served(const struct cli *cli, const char *name, json_t *supervised)
 {
 	struct bm_client *client;
 	struct bm_error error;
-	int r = cli_options(cli, argc, argv, NULL, NULL, NULL);
+	json_t *disk = NULL;
+	int r = cli_connect(cli, name, &client, &error);
 
-	if (!r)
-		r = cli_arguments(cli, argc, 1, 1);
-	if (r)
-		return r;
-	r = cli_connect(cli, argv[optind], &client, &error);
 	if (!r) {
-		r = bm_client_call(client, method, NULL, result, &error);
-		if (!r && until_end) /* no answer has this id: it waits until the connection ends */
-			bm_client_wait(client, -1, NULL, NULL, NULL);
+		r = bm_client_call(client, "show", NULL, &disk, &error);
 		bm_client_close(client);
 	}
-	return r < 0 ? cli_fail(cli, &error) : 0;
+	if (r < 0)
+		return cli_fail(cli, &error);
+	if (supervised)
+		json_object_set(disk, "supervision", supervised);
+	if (cli->json) {
+		cli_print_json(disk);
+		return 0;
+	}
+	print_disk(disk);
+	print_supervision(supervised);
+	json_decref(disk);
+	return 0;
 }
 
 int cmd_show(struct cli *cli, int argc, char **argv)
 {
-	json_t *disk = NULL;
-	int r = call_one(cli, argc, argv, "show", false, &disk);
+	int r = one_name(cli, argc, argv);
+	json_t *supervised;
+	const char *state;
 
 	if (r)
 		return r < 0 ? 0 : r;
-	if (cli->json) {
-		cli_print_json(disk);
+	supervised = cli_supervision(cli, argv[optind]);
+	state = cli_text(supervised, "state");
+	if (strcmp(state, "stopped") != 0 && strcmp(state, "waiting") != 0) {
+		r = show_served(cli, argv[optind], supervised);
+	} else if (cli->json) {
+		cli_print_json(json_incref(supervised));
 	} else {
-		print_disk(disk);
-		json_decref(disk);
+		printf("disk        %s\n", argv[optind]);
+		print_supervision(supervised);
 	}
-	return 0;
+	json_decref(supervised);
+	return r;
 }
 
-int cmd_stop(struct cli *cli, int argc, char **argv)
+/* The disk's process is asked, and has ended when its connection has. */
+static int stop_process(const struct cli *cli, const char *name, json_t **result,
+			struct bm_error *error)
 {
-	json_t *result = NULL;
-	int r = call_one(cli, argc, argv, "stop", true, &result);
+	struct bm_client *client;
+	int r = cli_connect(cli, name, &client, error);
 
-	if (r)
-		return r < 0 ? 0 : r;
+	if (r < 0)
+		return r;
+	r = bm_client_call(client, "stop", NULL, result, error);
+	if (!r) /* no answer has this id: it waits until the connection ends */
+		bm_client_wait(client, -1, NULL, NULL, NULL);
+	bm_client_close(client);
+	return r;
+}
+
+static int print_result(const struct cli *cli, int r, json_t *result, const struct bm_error *error)
+{
+	if (r < 0)
+		return cli_fail(cli, error);
 	if (cli->json)
 		cli_print_json(result);
 	else
 		json_decref(result);
 	return 0;
+}
+
+int cmd_stop(struct cli *cli, int argc, char **argv)
+{
+	struct bm_error error;
+	json_t *result = NULL, *supervised;
+	const char *name;
+	int r = one_name(cli, argc, argv);
+
+	if (r)
+		return r < 0 ? 0 : r;
+	name = argv[optind];
+	supervised = cli_supervision(cli, name);
+	if (supervised)
+		r = cli_daemon_call(cli, "stop", json_pack("{s:s}", "name", name), &result, &error);
+	else
+		r = stop_process(cli, name, &result, &error);
+	json_decref(supervised);
+	return print_result(cli, r, result, &error);
+}
+
+int cmd_forget(struct cli *cli, int argc, char **argv)
+{
+	struct bm_error error;
+	json_t *result = NULL;
+	int r = one_name(cli, argc, argv);
+
+	if (r)
+		return r < 0 ? 0 : r;
+	r = cli_daemon_call(cli, "forget", json_pack("{s:s}", "name", argv[optind]), &result,
+			    &error);
+	return print_result(cli, r, result, &error);
 }

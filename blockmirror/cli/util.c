@@ -140,12 +140,20 @@ int cli_connect(const struct cli *cli, const char *name, struct bm_client **clie
 		struct bm_error *error)
 {
 	bm_free char *path = cli_socket(cli, name);
-	int r;
+	json_t *supervised;
+	int r = 0;
 
 	if (!path)
 		return bm_fail_errno(error, ENOMEM, "%s", name);
 	if (strchr(name, '/'))
 		return bm_fail(error, BM_E_NOT_FOUND, "\"%s\" is not a disk's name", name);
+	/* Its sockets take connections all the time: nobody would answer. */
+	supervised = cli_supervision(cli, name);
+	if (cli_daemon_waits(supervised))
+		r = cli_daemon_why(supervised, error);
+	json_decref(supervised);
+	if (r < 0)
+		return r;
 	r = bm_client_connect(path, client, error);
 	if (r == -ENOENT || r == -ECONNREFUSED || r == -ENOTDIR)
 		return bm_fail(error, BM_E_NOT_FOUND,
@@ -182,40 +190,79 @@ bool cli_is_served(const struct cli *cli, const char *name)
 	return !r;
 }
 
-static json_t *show_one(const struct cli *cli, const char *name)
+/* supervised: what the daemon says about it; NULL: nothing. */
+static json_t *show_one(const struct cli *cli, const char *name, json_t *supervised)
 {
+	bm_free char *path = cli_socket(cli, name);
 	struct bm_client *client;
 	json_t *disk = NULL;
 	const char *state = "not running";
 
-	if (!cli_connect(cli, name, &client, NULL)) {
+	if (supervised && strcmp(cli_text(supervised, "state"), "running") != 0)
+		return json_incref(supervised);
+	if (path && !bm_client_connect(path, &client, NULL)) {
 		bm_client_set_timeout(client, ANSWER);
 		bm_client_call(client, "show", NULL, &disk, NULL);
 		bm_client_close(client);
 		state = "does not answer";
 	}
-	return disk ? disk : json_pack("{s:s s:s}", "name", name, "state", state);
+	if (!disk)
+		return json_pack("{s:s s:s}", "name", name, "state", state);
+	if (supervised)
+		json_object_set(disk, "supervision", supervised);
+	return disk;
+}
+
+/* By name: what the daemon has; null for those whose sockets alone are there. */
+static json_t *find_disks(const struct cli *cli)
+{
+	json_t *answer = cli_daemon_ask(cli, "list", NULL), *names = json_object(), *disk;
+	bm_free char *folder = NULL;
+	struct dirent **entries = NULL;
+	int n = -1;
+	size_t i;
+
+	if (asprintf(&folder, "%s/disks", cli->run_dir) >= 0)
+		n = scandir(folder, &entries, NULL, alphasort);
+	for (int k = 0; k < n; k++) {
+		char *name = entries[k]->d_name, *dot = strrchr(name, '.');
+
+		if (dot && !strcmp(dot, ".sock")) {
+			*dot = '\0';
+			json_object_set_new(names, name, json_null());
+		}
+		free(entries[k]);
+	}
+	free(entries);
+	json_array_foreach(json_object_get(answer, "disks"), i, disk)
+		json_object_set(names, cli_text(disk, "name"), disk);
+	json_decref(answer);
+	return names;
+}
+
+static int by_name(const void *a, const void *b)
+{
+	return strcmp(*(const char *const *)a, *(const char *const *)b);
 }
 
 json_t *cli_all_disks(const struct cli *cli)
 {
-	bm_free char *folder = NULL;
-	struct dirent **entries = NULL;
-	json_t *list = json_array();
-	int n = -1;
+	json_t *names = find_disks(cli), *list = json_array(), *disk;
+	size_t n = 0;
+	const char *name;
+	bm_free const char **sorted = calloc(json_object_size(names) + 1, sizeof(*sorted));
 
-	if (asprintf(&folder, "%s/disks", cli->run_dir) >= 0)
-		n = scandir(folder, &entries, NULL, alphasort);
-	for (int i = 0; i < n; i++) {
-		char *name = entries[i]->d_name, *dot = strrchr(name, '.');
-
-		if (dot && !strcmp(dot, ".sock")) {
-			*dot = '\0';
-			json_array_append_new(list, show_one(cli, name));
-		}
-		free(entries[i]);
+	json_object_foreach(names, name, disk)
+		if (sorted)
+			sorted[n++] = name;
+	if (sorted)
+		qsort(sorted, n, sizeof(*sorted), by_name);
+	for (size_t i = 0; i < n; i++) {
+		disk = json_object_get(names, sorted[i]);
+		json_array_append_new(list,
+				      show_one(cli, sorted[i], json_is_null(disk) ? NULL : disk));
 	}
-	free(entries);
+	json_decref(names);
 	return list;
 }
 

@@ -368,6 +368,7 @@ static const struct bm_rpc_table methods[] = {
 	{"release", method_release},
 	{"verify", method_verify},
 	{"stop", method_stop},
+	{"adopt", daemon_adopt},
 	{"job.list", method_job_list},
 	{"job.show", control_job_show},
 	{"job.wait", control_job_wait},
@@ -379,11 +380,12 @@ static const struct bm_rpc_table methods[] = {
 	{NULL, NULL},
 };
 
-int control_listen(struct disk *d, struct bm_error *error)
+int control_listen(struct disk *d, int fd, struct bm_error *error)
 {
 	int r = bm_rpc_new(d->loop, methods, d, &d->rpc);
 
 	if (r < 0)
 		return bm_fail_errno(error, r, "control socket");
-	return bm_rpc_listen(d->rpc, d->control_path, error);
+	return fd ? bm_rpc_listen_fd(d->rpc, fd, error)
+		  : bm_rpc_listen(d->rpc, d->control_path, error);
 }

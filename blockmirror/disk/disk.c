@@ -79,9 +79,10 @@ static bool is_served(const struct disk *d)
 
 /*
  * One process per record. The lock goes with the process, however it ends; a killed one keeps it
- * until the kernel has ended its I/O, and is waited for.
+ * until the kernel has ended its I/O, and is waited for. Sockets that were passed to us cannot be
+ * asked who serves: a call would wait for ourselves.
  */
-static int lock_folder(struct disk *d, struct bm_error *error)
+static int lock_folder(struct disk *d, bool ask, struct bm_error *error)
 {
 	uint64_t waited = 0;
 
@@ -91,7 +92,7 @@ static int lock_folder(struct disk *d, struct bm_error *error)
 	while (flock(d->folder_lock, LOCK_EX | LOCK_NB) < 0) {
 		const struct timespec step = {.tv_nsec = 10000000};
 
-		if (waited > TAKE_OVER || is_served(d))
+		if (waited > TAKE_OVER || (ask && is_served(d)))
 			return bm_fail(error, BM_E_BUSY,
 				       "disk %s is served already (its record in %s is in use)",
 				       d->name, d->folder);
@@ -224,9 +225,10 @@ static int build_stack(struct disk *d, const struct disk_options *options, struc
 	if (!r)
 		r = offer_dirty_map(d, error);
 	if (!r)
-		r = nbd_server_listen_unix(d->nbd, d->nbd_path, error);
+		r = options->nbd_fd ? nbd_server_listen_fd(d->nbd, options->nbd_fd, error)
+				    : nbd_server_listen_unix(d->nbd, d->nbd_path, error);
 	if (!r)
-		r = control_listen(d, error);
+		r = control_listen(d, options->control_fd, error);
 	return r;
 }
 
@@ -275,7 +277,7 @@ int disk_open(struct bm_loop *loop, const struct disk_options *options, struct d
 	if (!r)
 		r = make_paths(d, options, error);
 	if (!r)
-		r = lock_folder(d, error);
+		r = lock_folder(d, !options->control_fd, error);
 	if (!r)
 		r = find_image(d, options, error);
 	/* Clients may connect from here on, and are served when the loop runs. */

@@ -14,6 +14,7 @@
  *   steps.c     what a job does off the loop: records, marks, removal
  *   report.c    jobs and disks as JSON
  *   control.c   the control socket
+ *   daemon.c    what the disk's process and blockmirrord have from each other: sockets
  *   oneoff.c    cold copy and verify, without a served disk
  */
 #ifndef BM_DISK_DISK_H
@@ -33,9 +34,10 @@ struct job;
 
 struct disk_options {
 	const char *name, *run_dir, *state_dir;
-	const char *uri; /* NULL: what the record says */
-	uint64_t create; /* bytes; 0: the image exists */
-	bool force;      /* serve an old or incomplete copy */
+	const char *uri;        /* NULL: what the record says */
+	uint64_t create;        /* bytes; 0: the image exists */
+	bool force;             /* serve an old or incomplete copy */
+	int nbd_fd, control_fd; /* sockets that listen already, and that the caller holds, too; 0 */
 	struct nbd_server_options limits;
 };
 
@@ -104,8 +106,12 @@ int owner_mark(const char *uri, const char *state, const struct bm_record *recor
 int owner_remove(const char *uri);
 
 /* control.c */
-int control_listen(struct disk *disk, struct bm_error *error);
+int control_listen(struct disk *disk, int fd, struct bm_error *error);
 bm_rpc_method control_job_show, control_job_wait, control_job_cancel;
+
+/* daemon.c: the sockets that were passed to this process, and giving the disk's to a daemon. */
+void daemon_take_sockets(struct disk_options *options);
+bm_rpc_method daemon_adopt;
 
 enum { DISK_GRANULE = 64 << 10 };
 

@@ -190,6 +190,7 @@ int main(int argc, char **argv)
 		      stderr);
 		return usage();
 	}
+	daemon_take_sockets(&disk);
 	/* A one-off writes to its caller's terminal. */
 	bm_log_setup("blockmirror-disk", control >= 0 ? BM_LOG_WARN : BM_LOG_NOTICE);
 	loop = bm_loop_new();

@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Starting blockmirror-disk, which is next to the calling program or in PATH. It gets a session of
+ * its own and nothing that is its caller's: no lock, pipe, signal mask or working directory.
+ */
+#ifndef BM_BASE_SPAWN_H
+#define BM_BASE_SPAWN_H
+
+#include <stdbool.h>
+#include <sys/types.h>
+
+#include "blockmirror/error.h"
+
+#define BM_DISK_PROGRAM "blockmirror-disk"
+enum { BM_SPAWN_FDS = 4, BM_SPAWN_FIRST_FD = 3 };
+
+struct bm_spawn {
+	char *const *argv;
+	const char *log; /* where it writes errors; NULL: where we do */
+	bool append;     /* to the log, until that is long; else it begins anew */
+	int *output;     /* what it prints can be read here; NULL: nobody wants to */
+	const int *fds;  /* that it has as BM_SPAWN_FIRST_FD and on; at most BM_SPAWN_FDS */
+	unsigned n_fds;
+	const char *fd_names; /* they are listening sockets (sd_listen_fds(3)): "a:b"; or NULL */
+};
+
+/* Its pid, or -errno. */
+int bm_spawn_disk(const struct bm_spawn *spawn);
+
+/*
+ * Why one ended: what waitpid(2) says, and the last line that it wrote. Its own error, where that
+ * can be told. Blocks.
+ */
+void bm_spawn_failure(const char *log, int status, struct bm_error *error);
+
+#endif

@@ -1,0 +1,251 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* Program blockmirrord: starts the disks' processes, and starts them again. */
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/file.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "blockmirror/base/cleanup.h"
+#include "blockmirror/base/dirs.h"
+#include "blockmirror/base/file_util.h"
+#include "blockmirror/base/log.h"
+#include "blockmirror/daemon/daemon.h"
+
+#define LOCK_WAIT 2000000000ull /* ns: a daemon that was killed is gone sooner */
+#define LOCK_STEP 10000000ull
+
+static const char help[] =
+	"usage: blockmirrord [options]\n"
+	"\n"
+	"Serves disks: starts blockmirror-disk(8) for each, and again when it ends.\n"
+	"\n"
+	"  --run-dir DIR    sockets (default $BLOCKMIRROR_RUN_DIR, then /run/blockmirror)\n"
+	"  --state-dir DIR  records (default $BLOCKMIRROR_STATE_DIR, then /var/lib/blockmirror)\n"
+	"  --help, --version\n"
+	"\n"
+	"\"blockmirror serve\" adds a disk. On SIGTERM it ends, and the disks go on.\n";
+
+struct signals {
+	struct bm_watch watch;
+	struct bm_loop *loop;
+};
+
+static void on_signal(struct bm_watch *watch, uint32_t events)
+{
+	struct signals *s = bm_container(watch, struct signals, watch);
+	struct signalfd_siginfo info;
+
+	(void)events;
+	if (read(watch->fd, &info, sizeof(info)) == sizeof(info))
+		bm_loop_stop(s->loop);
+}
+
+static int watch_signals(struct signals *s, struct bm_loop *loop)
+{
+	sigset_t set;
+	int fd;
+
+	signal(SIGPIPE, SIG_IGN);
+	sigemptyset(&set);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGINT);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+	fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+	if (fd < 0)
+		return -errno;
+	s->loop = loop;
+	s->watch.run = on_signal;
+	return bm_watch_set(loop, &s->watch, fd, EPOLLIN);
+}
+
+/* sd_notify(3). The disks' processes shall not be taken for us. */
+static void notify(const char *socket_path, const char *text)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	bm_close int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	size_t length = socket_path ? strlen(socket_path) : 0;
+
+	if (fd < 0 || !length || length >= sizeof(address.sun_path))
+		return;
+	memcpy(address.sun_path, socket_path, length);
+	if (*socket_path == '@')
+		address.sun_path[0] = '\0';
+	if (sendto(fd, text, strlen(text), MSG_NOSIGNAL, (const struct sockaddr *)&address,
+		   (socklen_t)(offsetof(struct sockaddr_un, sun_path) + length)) < 0)
+		bm_log(BM_LOG_WARN, "cannot notify %s: %s", socket_path, strerror(errno));
+}
+
+/* Makes folder/name, and where it really is. */
+static int make_folder(const char *folder, const char *name, char **real, struct bm_error *error)
+{
+	bm_free char *path = NULL;
+	int r;
+
+	if (asprintf(&path, "%s%s", folder, name) < 0)
+		return bm_fail_errno(error, ENOMEM, "%s", folder);
+	r = bm_make_folders(path);
+	*real = r < 0 ? NULL : realpath(path, NULL);
+	return *real ? 0 : bm_fail_errno(error, r < 0 ? r : errno, "cannot create %s", path);
+}
+
+/* One daemon for a state directory. It goes with the process, however that ends. */
+static int lock_registry(struct daemon *d, struct bm_error *error)
+{
+	d->lock = open(d->registry, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (d->lock < 0)
+		return bm_fail_errno(error, errno, "cannot open %s", d->registry);
+	for (uint64_t waited = 0; flock(d->lock, LOCK_EX | LOCK_NB) < 0; waited += LOCK_STEP) {
+		const struct timespec step = {.tv_nsec = LOCK_STEP};
+
+		if (waited >= LOCK_WAIT)
+			return bm_fail(error, BM_E_BUSY,
+				       "another blockmirrord has its records in %s", d->state);
+		nanosleep(&step, NULL);
+	}
+	return 0;
+}
+
+static void found(void *arg, const char *name)
+{
+	struct daemon *d = arg;
+	struct served *s = served_new(d, name);
+
+	if (!s) {
+		bm_log(BM_LOG_ERROR, "%s: it is not served: out of memory", name);
+		return;
+	}
+	s->saved = true;
+	s->wanted = access(s->stopped, F_OK) < 0;
+	if (s->wanted)
+		served_begin(s);
+}
+
+static int daemon_open(struct daemon *d, const char *run, const char *state, struct bm_error *error)
+{
+	int r = make_folder(run, "", &d->run, error);
+
+	bm_list_init(&d->disks);
+	d->lock = d->adopt.fd = -1;
+	d->writer = bm_workers_new(1);
+	if (!d->writer)
+		return bm_fail_errno(error, ENOMEM, "blockmirrord");
+	if (!r)
+		r = make_folder(run, "/disks", &d->sockets, error);
+	if (!r)
+		r = make_folder(state, "", &d->state, error);
+	if (!r)
+		r = make_folder(state, "/serve", &d->registry, error);
+	if (!r)
+		r = lock_registry(d, error);
+	if (!r)
+		r = control_listen(d, error);
+	if (!r)
+		r = adopt_listen(d, error);
+	if (!r)
+		r = registry_read(d->registry, found, d, error);
+	if (!r)
+		adopt_strangers(d);
+	return r;
+}
+
+/* The disks go on, and so do their sockets. */
+static void daemon_close(struct daemon *d)
+{
+	struct bm_list *node;
+
+	bm_workers_free(d->writer);
+	while ((node = bm_list_take(&d->disks)))
+		served_free(bm_container(node, struct served, link));
+	adopt_close(d);
+	bm_rpc_free(d->rpc);
+	if (d->lock >= 0)
+		close(d->lock);
+	free(d->run);
+	free(d->sockets);
+	free(d->state);
+	free(d->registry);
+}
+
+static int serve(struct bm_loop *loop, const char *run, const char *state)
+{
+	bm_free char *manager = getenv("NOTIFY_SOCKET") ? strdup(getenv("NOTIFY_SOCKET")) : NULL;
+	struct daemon d = {.loop = loop};
+	struct bm_error error = {0};
+	int r;
+
+	unsetenv("NOTIFY_SOCKET");
+	r = daemon_open(&d, run, state, &error);
+	if (!r) {
+		printf("ready %s/blockmirrord.sock\n", d.run);
+		fflush(stdout);
+		notify(manager, "READY=1");
+		r = bm_loop_run(loop);
+		notify(manager, "STOPPING=1");
+	} else {
+		fprintf(stderr, "blockmirrord: %s: %s\n", bm_code_name(error.code), error.text);
+		r = bm_code_exit(error.code);
+	}
+	daemon_close(&d);
+	return r < 0 ? 1 : r;
+}
+
+static int usage(void)
+{
+	fputs("Try 'blockmirrord --help'.\n", stderr);
+	return 2;
+}
+
+int main(int argc, char **argv)
+{
+	static const struct option options[] = {
+		{"run-dir", required_argument, NULL, 'r'},
+		{"state-dir", required_argument, NULL, 's'},
+		{"help", no_argument, NULL, 'h'},
+		{"version", no_argument, NULL, 'V'},
+		{0},
+	};
+	const char *run = bm_run_dir(), *state = bm_state_dir();
+	struct signals signals = {0};
+	struct bm_loop *loop;
+	int c, status;
+
+	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
+		switch (c) {
+		case 'r':
+			run = optarg;
+			break;
+		case 's':
+			state = optarg;
+			break;
+		case 'h':
+			fputs(help, stdout);
+			return 0;
+		case 'V':
+			puts("blockmirrord " BM_VERSION);
+			return 0;
+		default:
+			return usage();
+		}
+	}
+	if (argc > optind)
+		return usage();
+	bm_log_setup("blockmirrord", BM_LOG_NOTICE);
+	loop = bm_loop_new();
+	if (!loop || watch_signals(&signals, loop) < 0) {
+		perror("blockmirrord");
+		return 1;
+	}
+	status = serve(loop, run, state);
+	bm_loop_free(loop);
+	return status;
+}

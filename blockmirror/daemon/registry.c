@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Which disks are to be served after a boot: STATE/serve/NAME.json, one for each, written beside
+ * and renamed. That a disk is to be served is all they say; where it is stands in its record, which
+ * moves change.
+ */
+#include <dirent.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "blockmirror/base/cleanup.h"
+#include "blockmirror/base/disk_name.h"
+#include "blockmirror/base/file_util.h"
+#include "blockmirror/base/log.h"
+#include "blockmirror/daemon/daemon.h"
+
+enum { FORMAT = 1, LARGEST = 4096 };
+#define SUFFIX ".json"
+
+int registry_add(const char *folder, const char *name, struct bm_error *error)
+{
+	bm_free char *path = NULL, *beside = NULL, *text = NULL;
+	json_t *entry = json_pack("{s:i s:s}", "format", FORMAT, "name", name);
+	int r;
+
+	text = entry ? json_dumps(entry, JSON_COMPACT) : NULL;
+	json_decref(entry);
+	if (!text || asprintf(&path, "%s/%s" SUFFIX, folder, name) < 0 ||
+	    asprintf(&beside, "%s/.%s.new", folder, name) < 0)
+		return bm_fail_errno(error, ENOMEM, "disk %s", name);
+	r = bm_write_durably(beside, text, strlen(text));
+	if (!r)
+		r = bm_rename_durably(beside, path);
+	if (r < 0) {
+		unlink(beside);
+		return bm_fail_errno(error, r, "cannot write %s", path);
+	}
+	return 0;
+}
+
+int registry_remove(const char *folder, const char *name, struct bm_error *error)
+{
+	bm_free char *path = NULL;
+	int r;
+
+	if (asprintf(&path, "%s/%s" SUFFIX, folder, name) < 0)
+		return bm_fail_errno(error, ENOMEM, "disk %s", name);
+	r = unlink(path) < 0 && errno != ENOENT ? -errno : bm_sync_folder_of(path);
+	return r < 0 ? bm_fail_errno(error, r, "cannot remove %s", path) : 0;
+}
+
+/* The name that an entry's file says and has. */
+static bool check(const char *folder, const char *name)
+{
+	bm_free char *path = NULL, *text = NULL;
+	const char *said = NULL;
+	int format = 0;
+	json_t *entry = NULL;
+	bool good;
+
+	if (bm_disk_name_check(name, NULL) < 0 ||
+	    asprintf(&path, "%s/%s" SUFFIX, folder, name) < 0 ||
+	    bm_read_text(path, LARGEST, &text) < 0)
+		return false;
+	entry = json_loads(text, 0, NULL);
+	good = entry && !json_unpack(entry, "{s:i s:s}", "format", &format, "name", &said) &&
+	       format == FORMAT && !strcmp(said, name);
+	json_decref(entry);
+	return good;
+}
+
+int registry_read(const char *folder, void (*found)(void *arg, const char *name), void *arg,
+		  struct bm_error *error)
+{
+	struct dirent **entries = NULL;
+	int n = scandir(folder, &entries, NULL, alphasort);
+
+	if (n < 0)
+		return bm_fail_errno(error, errno, "cannot read %s", folder);
+	for (int i = 0; i < n; i++) {
+		char *name = entries[i]->d_name, *dot = strrchr(name, '.');
+
+		if (*name != '.' && dot && !strcmp(dot, SUFFIX)) {
+			*dot = '\0';
+			if (check(folder, name))
+				found(arg, name);
+			else
+				bm_log(BM_LOG_ERROR,
+				       "%s/%s" SUFFIX " is damaged, or of a newer format: the disk "
+				       "is not served; \"blockmirror serve\" writes it anew",
+				       folder, name);
+		}
+		free(entries[i]);
+	}
+	free(entries);
+	return 0;
+}

@@ -1,0 +1,534 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The life of a disk's process. The sockets are ours as long as the disk is to be served: between
+ * the end of a process and the next one's readiness clients wait in their queues, and none is
+ * refused. A process that has ended is followed at once: it is known to be gone with all its
+ * threads (its pidfd says so), and the next one takes no request before the kernel has let go of
+ * the image's lock. Those that end again and again without having lived are given time.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/pidfd.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "blockmirror/base/cleanup.h"
+#include "blockmirror/base/log.h"
+#include "blockmirror/base/spawn.h"
+#include "blockmirror/daemon/daemon.h"
+
+#define LIFE        500000000ull /* ns: who lived longer did not die of its start */
+#define DELAY_FIRST 100000000ull
+#define DELAY_MOST  10000000000ull
+enum { ARGUMENTS = 12, NUMBER = 24 };
+
+uint64_t served_delay(unsigned quick)
+{
+	unsigned doubled = quick < 2 ? 0 : quick - 2 < 10 ? quick - 2 : 10;
+	uint64_t delay = quick < 2 ? 0 : DELAY_FIRST << doubled;
+
+	return delay < DELAY_MOST ? delay : DELAY_MOST;
+}
+
+const char *served_state_name(const struct served *s)
+{
+	static const char *const names[] = {
+		[SERVED_STOPPED] = "stopped",   [SERVED_ADOPTING] = "adopting",
+		[SERVED_STARTING] = "starting", [SERVED_RUNNING] = "running",
+		[SERVED_WAITING] = "waiting",
+	};
+
+	return names[s->state];
+}
+
+static void set_state(struct served *s, enum served_state state)
+{
+	s->state = state;
+	control_tell(s);
+}
+
+static void close_watch(struct served *s, struct bm_watch *watch)
+{
+	int fd = watch->fd;
+
+	if (fd < 0)
+		return;
+	bm_watch_set(s->daemon->loop, watch, fd, 0);
+	close(fd);
+	watch->fd = -1;
+}
+
+static void close_socket(struct bm_unix_listener *socket)
+{
+	if (socket->fd >= 0)
+		bm_unix_close(socket);
+	socket->fd = -1;
+}
+
+static void close_sockets(struct served *s)
+{
+	close_socket(&s->nbd);
+	close_socket(&s->control);
+}
+
+static void fail_call(struct bm_rpc_call **call, const struct bm_error *error)
+{
+	struct bm_rpc_call *waiting = bm_steal(*call);
+
+	if (waiting)
+		bm_rpc_fail(waiting, error);
+}
+
+static void forget_first(struct served *s)
+{
+	free(s->first.image);
+	s->first = (struct first_start){0};
+}
+
+/* Nothing is in the registry and nothing runs: there is no such disk. */
+static void remove_if_unknown(struct served *s)
+{
+	if (s->saved || s->working || s->state != SERVED_STOPPED)
+		return;
+	bm_list_remove(&s->link);
+	served_free(s);
+}
+
+void served_stopped(struct served *s)
+{
+	bm_close int mark = -1;
+	struct bm_rpc_call *call = bm_steal(s->stop_call);
+
+	bm_timer_clear(s->daemon->loop, &s->retry);
+	close_sockets(s);
+	s->stopping = s->wanted = false;
+	s->quick = 0;
+	set_state(s, SERVED_STOPPED);
+	if (s->saved)
+		mark = open(s->stopped, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+	if (s->saved && mark < 0)
+		bm_log(BM_LOG_WARN, "%s: cannot write %s: %s; the next blockmirrord starts it",
+		       s->name, s->stopped, strerror(errno));
+	if (call)
+		bm_rpc_reply(call, NULL);
+	remove_if_unknown(s);
+}
+
+/* Nobody serves it, and s->error says why. May free s. */
+static void down(struct served *s, bool quick)
+{
+	fail_call(&s->serve_call, &s->error);
+	forget_first(s);
+	if (!s->wanted && s->control.fd >= 0) { /* a first start that came to nothing */
+		served_stopped(s);
+		return;
+	}
+	s->quick = quick ? s->quick + 1 : 0;
+	(void)bm_timer_set(s->daemon->loop, &s->retry,
+			   bm_loop_now(s->daemon->loop) + served_delay(s->quick));
+	set_state(s, SERVED_WAITING);
+}
+
+void served_later(struct served *s)
+{
+	down(s, true);
+}
+
+/* The end of a process */
+
+static void find_reason(struct served *s)
+{
+	siginfo_t info = {0};
+	int status;
+
+	/* One that was adopted is another one's child, and leaves its status there. */
+	if (waitid(P_PIDFD, (id_t)s->process.fd, &info, WEXITED | WNOHANG) < 0 || !info.si_pid) {
+		bm_fail(&s->error, BM_E_INTERRUPTED, "its process ended");
+		return;
+	}
+	status = info.si_code == CLD_EXITED ? info.si_status << 8 : info.si_status;
+	bm_spawn_failure(s->log, status, &s->error);
+}
+
+static void process_ended(struct bm_watch *watch, uint32_t events)
+{
+	struct served *s = bm_container(watch, struct served, process);
+	uint64_t now = bm_loop_now(s->daemon->loop);
+	bool quick = s->state != SERVED_RUNNING || now - s->since < LIFE;
+
+	(void)events;
+	ask_finish(&s->ask);
+	find_reason(s);
+	bm_log(s->stopping ? BM_LOG_NOTICE : BM_LOG_WARN, "%s: process %d: %s%s", s->name,
+	       (int)s->pid, s->error.text,
+	       s->stopping || !s->wanted ? "" : "; another one follows");
+	close_watch(s, &s->process);
+	close_watch(s, &s->output);
+	s->pid = 0;
+	s->ended = now;
+	if (s->stopping) {
+		s->error.code = BM_OK;
+		served_stopped(s);
+	} else {
+		s->restarts += s->wanted;
+		down(s, quick);
+	}
+}
+
+static int watch_process(struct served *s, int fd)
+{
+	s->process.run = process_ended;
+	return bm_watch_set(s->daemon->loop, &s->process, fd, EPOLLIN);
+}
+
+/* The start of one */
+
+static void runs(struct served *s)
+{
+	s->since = bm_loop_now(s->daemon->loop);
+	s->wanted = true;
+	unlink(s->stopped);
+	set_state(s, SERVED_RUNNING);
+	if (!s->saved)
+		served_save(s);
+}
+
+static void is_ready(struct served *s)
+{
+	struct bm_rpc_call *call;
+
+	free(s->uri);
+	s->uri = strdup(s->line + strlen("ready "));
+	s->back = s->ended ? bm_loop_now(s->daemon->loop) - s->ended : 0;
+	s->ended = 0;
+	forget_first(s);
+	close_watch(s, &s->output);
+	runs(s);
+	if (s->back)
+		bm_log(BM_LOG_NOTICE, "%s: process %d serves it, after %" PRIu64 " ms", s->name,
+		       (int)s->pid, s->back / 1000000);
+	call = s->working ? NULL : bm_steal(s->serve_call);
+	if (call) /* else once it is in the registry */
+		bm_rpc_reply(call, json_pack("{s:s s:s}", "name", s->name, "nbd", s->uri));
+}
+
+static void output_ready(struct bm_watch *watch, uint32_t events)
+{
+	struct served *s = bm_container(watch, struct served, output);
+	ssize_t n = read(watch->fd, s->line + s->line_used, sizeof(s->line) - 1 - s->line_used);
+	char *newline;
+
+	(void)events;
+	if (n < 0 && (errno == EAGAIN || errno == EINTR))
+		return;
+	if (n <= 0) { /* it ends; or said more than there is to say */
+		close_watch(s, &s->output);
+		return;
+	}
+	s->line_used += (size_t)n;
+	s->line[s->line_used] = '\0';
+	newline = strchr(s->line, '\n');
+	if (newline && !strncmp(s->line, "ready ", strlen("ready "))) {
+		*newline = '\0';
+		is_ready(s);
+	}
+}
+
+static int spawn(struct served *s, int *output)
+{
+	const int fds[] = {s->nbd.fd, s->control.fd};
+	char *argv[ARGUMENTS], create[NUMBER];
+	struct bm_spawn spawn = {.argv = argv,
+				 .log = s->log,
+				 .append = true,
+				 .output = output,
+				 .fds = fds,
+				 .n_fds = 2,
+				 .fd_names = "nbd:control"};
+	int n = 0;
+
+	argv[n++] = (char *)BM_DISK_PROGRAM;
+	argv[n++] = (char *)"--name";
+	argv[n++] = s->name;
+	argv[n++] = (char *)"--run-dir";
+	argv[n++] = s->daemon->run;
+	argv[n++] = (char *)"--state-dir";
+	argv[n++] = s->daemon->state;
+	if (s->first.create) {
+		snprintf(create, sizeof(create), "%" PRIu64, s->first.create);
+		argv[n++] = (char *)"--create";
+		argv[n++] = create;
+	}
+	if (s->first.force)
+		argv[n++] = (char *)"--force";
+	if (s->first.image)
+		argv[n++] = s->first.image;
+	argv[n] = NULL;
+	return bm_spawn_disk(&spawn);
+}
+
+/* A child that we cannot watch must not live on unseen. */
+static int start_process(struct served *s)
+{
+	bm_close int output = -1, process = -1;
+	int pid = spawn(s, &output), r = 0;
+
+	if (pid < 0)
+		return pid;
+	process = pidfd_open(pid, 0);
+	if (process < 0)
+		r = -errno;
+	else
+		r = watch_process(s, process);
+	if (!r && fcntl(output, F_SETFL, O_NONBLOCK) < 0)
+		r = -errno;
+	s->line_used = 0;
+	s->output.run = output_ready;
+	if (!r)
+		r = bm_watch_set(s->daemon->loop, &s->output, output, EPOLLIN);
+	if (r < 0) {
+		kill(pid, SIGKILL);
+		waitpid(pid, NULL, 0);
+		bm_watch_set(s->daemon->loop, &s->process, process, 0);
+		s->process.fd = s->output.fd = -1;
+		return r;
+	}
+	bm_steal_fd(output);
+	bm_steal_fd(process);
+	s->pid = pid;
+	return 0;
+}
+
+static int socket_path(const struct served *s, const char *suffix, char **path)
+{
+	return asprintf(path, "%s/%s.%s", s->daemon->sockets, s->name, suffix) < 0 ? -ENOMEM : 0;
+}
+
+static int listen_on(struct served *s, const char *suffix, struct bm_unix_listener *socket)
+{
+	bm_free char *path = NULL;
+
+	if (socket_path(s, suffix, &path) < 0)
+		return bm_fail_errno(&s->error, ENOMEM, "disk %s", s->name);
+	return bm_unix_listen(socket, path, &s->error);
+}
+
+void served_begin(struct served *s)
+{
+	int r;
+
+	if (s->control.fd < 0) {
+		if (adopt_ask(s)) {
+			set_state(s, SERVED_ADOPTING);
+			return;
+		}
+		if (!s->wanted && !s->serve_call) { /* a stranger that is gone */
+			served_stopped(s);
+			return;
+		}
+		r = listen_on(s, "nbd", &s->nbd);
+		if (!r)
+			r = listen_on(s, "sock", &s->control);
+		if (r < 0) {
+			close_sockets(s);
+			down(s, true);
+			return;
+		}
+	}
+	r = start_process(s);
+	if (r < 0) {
+		bm_fail_errno(&s->error, r, "cannot start " BM_DISK_PROGRAM);
+		down(s, true);
+		return;
+	}
+	set_state(s, SERVED_STARTING);
+}
+
+static void try_again(struct bm_timer *timer)
+{
+	served_begin(bm_container(timer, struct served, retry));
+}
+
+/* Takes fd over when it succeeds. */
+static int take_over(struct served *s, const char *suffix, struct bm_unix_listener *socket, int fd)
+{
+	bm_free char *path = NULL;
+	int r = socket_path(s, suffix, &path);
+
+	return r ? r : bm_unix_take(socket, path, fd);
+}
+
+/* Its paths are its own still: it goes on as it was. */
+static void not_adopted(struct served *s, int r)
+{
+	s->process.fd = -1;
+	bm_unix_leave(&s->nbd);
+	close_socket(&s->nbd);
+	bm_unix_leave(&s->control);
+	close_socket(&s->control);
+	bm_fail_errno(&s->error, r, "cannot adopt its process");
+	down(s, true);
+}
+
+void served_adopted(struct served *s, pid_t pid, int process, int nbd, int control)
+{
+	bm_close int watched = process, nbd_fd = nbd, control_fd = control;
+	struct bm_error error;
+	int r = take_over(s, "nbd", &s->nbd, nbd_fd);
+
+	if (!r) {
+		bm_steal_fd(nbd_fd);
+		r = take_over(s, "sock", &s->control, control_fd);
+	}
+	if (!r) {
+		bm_steal_fd(control_fd);
+		r = watch_process(s, watched);
+	}
+	if (r < 0) {
+		not_adopted(s, r);
+		return;
+	}
+	bm_steal_fd(watched);
+	s->pid = pid;
+	bm_log(BM_LOG_NOTICE, "%s: process %d is adopted", s->name, (int)pid);
+	bm_fail(&error, BM_E_BUSY, "disk %s is served already", s->name);
+	fail_call(&s->serve_call, &error);
+	runs(s);
+}
+
+/* The registry */
+
+static void write_registry(struct bm_work *work)
+{
+	struct served *s = bm_container(work, struct served, work);
+
+	s->work_error.code = BM_OK;
+	if (s->forgetting)
+		registry_remove(s->daemon->registry, s->name, &s->work_error);
+	else
+		registry_add(s->daemon->registry, s->name, &s->work_error);
+}
+
+static void written(struct served *s)
+{
+	struct bm_rpc_call *call = bm_steal(s->serve_call);
+
+	s->saved = !s->work_error.code;
+	if (!s->saved)
+		bm_log(BM_LOG_ERROR, "%s: it is served, but not after a boot: %s", s->name,
+		       s->work_error.text);
+	if (call && s->saved)
+		bm_rpc_reply(call, json_pack("{s:s s:s*}", "name", s->name, "nbd", s->uri));
+	else if (call)
+		bm_rpc_fail(call, &s->work_error);
+}
+
+static void removed(struct served *s)
+{
+	struct bm_rpc_call *call = bm_steal(s->stop_call);
+
+	s->forgetting = false;
+	if (s->work_error.code) {
+		bm_rpc_fail(call, &s->work_error);
+		return;
+	}
+	unlink(s->stopped);
+	s->saved = false;
+	bm_rpc_reply(call, NULL);
+	remove_if_unknown(s);
+}
+
+static void registry_done(struct bm_work *work)
+{
+	struct served *s = bm_container(work, struct served, work);
+
+	s->working = false;
+	if (s->forgetting)
+		removed(s);
+	else
+		written(s);
+}
+
+void served_save(struct served *s)
+{
+	if (s->working)
+		return;
+	s->working = true;
+	bm_workers_submit(s->daemon->writer, s->daemon->loop, &s->work);
+}
+
+void served_forget(struct served *s, struct bm_rpc_call *call)
+{
+	if (s->state != SERVED_STOPPED)
+		served_stopped(s);
+	s->stop_call = call;
+	s->forgetting = s->working = true;
+	bm_workers_submit(s->daemon->writer, s->daemon->loop, &s->work);
+}
+
+/* All of them */
+
+struct served *served_find(struct daemon *d, const char *name)
+{
+	bm_list_each(node, &d->disks) {
+		struct served *s = bm_container(node, struct served, link);
+
+		if (!strcmp(s->name, name))
+			return s;
+	}
+	return NULL;
+}
+
+struct served *served_new(struct daemon *d, const char *name)
+{
+	struct served *s = calloc(1, sizeof(*s));
+	struct bm_list *after = &d->disks;
+
+	if (!s)
+		return NULL;
+	s->daemon = d;
+	s->nbd.fd = s->control.fd = s->process.fd = s->output.fd = -1;
+	s->retry.run = try_again;
+	s->work.run = write_registry;
+	s->work.done = registry_done;
+	ask_init(&s->ask, d->loop);
+	s->name = strdup(name);
+	if (!s->name || socket_path(s, "log", &s->log) < 0 ||
+	    socket_path(s, "stopped", &s->stopped) < 0) {
+		served_free(s);
+		return NULL;
+	}
+	while (after->next != &d->disks &&
+	       strcmp(bm_container(after->next, struct served, link)->name, name) < 0)
+		after = after->next;
+	bm_list_push(after, &s->link);
+	return s;
+}
+
+/* The process, if there is one, goes on, and its sockets with it. */
+void served_free(struct served *s)
+{
+	const struct bm_error error = {BM_E_INTERRUPTED, "blockmirrord was told to end"};
+
+	fail_call(&s->serve_call, &error);
+	fail_call(&s->stop_call, &error);
+	ask_cancel(&s->ask);
+	bm_timer_clear(s->daemon->loop, &s->retry);
+	close_watch(s, &s->process);
+	close_watch(s, &s->output);
+	bm_unix_leave(&s->nbd);
+	bm_unix_leave(&s->control);
+	close_sockets(s);
+	forget_first(s);
+	free(s->uri);
+	free(s->stopped);
+	free(s->log);
+	free(s->name);
+	free(s);
+}
