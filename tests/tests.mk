@@ -16,6 +16,7 @@ include tests/fuzz/fuzz.mk
 
 MODEL_OBJ := $(call objects,tests/model/fake_disk.c tests/model/oracle.c)
 $(MODEL_TESTS): $(MODEL_OBJ)
+$(BUILD)/tests/unit/daemon_test: $(call objects,$(filter-out %/main.c,$(DAEMON_SRC)))
 
 # Everything that a commit must pass, within ten minutes on two cores. What waits most is begun
 # first, beside what computes.
