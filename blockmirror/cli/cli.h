@@ -80,7 +80,10 @@ json_t *cli_daemon_ask(const struct cli *cli, const char *method, json_t *params
 /* What it says about a disk, or NULL: there is no daemon, or it does not know it. */
 json_t *cli_supervision(const struct cli *cli, const char *name);
 
-/* Whether the disk's process ended, and another one follows later; and why, as an error. */
+/*
+ * Whether the disk's process ended more than once, so that another one follows later, or may soon
+ * end, too; and why, as an error.
+ */
 bool cli_daemon_waits(const json_t *disk);
 int cli_daemon_why(const json_t *disk, struct bm_error *error);
 

@@ -45,7 +45,10 @@ json_t *cli_supervision(const struct cli *cli, const char *name)
 
 bool cli_daemon_waits(const json_t *disk)
 {
-	return !strcmp(cli_text(disk, "state"), "waiting");
+	const char *state = cli_text(disk, "state");
+
+	return !strcmp(state, "waiting") ||
+	       (!strcmp(state, "starting") && cli_number(disk, "failures") > 1);
 }
 
 int cli_daemon_why(const json_t *disk, struct bm_error *error)
@@ -54,7 +57,7 @@ int cli_daemon_why(const json_t *disk, struct bm_error *error)
 	char wait[BM_UNITS_TEXT];
 
 	return bm_fail(error, BM_E_UNREACHABLE,
-		       "disk %s is not running, it is started again in %s: %s: %s",
+		       "disk %s is not running; it is started again in %s; the last time: %s: %s",
 		       cli_text(disk, "name"),
 		       bm_format_duration(wait, cli_number(disk, "retry_ns")),
 		       cli_text(failure, "code"), cli_text(failure, "message"));

@@ -122,13 +122,12 @@ int cmd_show(struct cli *cli, int argc, char **argv)
 {
 	int r = one_name(cli, argc, argv);
 	json_t *supervised;
-	const char *state;
 
 	if (r)
 		return r < 0 ? 0 : r;
 	supervised = cli_supervision(cli, argv[optind]);
-	state = cli_text(supervised, "state");
-	if (strcmp(state, "stopped") != 0 && strcmp(state, "waiting") != 0) {
+	if (strcmp(cli_text(supervised, "state"), "stopped") != 0 &&
+	    !cli_daemon_waits(supervised)) {
 		r = show_served(cli, argv[optind], supervised);
 	} else if (cli->json) {
 		cli_print_json(json_incref(supervised));

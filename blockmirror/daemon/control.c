@@ -13,8 +13,9 @@
 json_t *control_report(const struct served *s)
 {
 	uint64_t now = bm_loop_now(s->daemon->loop);
-	json_t *j = json_pack("{s:s s:s s:i s:I}", "name", s->name, "state", served_state_name(s),
-			      "restarts", (int)s->restarts, "back_ns", (json_int_t)s->back);
+	json_t *j = json_pack("{s:s s:s s:i s:i s:I}", "name", s->name, "state",
+			      served_state_name(s), "restarts", (int)s->restarts, "failures",
+			      (int)s->quick, "back_ns", (json_int_t)s->back);
 
 	if (s->pid)
 		json_object_set_new(j, "pid", json_integer(s->pid));

@@ -15,6 +15,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/pidfd.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -120,6 +121,15 @@ void served_stopped(struct served *s)
 	remove_if_unknown(s);
 }
 
+/* Guests wait in the queue as long as it takes; who gives an order is told that nobody hears it. */
+static void turn_callers_away(const struct served *s)
+{
+	int fd;
+
+	while (s->control.fd >= 0 && (fd = accept4(s->control.fd, NULL, NULL, SOCK_CLOEXEC)) >= 0)
+		close(fd);
+}
+
 /* Nobody serves it, and s->error says why. May free s. */
 static void down(struct served *s, bool quick)
 {
@@ -132,6 +142,8 @@ static void down(struct served *s, bool quick)
 	s->quick = quick ? s->quick + 1 : 0;
 	(void)bm_timer_set(s->daemon->loop, &s->retry,
 			   bm_loop_now(s->daemon->loop) + served_delay(s->quick));
+	if (served_delay(s->quick))
+		turn_callers_away(s);
 	set_state(s, SERVED_WAITING);
 }
 
