@@ -82,12 +82,14 @@ static struct served *find_served(struct daemon *d, const struct hello *h)
 {
 	json_t *hello = json_loadb(h->text, h->length, 0, NULL);
 	const char *name = "", *folder = "";
-	bm_free char *own = NULL;
+	bm_free char *own = NULL, *real = NULL;
 	struct served *s = NULL;
 
 	json_unpack(hello, "{s?s s?s}", "name", &name, "folder", &folder);
-	if (h->n_fds == BM_ADOPT_FDS && (h->sender.uid == geteuid() || !h->sender.uid) &&
-	    asprintf(&own, "%s/disks/%s", d->state, name) >= 0 && !strcmp(own, folder))
+	if (!bm_disk_name_check(name, NULL) && asprintf(&own, "%s/disks/%s", d->state, name) >= 0)
+		real = realpath(own, NULL);
+	if (h->n_fds == BM_ADOPT_FDS && (h->sender.uid == geteuid() || !h->sender.uid) && real &&
+	    !strcmp(real, folder))
 		s = served_find(d, name);
 	else
 		bm_log(BM_LOG_WARN, "process %d is not adopted: disk \"%s\" of %s is not ours",
@@ -131,9 +133,13 @@ static void answered(struct ask *ask, const struct bm_error *error)
 		bm_fail(&s->error, BM_E_OWNED,
 			"a process with records elsewhere than in %s serves a disk of that name",
 			s->daemon->state);
-	bm_log(BM_LOG_WARN, "%s: a process serves it and is not adopted: %s", s->name,
-	       s->error.text);
-	served_later(s);
+	bm_log(BM_LOG_WARN, "%s: its process is not adopted: %s", s->name, s->error.text);
+	/* What is none of ours, or knows nothing of daemons, is left alone, unless it is in our
+	 * way. */
+	if (!s->wanted && !s->serve_call && (!error || error->code == BM_E_USAGE))
+		served_stopped(s);
+	else
+		served_later(s);
 }
 
 bool adopt_ask(struct served *s)

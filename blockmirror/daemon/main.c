@@ -126,8 +126,7 @@ static void found(void *arg, const char *name)
 	}
 	s->saved = true;
 	s->wanted = access(s->stopped, F_OK) < 0;
-	if (s->wanted)
-		served_begin(s);
+	served_begin(s); /* one that was stopped may have been started without us */
 }
 
 static int daemon_open(struct daemon *d, const char *run, const char *state, struct bm_error *error)

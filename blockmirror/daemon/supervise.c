@@ -340,7 +340,7 @@ void served_begin(struct served *s)
 			set_state(s, SERVED_ADOPTING);
 			return;
 		}
-		if (!s->wanted && !s->serve_call) { /* a stranger that is gone */
+		if (!s->wanted && !s->serve_call) { /* it is stopped, or was a stranger */
 			served_stopped(s);
 			return;
 		}
@@ -379,6 +379,7 @@ static int take_over(struct served *s, const char *suffix, struct bm_unix_listen
 /* Its paths are its own still: it goes on as it was. */
 static void not_adopted(struct served *s, int r)
 {
+	ask_cancel(&s->ask);
 	s->process.fd = -1;
 	bm_unix_leave(&s->nbd);
 	close_socket(&s->nbd);

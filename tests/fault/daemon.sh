@@ -235,16 +235,25 @@ failing() {
 	check "serve does not wait" serve_now other
 	check "it is served" test "$(show other .uri)" = "$dir/other.img"
 }
-serve_now() { "$bm" serve "$1" >"$dir/said" 2>&1 || grep "E_BUSY: disk $1 is served already" "$dir/said"; }
+serve_now() { "$bm" serve "$1" >"$dir/said" 2>&1 || grep "E_BUSY: disk $1 is .* already" "$dir/said"; }
 waits_for_long() { [ "$(show "$1" '.retry_ns // 0')" -gt 500000000 ]; }
 
 # Processes that a time without a daemon has left.
 strangers() {
+	local alien
+	"$bm" stop other
 	end_daemon
-	truncate -s 4M "$dir/stray.img"
+	truncate -s 4M "$dir/stray.img" "$dir/alien.img"
 	check "a disk is served without a daemon" serve stray "$dir/stray.img"
+	check "one with records elsewhere" serve alien "$dir/alien.img" --state-dir "$dir/elsewhere"
+	alien=$disk_pid
+	check "one that was stopped" serve other
+	disk_pid=$(pid_of stray)
 	start_daemon
-	check "a daemon adopts it" wait_for 5 state_is stray running
+	check "a daemon adopts the one that was stopped" wait_for 5 state_is other running
+	check "what has its records elsewhere is left alone" test "$(pid_of alien)" = "$alien"
+	check "and not adopted" test "$(show alien .supervision)" = null
+	check "and the one of the time without it" wait_for 5 state_is stray running
 	check "as it is" test "$disk_pid" = "$(pid_of stray)"
 	kill -TERM "$disk_pid"
 	wait_for 10 lib_gone "$disk_pid"
@@ -254,6 +263,7 @@ strangers() {
 	check "it is stopped" "$bm" stop stray
 	check "and forgotten" "$bm" forget stray
 	check_fails "for good" 4 E_NOT_FOUND "$bm" show stray
+	"$bm" stop alien
 }
 
 booting() {
