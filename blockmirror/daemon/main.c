@@ -21,7 +21,7 @@
 #include "blockmirror/base/log.h"
 #include "blockmirror/daemon/daemon.h"
 
-#define LOCK_WAIT 2000000000ull /* ns: a daemon that was killed is gone sooner */
+#define LOCK_WAIT 1000000000ull /* ns: a daemon that was killed is gone sooner */
 #define LOCK_STEP 10000000ull
 
 static const char help[] =

@@ -92,6 +92,22 @@ knock() {
 	END
 }
 
+# queued PID SOCKET: who has come to a process that no longer answers, and then is killed, is
+# answered by the next one.
+queued() {
+	timeout 60 "$python" - "$@" <<-'END'
+		import os, signal, socket, sys
+		pid, path = int(sys.argv[1]), sys.argv[2]
+		os.kill(pid, signal.SIGSTOP)
+		s = socket.socket(socket.AF_UNIX)
+		s.connect(path)
+		os.kill(pid, signal.SIGKILL)
+		said = s.recv(8)
+		print("the next process says", said)
+		sys.exit(said != b"NBDMAGIC")
+	END
+}
+
 # Moves to and fro, at a pace that lets them be killed early, late, and not at all.
 begin_move() {
 	local target=$dir/b rates=(4M 60M 0)
@@ -144,6 +160,7 @@ kill_disks() {
 	[ "$start" -ge 15000 ] || start=15000
 	check "within 300 ms, as a rule" test "$median" -lt $((20 * start / 1000))
 	check "within a second, always" test "$longest" -lt $((66 * start / 1000))
+	check "who waits in the queue is answered by the next one" queued "$(pid_of disk)" "$disks/disk.nbd"
 	check "the guest goes on" works
 	check "show has counted them" test "$(show disk .supervision.restarts)" -ge "$n"
 	check "and says why" test "$(show disk .supervision.error.code)" = E_INTERRUPTED
@@ -225,16 +242,17 @@ stopping() {
 failing() {
 	mv "$dir/other.img" "$dir/away.img"
 	kill -KILL "$(pid_of other)"
-	check "its image is gone: it is tried again, and told" wait_for 10 waits_for_long other
+	check "its image is gone: it is tried again, and told" wait_for 40 waits_for_long other
 	check "why" test "$(show other .error.code)" = E_NOT_FOUND
 	check "how often" test "$(show other .restarts)" -ge 4
 	check_fails "commands do not hang" 7 "E_UNREACHABLE: .*E_NOT_FOUND: .*other.img" \
 		timeout 5 "$bm" relocate other "$dir/b"
-	check "list neither" state_is other waiting
+	check "list neither, and says so" is_down other
 	mv "$dir/away.img" "$dir/other.img"
 	check "serve does not wait" serve_now other
 	check "it is served" test "$(show other .uri)" = "$dir/other.img"
 }
+is_down() { state_is "$1" waiting || state_is "$1" starting; }
 serve_now() { "$bm" serve "$1" >"$dir/said" 2>&1 || grep "E_BUSY: disk $1 is .* already" "$dir/said"; }
 waits_for_long() { [ "$(show "$1" '.retry_ns // 0')" -gt 500000000 ]; }
 
