@@ -219,6 +219,7 @@ boot() {
 }
 
 stopping() {
+	"$bm" job cancel disk >>"$dir/log" 2>&1 # one that was killed goes on, if it has not ended
 	check_fails "stop, while the guest is connected: refused" 3 "E_BUSY: .*1 client|E_BUSY: .*clients" "$bm" stop disk
 	check "serve, and it is: refused" test "$("$bm" serve other 2>&1 | grep -c E_BUSY)" = 1
 	check "another disk is stopped" "$bm" stop other
