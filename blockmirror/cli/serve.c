@@ -149,9 +149,10 @@ static int start_by_daemon(const struct serve *serve, const char *name, const ch
 		return cli_fail(cli, &error);
 	if (serve->create)
 		bm_parse_size(serve->create, &create);
-	params =
-		json_pack("{s:s s:s* s:I s:b s:s}", "name", name, "image", uri, "create",
-			  (json_int_t)create, "force", (int)serve->force, "state_directory", state);
+	params = json_pack("{s:s s:s* s:I s:b s:s s:{s:s* s:s*}}", "name", name, "image", uri,
+			   "create", (json_int_t)create, "force", (int)serve->force,
+			   "state_directory", state, "limits", "max-connections",
+			   serve->connections, "max-data", serve->data);
 	if (!params)
 		return cli_usage(cli, "%s: the name is not UTF-8", image ? image : state);
 	if (cli_daemon_call(cli, "serve", params, &result, &error) < 0)

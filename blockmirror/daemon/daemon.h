@@ -35,12 +35,16 @@ struct daemon {
 	struct bm_list disks;      /* struct served, by name */
 };
 
-/* registry.c: a file NAME.json for each disk that is to be served after a boot. All block. */
-int registry_add(const char *folder, const char *name, struct bm_error *error);
+/*
+ * registry.c: a file NAME.json for each disk that is to be served after a boot. All block. limits:
+ * options of blockmirror-disk and their values, as strings; NULL: none.
+ */
+bool registry_limits_good(const json_t *limits);
+int registry_add(const char *folder, const char *name, json_t *limits, struct bm_error *error);
 int registry_remove(const char *folder, const char *name, struct bm_error *error);
 /* Calls found() for each, sorted. What is damaged is told in the log, and left alone. */
-int registry_read(const char *folder, void (*found)(void *arg, const char *name), void *arg,
-		  struct bm_error *error);
+int registry_read(const char *folder, void (*found)(void *arg, const char *name, json_t *limits),
+		  void *arg, struct bm_error *error);
 
 /* ask.c: a call without parameters to a disk's process. One at a time. */
 struct ask {
@@ -95,6 +99,7 @@ struct served {
 	struct bm_timer retry;
 	struct ask ask;
 	struct first_start first;
+	json_t *limits;                             /* as the registry has them */
 	struct bm_rpc_call *serve_call, *stop_call; /* wait for an answer; NULL */
 	struct bm_work work;                        /* on the registry */
 	bool working, forgetting;

@@ -115,7 +115,7 @@ static int lock_registry(struct daemon *d, struct bm_error *error)
 	return 0;
 }
 
-static void found(void *arg, const char *name)
+static void found(void *arg, const char *name, json_t *limits)
 {
 	struct daemon *d = arg;
 	struct served *s = served_new(d, name);
@@ -125,6 +125,7 @@ static void found(void *arg, const char *name)
 		return;
 	}
 	s->saved = true;
+	s->limits = json_incref(limits);
 	s->wanted = access(s->stopped, F_OK) < 0;
 	served_begin(s); /* one that was stopped may have been started without us */
 }

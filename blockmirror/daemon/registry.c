@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * Which disks are to be served after a boot: STATE/serve/NAME.json, one for each, written beside
- * and renamed. That a disk is to be served is all they say; where it is stands in its record, which
- * moves change.
+ * and renamed. They say that a disk is to be served, and what its clients may take; where it is
+ * stands in its record, which moves change.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -20,10 +20,21 @@
 enum { FORMAT = 1, LARGEST = 4096 };
 #define SUFFIX ".json"
 
-int registry_add(const char *folder, const char *name, struct bm_error *error)
+bool registry_limits_good(const json_t *limits)
+{
+	static const char *const known[] = {"max-connections", "max-data"};
+	size_t good = 0;
+
+	for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++)
+		good += json_is_string(json_object_get(limits, known[i]));
+	return !limits || (json_is_object(limits) && json_object_size(limits) == good);
+}
+
+int registry_add(const char *folder, const char *name, json_t *limits, struct bm_error *error)
 {
 	bm_free char *path = NULL, *beside = NULL, *text = NULL;
-	json_t *entry = json_pack("{s:i s:s}", "format", FORMAT, "name", name);
+	json_t *entry =
+		json_pack("{s:i s:s s:O*}", "format", FORMAT, "name", name, "limits", limits);
 	int r;
 
 	text = entry ? json_dumps(entry, JSON_COMPACT) : NULL;
@@ -52,8 +63,8 @@ int registry_remove(const char *folder, const char *name, struct bm_error *error
 	return r < 0 ? bm_fail_errno(error, r, "cannot remove %s", path) : 0;
 }
 
-/* The name that an entry's file says and has. */
-static bool check(const char *folder, const char *name)
+/* The name that an entry's file says and has. *limits is the caller's to release. */
+static bool check(const char *folder, const char *name, json_t **limits)
 {
 	bm_free char *path = NULL, *text = NULL;
 	const char *said = NULL;
@@ -66,14 +77,15 @@ static bool check(const char *folder, const char *name)
 	    bm_read_text(path, LARGEST, &text) < 0)
 		return false;
 	entry = json_loads(text, 0, NULL);
+	*limits = json_incref(json_object_get(entry, "limits"));
 	good = entry && !json_unpack(entry, "{s:i s:s}", "format", &format, "name", &said) &&
-	       format == FORMAT && !strcmp(said, name);
+	       format == FORMAT && !strcmp(said, name) && registry_limits_good(*limits);
 	json_decref(entry);
 	return good;
 }
 
-int registry_read(const char *folder, void (*found)(void *arg, const char *name), void *arg,
-		  struct bm_error *error)
+int registry_read(const char *folder, void (*found)(void *arg, const char *name, json_t *limits),
+		  void *arg, struct bm_error *error)
 {
 	struct dirent **entries = NULL;
 	int n = scandir(folder, &entries, NULL, alphasort);
@@ -84,14 +96,17 @@ int registry_read(const char *folder, void (*found)(void *arg, const char *name)
 		char *name = entries[i]->d_name, *dot = strrchr(name, '.');
 
 		if (*name != '.' && dot && !strcmp(dot, SUFFIX)) {
+			json_t *limits = NULL;
+
 			*dot = '\0';
-			if (check(folder, name))
-				found(arg, name);
+			if (check(folder, name, &limits))
+				found(arg, name, limits);
 			else
 				bm_log(BM_LOG_ERROR,
 				       "%s/%s" SUFFIX " is damaged, or of a newer format: the disk "
 				       "is not served; \"blockmirror serve\" writes it anew",
 				       folder, name);
+			json_decref(limits);
 		}
 		free(entries[i]);
 	}

@@ -27,7 +27,7 @@
 #define LIFE        500000000ull /* ns: who lived longer did not die of its start */
 #define DELAY_FIRST 100000000ull
 #define DELAY_MOST  10000000000ull
-enum { ARGUMENTS = 12, NUMBER = 24 };
+enum { ARGUMENTS = 16, NUMBER = 24 };
 
 uint64_t served_delay(unsigned quick)
 {
@@ -252,6 +252,22 @@ static void output_ready(struct bm_watch *watch, uint32_t events)
 	}
 }
 
+static int put_limits(const struct served *s, char **argv, int n)
+{
+	static const char *const known[] = {"max-connections", "--max-connections", "max-data",
+					    "--max-data"};
+
+	for (int i = 0; i < 4; i += 2) {
+		const char *value = json_string_value(json_object_get(s->limits, known[i]));
+
+		if (value) {
+			argv[n++] = (char *)known[i + 1];
+			argv[n++] = (char *)value;
+		}
+	}
+	return n;
+}
+
 static int spawn(struct served *s, int *output)
 {
 	const int fds[] = {s->nbd.fd, s->control.fd};
@@ -272,6 +288,7 @@ static int spawn(struct served *s, int *output)
 	argv[n++] = s->daemon->run;
 	argv[n++] = (char *)"--state-dir";
 	argv[n++] = s->daemon->state;
+	n = put_limits(s, argv, n);
 	if (s->first.create) {
 		snprintf(create, sizeof(create), "%" PRIu64, s->first.create);
 		argv[n++] = (char *)"--create";
@@ -425,7 +442,7 @@ static void write_registry(struct bm_work *work)
 	if (s->forgetting)
 		registry_remove(s->daemon->registry, s->name, &s->work_error);
 	else
-		registry_add(s->daemon->registry, s->name, &s->work_error);
+		registry_add(s->daemon->registry, s->name, s->limits, &s->work_error);
 }
 
 static void written(struct served *s)
@@ -539,6 +556,7 @@ void served_free(struct served *s)
 	bm_unix_leave(&s->control);
 	close_sockets(s);
 	forget_first(s);
+	json_decref(s->limits);
 	free(s->uri);
 	free(s->stopped);
 	free(s->log);
