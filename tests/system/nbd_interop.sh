@@ -5,6 +5,8 @@
 # nbd_server.sh more of what our server makes of its clients.
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 . "$(dirname "$0")/lib.sh"
+# shellcheck source-path=SCRIPTDIR source=tls.bash
+. "$(dirname "$0")/tls.bash"
 have qemu-img qemu-io qemu-storage-daemon qemu-nbd nbdkit nbdcopy nbdinfo fio jq ||
 	{ skip "NBD clients and servers" "QEMU's, libnbd's, nbdkit, fio, jq"; exit; }
 
@@ -103,7 +105,7 @@ mirrors() { # ADDRESS: of our server, as QAPI has it
 	! grep '"error"' "$dir/qmp"
 }
 
-# mirror NAME ADDRESS
+# mirror NAME ADDRESS [OBJECT]: of QEMU's, for TLS
 mirror() {
 	local load disk=$dir/qsd.sock qsd
 	cp "$source" "$dir/disk.img"
@@ -112,7 +114,7 @@ mirror() {
 	exec 8<>"$dir/commands"
 	# shellcheck disable=SC2016
 	log=$dir/qmp spawn bash -c 'exec "$@" <"$0"' "$dir/commands" qemu-storage-daemon \
-		--chardev stdio,id=qmp --monitor chardev=qmp \
+		--chardev stdio,id=qmp --monitor chardev=qmp ${3:+--object "$3"} \
 		--blockdev "driver=file,node-name=file,filename=$dir/disk.img" \
 		--blockdev driver=raw,node-name=source,file=file \
 		--nbd-server "addr.type=unix,addr.path=$disk" \
@@ -131,6 +133,62 @@ mirror() {
 	exec 8>&-
 	check "$1: all that was written is here" "$hammer" --check "$dir/state" "$uri"
 	check "$1: and what was not" cmp -n $((5 * M)) "$source" "$image"
+}
+
+# fio's own client has no TLS: nbdkit's has. ARGUMENT…: where to, and whom to trust.
+fio_verifies_by_nbdkit() {
+	local uri status
+	start_nbdkit "$dir/kit.sock" nbd "$@" || return
+	fio_verifies 1
+	status=$?
+	stop "$pid"
+	return $status
+}
+
+# secure NAME OBJECT SERVER ADDRESS ARGUMENT…: the clients of the server at $uri, which says whom to
+# trust; for QEMU's the credentials, and the address as an option and as QAPI has it; for nbdkit's the
+# arguments.
+secure() {
+	check "$1: nbdcopy there" nbdcopy "$source" "$uri"
+	check "$1: nbdinfo sees where data is" maps_alike nbdinfo_map
+	check "$1: qemu-img compare" qemu-img compare --object "$2" --image-opts \
+		"driver=raw,file.filename=$source" "driver=nbd,tls-creds=t,$3"
+	qemu-io --object "$2" --image-opts "driver=nbd,tls-creds=t,$3" -c "write -P 7 1M 3M" \
+		-c "read -P 7 1M 3M" -c "write -z 2M 1M" -c "read -P 0 2M 1M" -c "write -f -P 9 512 1024" \
+		-c "read -P 9 512 1024" -c flush >"$dir/io" 2>&1 && ! grep -iE 'fail|error' "$dir/io"
+	result $? "$1: qemu-io" "$dir/io"
+	check "$1: libnbd" nbdsh "${libnbd_program/h.connect_uri/h.set_uri_allow_local_file(True); h.connect_uri}"
+	check "$1: fio verifies" fio_verifies_by_nbdkit tls=require "${@:5}"
+	check "$1: our own client" "$devcheck" "$uri" 1
+	check "$1: nbdcopy there, again" nbdcopy "$source" "$uri"
+	mirror "$1" "$4, \"tls-creds\": \"t\"" "$2"
+}
+
+tls_rows() {
+	have certtool psktool || { skip "TLS" "gnutls-bin"; return; }
+	make_authority "$dir/pki"
+	certify "$dir/pki" server "$dir/pki" cn=server dns_name=localhost ip_address=127.0.0.1 tls_www_server
+	mkdir "$dir/trust" "$dir/psk"
+	cp "$dir/pki/ca-cert.pem" "$dir/trust"
+	make_keys "$dir/psk/keys.psk" friend
+	fresh
+	serve --listen 127.0.0.1:0 --tls-certificates "$dir/pki" "$image"
+	port=${uri#nbds://127.0.0.1:} port=${port%%/*}
+	uri="$uri?tls-certificates=$dir/trust"
+	secure X.509 "tls-creds-x509,id=t,endpoint=client,verify-peer=yes,dir=$dir/trust" \
+		"server.type=inet,server.host=127.0.0.1,server.port=$port" \
+		'{"type": "inet", "host": "127.0.0.1", "port": "'"$port"'"}' \
+		hostname=127.0.0.1 "port=$port" "tls-certificates=$dir/trust"
+	stop "$server"
+	fresh
+	serve --unix "$dir/unix.sock" --tls-psk "$dir/psk/keys.psk" "$image"
+	uri="$uri&tls-psk-file=$dir/psk/keys.psk"
+	uri=${uri/:\/\/\//:\/\/friend@\/}
+	secure PSK "tls-creds-psk,id=t,endpoint=client,dir=$dir/psk,username=friend" \
+		"server.type=unix,server.path=$dir/unix.sock" \
+		'{"type": "unix", "path": "'"$dir/unix.sock"'"}' \
+		"socket=$dir/unix.sock" tls-username=friend "tls-psk=$dir/psk/keys.psk"
+	stop "$server"
 }
 
 # A guest's disk. It boots in its own time, while the rest goes on.
@@ -184,6 +242,8 @@ if have nbd-client; then
 else
 	skip "TCP: nbd-client lists the exports" "no nbd-client"
 fi
+
+tls_rows
 
 # Servers of our client: a second of everything that it can ask for, compared with a model.
 
