@@ -51,7 +51,7 @@ check "most of the disk is dirty" wait_for 10 shrinks $image_size
 check "it gets less" wait_for 20 shrinks "$(dirty)"
 check "the copy is paused" "$bm" job pause disk
 # What is in flight comes to its end.
-sleep 0.5
+sleep 2
 check "the map says as much as the job" as_the_job_says
 before=$(dirty)
 check "a guest writes to a granule that is not copied yet" write_at 58M 4k

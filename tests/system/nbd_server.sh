@@ -163,7 +163,7 @@ if have "a device that hangs" nbdcopy; then
 	serve --unix "$socket" "fault:op=write,drop;mem:64M"
 	nbdcopy "$source" "$uri" >"$dir/out" 2>&1 &
 	client=$!
-	sleep 0.5
+	sleep 2
 	kill "$pid"
 	sleep 0.5
 	kill -0 "$pid"
