@@ -110,14 +110,14 @@ start_load() {
 # end_load: in good order; it must have found nothing.
 end_load() {
 	local status
-	sleep "${AFTER:-0.3}"
+	sleep "${AFTER:-1}"
 	kill -TERM "$load"
 	wait "$load"
 	status=$?
 	lib_forget "$load"
 	[ $status -eq 0 ] || { tail -n 5 "$report"; return 1; }
 	json "$report" '"\(.requests) requests, longest \(.longest_request.ms) ms"'
-	json_is "$report" '.requests > 100 and .errors == 0 and .mismatches == 0'
+	json_is "$report" '.requests > 500 and .errors == 0 and .mismatches == 0'
 }
 
 # state_fits URI [OPTION…]: the load generator's state against what is there.
