@@ -10,6 +10,8 @@ SYSTEM_TESTS := $(filter-out %/lib.sh $(LONG_TESTS),$(wildcard tests/system/*.sh
 ASAN := $(BUILD)/asan
 TSAN := $(BUILD)/tsan
 MODEL_SEEDS ?= 10000
+# Each once found a fault.
+FOUND_SEEDS := 1106457
 
 # Builds use all cores, unless the caller says how many.
 PARALLEL := $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc))
@@ -28,6 +30,7 @@ check:
 	$(Q)$(MAKE) --no-print-directory $(PARALLEL) all tests asan-tests tsan-tests
 	$(Q)BUILD=$(BUILD) tests/run $(BUILD)/test-logs tests/lint.sh $(SYSTEM_TESTS) \
 		$(BUILD)/tests/model/mirror_test:-n:$(MODEL_SEEDS) \
+		$(foreach seed,$(FOUND_SEEDS),$(BUILD)/tests/model/mirror_test:-s:$(seed):-n:1) \
 		$(ASAN)/tests/model/mirror_test:-n:1500 $(TSAN)/tests/model/mirror_test:-n:200 \
 		$(UNIT_TESTS) $(UNIT_TESTS:$(BUILD)/%=$(ASAN)/%) $(TSAN)/tests/unit/loop_test \
 		$(foreach target,$(FUZZ_TARGETS),$(call replay,$(target))) tests/valgrind.sh

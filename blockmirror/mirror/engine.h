@@ -200,6 +200,7 @@ struct bm_mirror {
 	struct bm_map map;
 	uint64_t dirtied; /* counts whatever became dirty */
 	bool doubtful;    /* a flush of the authority failed, with or without another side */
+	unsigned doubted; /* bit per side: a flush of it failed while it was the authority */
 
 	struct op op[OPS];
 	struct bm_list free, running;

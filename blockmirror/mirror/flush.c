@@ -99,8 +99,10 @@ void flush_guest_done(struct bm_mirror *m, struct op *op, bool good)
 		m->covering = NULL;
 	/* What it was to make durable no later flush will (the kernel counts it as written back).
 	 */
-	if (!good)
+	if (!good) {
 		m->doubtful = true;
+		m->doubted |= 1u << op->authority;
+	}
 	if (good && op->authority == m->authority && op->written > m->authority_flushed)
 		m->authority_flushed = op->written;
 	if (!covers || m->link == LINK_NONE)

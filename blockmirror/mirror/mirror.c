@@ -189,9 +189,15 @@ int bm_mirror_resume(struct bm_mirror *m, uint8_t *settled)
 	return begin(m, settled, true);
 }
 
-/* What the other side has not flushed it may have lost with its session. */
+/*
+ * What the other side has not flushed it may have lost with its session. One whose flush failed
+ * while it was the authority has not flushed what it was asked to then, and no later flush has:
+ * anything may be gone.
+ */
 static void distrust_unstable(struct bm_mirror *m)
 {
+	for (uint64_t d = 0; m->doubted >> other(m) & 1 && d < m->map.granules; d++)
+		mirror_mark_dirty(m, d);
 	bm_bitmap_each(g, &m->map.open)
 		mirror_mark_dirty(m, g);
 	bm_bitmap_each(h, &m->map.closed)
