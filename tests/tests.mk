@@ -31,7 +31,7 @@ check:
 	$(Q)BUILD=$(BUILD) tests/run $(BUILD)/test-logs tests/lint.sh $(SYSTEM_TESTS) \
 		$(BUILD)/tests/model/mirror_test:-n:$(MODEL_SEEDS) \
 		$(foreach seed,$(FOUND_SEEDS),$(BUILD)/tests/model/mirror_test:-s:$(seed):-n:1) \
-		$(ASAN)/tests/model/mirror_test:-n:1500 $(TSAN)/tests/model/mirror_test:-n:200 \
+		$(ASAN)/tests/model/mirror_test:-n:700 $(TSAN)/tests/model/mirror_test:-n:200 \
 		$(UNIT_TESTS) $(UNIT_TESTS:$(BUILD)/%=$(ASAN)/%) $(TSAN)/tests/unit/loop_test \
 		$(foreach target,$(FUZZ_TARGETS),$(call replay,$(target))) tests/valgrind.sh
 
@@ -39,8 +39,8 @@ asan-tests:
 	$(Q)$(MAKE) --no-print-directory BUILD=$(ASAN) SAN=address,undefined CFLAGS="-O1 -g" all tests replays
 
 tsan-tests:
-	$(Q)$(MAKE) --no-print-directory BUILD=$(TSAN) SAN=thread all $(TSAN)/tests/unit/loop_test \
-		$(TSAN)/tests/model/mirror_test $(TSAN)/fixtures/devcheck
+	$(Q)$(MAKE) --no-print-directory BUILD=$(TSAN) SAN=thread $(TSAN)/blockmirror-nbd \
+		$(TSAN)/tests/unit/loop_test $(TSAN)/tests/model/mirror_test
 
 check-unit: all tests
 	$(Q)tests/run $(BUILD)/test-logs $(UNIT_TESTS)
@@ -51,6 +51,7 @@ check-mutants: tests
 
 # Hours: a million seeds, the mutants, clients for minutes, the system tests with sanitizers.
 check-long: all tests asan-tests tsan-tests
+	$(Q)$(MAKE) --no-print-directory BUILD=$(TSAN) SAN=thread all
 	$(Q)BUILD=$(BUILD) LOAD_SECONDS=60 tests/run $(BUILD)/test-logs tests/system/nbd_many.sh
 	$(Q)BUILD=$(BUILD) TEST_TIMEOUT=36000 tests/run $(BUILD)/test-logs \
 		$(BUILD)/tests/model/mirror_test:-n:1000000:-s:100000 \

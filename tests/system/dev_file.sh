@@ -13,26 +13,26 @@ cleanup() {
 	rm -f "$shm"
 }
 
-check "file" "$devcheck" "$image" 2
-check "file, by file:" "$devcheck" "file://$image" 1
-check "file, threads" "$devcheck" -a threads "$image" 2
-check "file, through the page cache" "$devcheck" -b "$image" 1
-check "file, without order device, more requests than slots" "$devcheck" -n -d 400 "$image" 1
-check "file, threads, more requests than slots" "$devcheck" -a threads -n -d 400 "$image" 1
-check "file, cancelled with requests in flight" "$devcheck" -x "$image" 1
-check "file, cancelled with requests waiting" "$devcheck" -x -n -d 400 "$image" 1
-check "file, read-only" "$devcheck" -r "$image" 1
+check "file" "$devcheck" "$image" 0.8
+check "file, by file:" "$devcheck" "file://$image" 0.4
+check "file, threads" "$devcheck" -a threads "$image" 0.8
+check "file, through the page cache" "$devcheck" -b "$image" 0.4
+check "file, without order device, more requests than slots" "$devcheck" -n -d 400 "$image" 0.4
+check "file, threads, more requests than slots" "$devcheck" -a threads -n -d 400 "$image" 0.4
+check "file, cancelled with requests in flight" "$devcheck" -x "$image" 0.4
+check "file, cancelled with requests waiting" "$devcheck" -x -n -d 400 "$image" 0.4
+check "file, read-only" "$devcheck" -r "$image" 0.4
 truncate -s $((64 * 1024 * 1024 + 512)) "$dir/odd.img"
-check "file that ends with half a page" "$devcheck" "$dir/odd.img" 1
+check "file that ends with half a page" "$devcheck" "$dir/odd.img" 0.4
 truncate -s 64M "$shm"
-check "tmpfs" "$devcheck" "$shm" 1
+check "tmpfs" "$devcheck" "$shm" 0.4
 
 # Block devices
 for sector in 512 4096; do
 	name="loop device, sectors of $sector bytes"
 	if loop=$(losetup -f --show --direct-io=on -b $sector "$image" 2>"$dir/out"); then
 		loops+=("$loop")
-		check "$name" "$devcheck" "$loop" 2
+		check "$name" "$devcheck" "$loop" 0.8
 		begin "$devcheck" -h "$loop" 3
 		sleep 0.5
 		refused "$name, open already" 3 E_LOCKED "$devcheck" -i "$loop"

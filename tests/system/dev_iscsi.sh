@@ -25,21 +25,21 @@ fixtures/tgt.sh pause "$dir/hung"
 
 names=([1]="thin unit" "unit that claims UNMAP and WRITE SAME" "thick unit" "" "blocks of 4096 bytes")
 for lun in 1 2 3 5; do
-	check "${names[$lun]}" "$devcheck" "$target:disk/$lun" 2
-	check "${names[$lun]}, without order device" "$devcheck" -n "$target:disk/$lun" 1
+	check "${names[$lun]}" "$devcheck" "$target:disk/$lun" 0.8
+	check "${names[$lun]}, without order device" "$devcheck" -n "$target:disk/$lun" 0.4
 done
-check "more requests than slots" "$devcheck" -n -d 400 "$target:disk/1" 1
-check "one session" "$devcheck" -c 1 "$target:disk/1" 1
-check "cancelled with requests in flight" "$devcheck" -x "$target:disk/1" 1
-check "cancelled with requests waiting" "$devcheck" -x -n -d 400 "$target:disk/1" 1
-check "with a fence" "$devcheck" -f "$target:disk/1" 1
-check "write-protected unit, read-only" "$devcheck" -r "$target:disk/4" 1
+check "more requests than slots" "$devcheck" -n -d 400 "$target:disk/1" 0.4
+check "one session" "$devcheck" -c 1 "$target:disk/1" 0.4
+check "cancelled with requests in flight" "$devcheck" -x "$target:disk/1" 0.4
+check "cancelled with requests waiting" "$devcheck" -x -n -d 400 "$target:disk/1" 0.4
+check "with a fence" "$devcheck" -f "$target:disk/1" 0.4
+check "write-protected unit, read-only" "$devcheck" -r "$target:disk/4" 0.4
 refused "write-protected unit" 3 E_ACCESS "$devcheck" -i "$target:disk/4"
 
 # Names and passwords
 check "the portal by name" "$devcheck" -i "${target/127.0.0.1/localhost}:disk/1"
 chap=${target#iscsi://}:chap/1
-check "password" "$devcheck" "iscsi://mirror%secretsecret12@$chap" 1
+check "password" "$devcheck" "iscsi://mirror%secretsecret12@$chap" 0.4
 check "password in the environment" env LIBISCSI_CHAP_USERNAME=mirror \
 	LIBISCSI_CHAP_PASSWORD=secretsecret12 "$devcheck" -i "iscsi://$chap"
 refused "no password" 3 E_ACCESS "$devcheck" -i "iscsi://$chap"
@@ -78,7 +78,7 @@ wait $check
 result $? "a unit that somebody else resets is lost"
 dies_with "$(cat "$dir/tgt/pid")" "the target is killed" "$target:disk/1"
 fixtures/tgt.sh start "$dir/tgt" >/dev/null
-check "after its restart it is there again" "$devcheck" -f "$target:disk/1" 1
+check "after its restart it is there again" "$devcheck" -f "$target:disk/1" 0.4
 dies_with "$(cat "$dir/tgt/pid")" "the target is killed, one session, more requests than slots" \
 	"$target:disk/1" -c 1 -n -d 400
 fixtures/tgt.sh start "$dir/tgt" >/dev/null
