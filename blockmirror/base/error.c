@@ -41,6 +41,7 @@ static const struct {
 	[BM_E_INTERNAL] = {"E_INTERNAL", 1, ENOMEM},
 	[BM_E_DIFFERED] = {"E_DIFFERED", 1, EIO},
 	[BM_E_FOREIGN] = {"E_FOREIGN", 1, ESTALE},
+	[BM_E_TARGET_LOST] = {"E_TARGET_LOST", 1, EHOSTUNREACH},
 };
 
 const char *bm_code_name(enum bm_code code)

@@ -106,6 +106,9 @@ int cli_one_off(const struct cli *cli, struct bm_client **client, struct bm_erro
 /* Sizes, rates and guest latency as options have them; exit code 2 with a message, or 0. */
 int cli_size(const struct cli *cli, const char *option, const char *value, uint64_t *bytes);
 int cli_latency(const struct cli *cli, const char *value, json_t **latency);
+/* --target-deadline, --on-target-loss */
+int cli_deadline(const struct cli *cli, const char *value, json_t **deadline);
+int cli_target_loss(const struct cli *cli, const char *value, json_t **loss);
 
 /* Convenience for answers: 0 and "" when absent. */
 uint64_t cli_number(const json_t *object, const char *key);
@@ -132,6 +135,9 @@ int cli_follow(const struct cli *cli, struct bm_client *client, const char *id, 
 
 /* The last lines about a job; returns the exit code. */
 int cli_job_ended(const struct cli *cli, const json_t *job);
+
+/* What a job does when its target is slow, or away; a line of its own, after label. */
+void cli_print_target_rules(const char *label, const json_t *job);
 
 /* One line of progress as people read it, at most width bytes. */
 void cli_progress_line(const json_t *job, char *line, size_t width);

@@ -8,7 +8,7 @@
 #include "blockmirror/base/cleanup.h"
 #include "blockmirror/cli/cli.h"
 
-enum { OPT_FOR = 256, OPT_RATE, OPT_LATENCY, LINE = 400 };
+enum { OPT_FOR = 256, OPT_RATE, OPT_LATENCY, OPT_DEADLINE, OPT_LOSS, LINE = 400 };
 
 struct request {
 	const struct cli *cli;
@@ -19,24 +19,39 @@ struct request {
 static int take(int option, const char *value, void *arg)
 {
 	struct request *q = arg;
+	const char *key = "";
 	uint64_t bytes = 0;
-	json_t *latency = NULL;
+	json_t *set = NULL;
 	int r = 0;
 
-	if (option == OPT_FOR) {
+	switch (option) {
+	case OPT_FOR:
 		q->goal = value;
 		if (strcmp(value, "in-sync") != 0 && strcmp(value, "done") != 0 &&
 		    strcmp(value, "released") != 0)
 			r = cli_usage(q->cli, "--for %s: in-sync, done or released is wanted",
 				      value);
-	} else if (option == OPT_RATE) {
+		break;
+	case OPT_RATE:
+		key = "rate";
 		r = cli_size(q->cli, "--rate", value, &bytes);
-		json_object_set_new(q->params, "rate", json_integer((json_int_t)bytes));
-	} else {
-		r = cli_latency(q->cli, value, &latency);
-		if (!r)
-			json_object_set_new(q->params, "guest_latency", latency);
+		set = json_integer((json_int_t)bytes);
+		break;
+	case OPT_LATENCY:
+		key = "guest_latency";
+		r = cli_latency(q->cli, value, &set);
+		break;
+	case OPT_DEADLINE:
+		key = "target_deadline";
+		r = cli_deadline(q->cli, value, &set);
+		break;
+	case OPT_LOSS:
+		key = "on_target_loss";
+		r = cli_target_loss(q->cli, value, &set);
+		break;
 	}
+	if (set)
+		json_object_set_new(q->params, key, set);
 	return r;
 }
 
@@ -108,6 +123,7 @@ static void print_details(const json_t *job)
 		cli_progress_line(job, line, sizeof(line));
 		puts(line);
 	}
+	cli_print_target_rules("target: ", job);
 	if (failure)
 		printf("%s: %s\n", cli_text(failure, "code"), cli_text(failure, "message"));
 }
@@ -176,10 +192,13 @@ static int run(struct request *q, const char *verb, const char *id)
 
 int cmd_job(struct cli *cli, int argc, char **argv)
 {
-	static const struct option own[] = {{"for", required_argument, NULL, OPT_FOR},
-					    {"rate", required_argument, NULL, OPT_RATE},
-					    {"guest-latency", required_argument, NULL, OPT_LATENCY},
-					    {0}};
+	static const struct option own[] = {
+		{"for", required_argument, NULL, OPT_FOR},
+		{"rate", required_argument, NULL, OPT_RATE},
+		{"guest-latency", required_argument, NULL, OPT_LATENCY},
+		{"target-deadline", required_argument, NULL, OPT_DEADLINE},
+		{"on-target-loss", required_argument, NULL, OPT_LOSS},
+		{0}};
 	struct request q = {.cli = cli, .params = json_object()};
 	int r = cli_options(cli, argc, argv, own, take, &q);
 

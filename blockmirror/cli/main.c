@@ -31,7 +31,8 @@ const struct command commands[] = {
 	 cmd_forget},
 	{"relocate",
 	 "NAME TARGET [--rate BYTES] [--guest-latency MS|off] [--switch auto|manual] [--overwrite] "
-	 "[--verify] [--accept-repair] [--undo-window TIME] [--delete-source] [--detach]",
+	 "[--verify] [--accept-repair] [--undo-window TIME] [--delete-source] [--detach] "
+	 "[--target-deadline TIME] [--on-target-loss wait|pause|TIME]",
 	 "move a running disk to other storage",
 	 "TARGET is a directory (the image is created in it, under its name), a path that does "
 	 "not\n"
@@ -52,6 +53,14 @@ const struct command commands[] = {
 	 "                      \"undo\" takes the disk back, \"release\" ends the window\n"
 	 "  --delete-source     remove the source, a file, after the switch and the window\n"
 	 "  --detach            print the job's id and do not wait\n"
+	 "  --target-deadline TIME  a write waits that long for a target that hangs (default "
+	 "2s);\n"
+	 "                      then the guest goes on without it\n"
+	 "  --on-target-loss wait|pause|TIME\n"
+	 "                      when the target is away: try it again for as long as it takes "
+	 "(the\n"
+	 "                      default); pause until \"job resume\"; give up when it was away for "
+	 "TIME\n"
 	 "\n"
 	 "Ctrl-C leaves the job running.\n",
 	 cmd_relocate},
@@ -75,7 +84,8 @@ const struct command commands[] = {
 	{"job",
 	 "list|show|wait|pause|resume|cancel|set [JOB] [--for in-sync|done|released] [--rate "
 	 "BYTES] "
-	 "[--guest-latency MS|off|auto]",
+	 "[--guest-latency MS|off|auto] [--target-deadline TIME] "
+	 "[--on-target-loss wait|pause|TIME]",
 	 "jobs: list, look at, wait for, change",
 	 "JOB is NAME.NUMBER, or NAME for the disk's last job.\n", cmd_job},
 	{"events", "[NAME]", "print events of all disks, or one, as they happen", NULL, cmd_events},

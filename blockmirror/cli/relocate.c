@@ -17,7 +17,9 @@ enum {
 	OPT_DETACH,
 	OPT_VERIFY,
 	OPT_REPAIR,
-	OPT_WINDOW
+	OPT_WINDOW,
+	OPT_DEADLINE,
+	OPT_LOSS
 };
 
 struct request {
@@ -35,7 +37,7 @@ static int take(int option, const char *value, void *arg)
 {
 	struct request *q = arg;
 	uint64_t bytes = 0, ns = 0;
-	json_t *latency = NULL;
+	json_t *given = NULL;
 	int r = 0;
 
 	switch (option) {
@@ -44,9 +46,19 @@ static int take(int option, const char *value, void *arg)
 		set(q, "rate", json_integer((json_int_t)bytes));
 		break;
 	case OPT_LATENCY:
-		r = cli_latency(q->cli, value, &latency);
+		r = cli_latency(q->cli, value, &given);
 		if (!r)
-			set(q, "guest_latency", latency);
+			set(q, "guest_latency", given);
+		break;
+	case OPT_DEADLINE:
+		r = cli_deadline(q->cli, value, &given);
+		if (!r)
+			set(q, "target_deadline", given);
+		break;
+	case OPT_LOSS:
+		r = cli_target_loss(q->cli, value, &given);
+		if (!r)
+			set(q, "on_target_loss", given);
 		break;
 	case OPT_SWITCH:
 		q->manual = !strcmp(value, "manual");
@@ -147,6 +159,8 @@ int cmd_relocate(struct cli *cli, int argc, char **argv)
 		{"verify", no_argument, NULL, OPT_VERIFY},
 		{"accept-repair", no_argument, NULL, OPT_REPAIR},
 		{"undo-window", required_argument, NULL, OPT_WINDOW},
+		{"target-deadline", required_argument, NULL, OPT_DEADLINE},
+		{"on-target-loss", required_argument, NULL, OPT_LOSS},
 		{0},
 	};
 	struct request q = {.cli = cli, .params = json_object()};

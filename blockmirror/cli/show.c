@@ -58,6 +58,7 @@ static void print_disk(const json_t *disk)
 		       cli_text(job, "kind"), cli_text(job, "target"), cli_text(job, "state"),
 		       *cli_text(disk, "limiter") ? ", limited by " : "",
 		       cli_text(disk, "limiter"));
+	cli_print_target_rules("target      ", job);
 	json_array_foreach(json_object_get(disk, "clients"), i, client)
 		printf("client      %s: %" PRIu64 " requests, %" PRIu64 " in flight\n",
 		       cli_text(client, "peer"), cli_number(client, "requests"),

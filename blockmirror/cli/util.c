@@ -287,6 +287,47 @@ int cli_latency(const struct cli *cli, const char *value, json_t **latency)
 	return 0;
 }
 
+int cli_deadline(const struct cli *cli, const char *value, json_t **deadline)
+{
+	uint64_t ns;
+
+	if (bm_parse_duration(value, &ns) < 0 || ns < 10000000)
+		return cli_usage(cli, "--target-deadline %s: a time of 10ms or more is wanted",
+				 value);
+	*deadline = json_integer((json_int_t)ns);
+	return 0;
+}
+
+int cli_target_loss(const struct cli *cli, const char *value, json_t **loss)
+{
+	uint64_t ns;
+
+	if (!strcmp(value, "wait") || !strcmp(value, "pause"))
+		*loss = json_string(value);
+	else if (!bm_parse_duration(value, &ns) && ns)
+		*loss = json_integer((json_int_t)ns);
+	else
+		return cli_usage(cli, "--on-target-loss %s: wait, pause or a time is wanted",
+				 value);
+	return 0;
+}
+
+void cli_print_target_rules(const char *label, const json_t *job)
+{
+	const json_t *loss = json_object_get(job, "on_target_loss");
+	char wait[BM_UNITS_TEXT], time[BM_UNITS_TEXT];
+
+	if (!loss)
+		return;
+	printf("%sa write waits for it %s at most; when it is lost: ", label,
+	       bm_format_duration(wait, cli_number(job, "target_deadline")));
+	if (json_is_integer(loss))
+		printf("give up after %s\n",
+		       bm_format_duration(time, (uint64_t)json_integer_value(loss)));
+	else
+		puts(json_string_value(loss));
+}
+
 uint64_t cli_number(const json_t *object, const char *key)
 {
 	return (uint64_t)json_integer_value(json_object_get(object, key));

@@ -10,6 +10,8 @@
 #include "blockmirror/base/uri.h"
 #include "blockmirror/disk/job.h"
 
+#define LEAST_DEADLINE 10000000 /* ns */
+
 static void fail(struct bm_rpc_call *call, enum bm_code code, const char *text)
 {
 	struct bm_error error;
@@ -24,11 +26,28 @@ static void method_show(void *arg, struct bm_rpc_call *call, json_t *params)
 	bm_rpc_reply(call, report_disk(arg));
 }
 
+bool control_read_loss(const json_t *value, uint64_t *loss)
+{
+	const char *word = json_string_value(value);
+
+	if (word && !strcmp(word, "wait"))
+		*loss = LOSS_WAIT;
+	else if (word && !strcmp(word, "pause"))
+		*loss = LOSS_PAUSE;
+	else if (json_is_integer(value) && json_integer_value(value) > 0)
+		*loss = (uint64_t)json_integer_value(value);
+	else
+		return !value;
+	return true;
+}
+
 /* A limit: absent means unchanged. Latency is "off", "auto" or ns. */
-static bool read_limits(json_t *params, uint64_t *rate, uint64_t *latency)
+static bool read_limits(json_t *params, struct job_options *options)
 {
 	const json_t *r = json_object_get(params, "rate"),
-		     *l = json_object_get(params, "guest_latency");
+		     *l = json_object_get(params, "guest_latency"),
+		     *d = json_object_get(params, "target_deadline");
+	uint64_t *rate = &options->rate, *latency = &options->latency;
 
 	if (json_is_integer(r) && json_integer_value(r) >= 0)
 		*rate = (uint64_t)json_integer_value(r);
@@ -42,7 +61,11 @@ static bool read_limits(json_t *params, uint64_t *rate, uint64_t *latency)
 		*latency = (uint64_t)json_integer_value(l);
 	else if (l)
 		return false;
-	return true;
+	if (json_is_integer(d) && json_integer_value(d) >= LEAST_DEADLINE)
+		options->deadline = (uint64_t)json_integer_value(d);
+	else if (d)
+		return false;
+	return control_read_loss(json_object_get(params, "on_target_loss"), &options->loss);
 }
 
 static void start_job(struct disk *d, enum job_kind kind, struct bm_rpc_call *call, json_t *params)
@@ -56,7 +79,7 @@ static void start_job(struct disk *d, enum job_kind kind, struct bm_rpc_call *ca
 	if (json_unpack(params, "{s:s s?b s?b s?b s?b s?b s?I}", "target", &target, "overwrite",
 			&overwrite, "manual", &manual, "delete_source", &delete_source, "verify",
 			&verify, "accept_repair", &accept_repair, "undo_window", &window) ||
-	    window < 0 || !read_limits(params, &options.rate, &options.latency)) {
+	    window < 0 || !read_limits(params, &options)) {
 		fail(call, BM_E_USAGE, "target (a string) is wanted, and limits as documented");
 		return;
 	}
@@ -295,9 +318,9 @@ static void set_paused(struct disk *d, struct bm_rpc_call *call, json_t *params,
 
 	if (!job)
 		return;
-	job->paused = paused;
-	if (job->phase >= PHASE_COPYING)
-		bm_mirror_pause(d->mirror, paused);
+	job_pause(job, paused);
+	if (!paused)
+		away_resumed(job);
 	bm_rpc_reply(call, report_job(job));
 }
 
@@ -331,23 +354,23 @@ static void method_job_set(void *arg, struct bm_rpc_call *call, json_t *params)
 {
 	struct disk *d = arg;
 	struct job *job = want_running(d, call, params);
-	uint64_t rate, latency;
+	struct job_options options;
 
 	if (!job)
 		return;
-	rate = job->options.rate;
-	latency = job->options.latency;
-	if (!read_limits(params, &rate, &latency)) {
+	options = job->options;
+	if (!read_limits(params, &options)) {
 		fail(call, BM_E_USAGE,
-		     "rate (bytes/s) and guest_latency (ns, \"auto\", \"off\") can be set");
+		     "rate (bytes/s), guest_latency (ns, \"auto\", \"off\"), target_deadline (ns, "
+		     "10 ms at least) and on_target_loss (\"wait\", \"pause\", ns) can be set");
 		return;
 	}
-	job->options.rate = rate;
-	job->options.latency = latency;
+	job->options = options;
 	if (job->phase >= PHASE_COPYING) {
-		bm_mirror_set_rate(d->mirror, rate);
-		bm_mirror_set_latency(d->mirror, latency);
+		job_set_limits(job);
+		away_chosen(job);
 	}
+	host_keep(job);
 	bm_rpc_reply(call, report_job(job));
 }
 

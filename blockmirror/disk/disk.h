@@ -9,6 +9,7 @@
  *   mapfile.c   the settled map in RUN
  *   job.c       the life of a relocation: states and events as a table
  *   host.c      what the mirror asks for and tells while a job runs
+ *   away.c      a target that is lost, and how it comes back
  *   switch.c    the part of it in which authority passes, and may come back
  *   recover.c   going on with the job of a process that is gone
  *   steps.c     what a job does off the loop: records, marks, removal
@@ -106,6 +107,7 @@ int owner_mark(const char *uri, const char *state, const struct bm_record *recor
 int owner_remove(const char *uri);
 
 /* control.c */
+bool control_read_loss(const json_t *value, uint64_t *loss); /* NULL: unchanged */
 int control_listen(struct disk *disk, int fd, struct bm_error *error);
 bm_rpc_method control_job_show, control_job_wait, control_job_cancel;
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * What the mirror asks of its host while a job runs, and what it tells: records of a switch, a lost
- * target that is opened again, events for the job's table.
+ * What the mirror asks of its host while a job runs, and what it tells: records of a switch, events
+ * for the job's table.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -12,9 +12,6 @@
 #include "blockmirror/base/cleanup.h"
 #include "blockmirror/base/log.h"
 #include "blockmirror/disk/job.h"
-
-#define REOPEN_FIRST 250000000ull   /* ns, doubled up to … */
-#define REOPEN_MOST  30000000000ull /* … this */
 
 static void record_done(struct bm_work *work)
 {
@@ -50,79 +47,46 @@ static void host_commit(void *arg, int side)
 	job_run(job, d->recorder, &job->record);
 }
 
-void host_reopen(struct job *job)
+/*
+ * A record beside those of a switch, which must have the last word: none is begun while one of
+ * them is being written, and those that come later are written later, with a higher generation.
+ */
+static bool may_keep(const struct job *job)
 {
-	if (job->reopening)
+	return job->disk->folder && !job->keeping && !job->preparing_records &&
+	       (job->phase == PHASE_COPYING || job->phase == PHASE_VERIFYING ||
+		job->phase == PHASE_IN_SYNC || job->phase == PHASE_WINDOW);
+}
+
+void host_keep(struct job *job)
+{
+	job->keep_wanted = true;
+	if (!may_keep(job))
 		return;
-	job->reopening = true;
-	job_run(job, job->disk->workers, &job->reopen);
+	job->keep_wanted = false;
+	job->keeping = true;
+	job->kept = report_record(job, "running");
+	job->kept_generation = ++job->disk->generation;
+	job_run(job, job->disk->recorder, &job->keep);
 }
 
-static void reopen(struct bm_timer *timer)
+static void kept(struct bm_work *work)
 {
-	host_reopen(bm_container(timer, struct job, reopen_timer));
-}
+	struct job *job = bm_container(work, struct job, keep);
+	struct bm_record *record = &job->disk->record;
 
-static void reopen_later(struct job *job)
-{
-	unsigned shift = job->reopen_failures < 8 ? job->reopen_failures++ : 8;
-	uint64_t wait = REOPEN_FIRST << shift;
-
-	(void)bm_timer_set(job->disk->loop, &job->reopen_timer,
-			   bm_loop_now(job->disk->loop) +
-				   (wait < REOPEN_MOST ? wait : REOPEN_MOST));
-}
-
-static void tell_back(const struct job *job)
-{
-	bool fenced = job->reopened->geometry.flags & BM_DEV_FENCED;
-
-	bm_log(BM_LOG_NOTICE, "%s.%u: the target is back%s", job->disk->name, job->number,
-	       fenced ? "" : "; it does not tell whether it is done with the requests of before");
-}
-
-static void reopen_done(struct bm_work *work)
-{
-	struct job *job = bm_container(work, struct job, reopen);
-	struct disk *d = job->disk;
-	int side = !disk_authority(d);
-
-	job->reopening = false;
-	if (job->phase >= PHASE_DETACHING) {
-		bm_dev_close(job->reopened);
-		job->reopened = NULL;
-		if (job->let_go)
-			job_event(job, EV_DETACHED);
-		return;
+	if (job->kept_well && record->generation < job->kept_generation) {
+		record->generation = job->kept_generation;
+		json_decref(record->job);
+		record->job = json_incref(job->kept);
 	}
-	if (job->reopen_error.code == BM_E_FOREIGN) {
-		job_stop(job, BM_E_FOREIGN, job->reopen_error.text);
-		return;
-	}
-	if (job->reopened &&
-	    !bm_order_fit(&job->reopened, bm_mirror_dev(d->mirror)->geometry.block)) {
-		bm_dev_start(job->reopened, d->loop);
-		if (!bm_mirror_reattach(d->mirror, job->reopened)) {
-			tell_back(job);
-			d->side[side] = bm_steal(job->reopened);
-			job->reopen_failures = 0;
-			return;
-		}
-		job_stop(job, BM_E_SIZE, "the target came back with another size, or read-only");
-	}
-	bm_dev_close(job->reopened);
-	job->reopened = NULL;
-	reopen_later(job);
-}
-
-static void lost(struct disk *d)
-{
-	struct bm_mirror_stats stats;
-
-	bm_mirror_get_stats(d->mirror, &stats);
-	bm_log(BM_LOG_WARN,
-	       "%s.%u: the target is lost (%s); the guest goes on, the target is tried again",
-	       d->name, d->job->number, strerror(-stats.error));
+	json_decref(job->kept);
+	job->kept = NULL;
+	job->keeping = false;
+	if (job->let_go)
+		job_event(job, EV_DETACHED);
+	else if (job->keep_wanted)
+		host_keep(job);
 }
 
 static void source_error(struct disk *d)
@@ -139,7 +103,6 @@ static void source_error(struct disk *d)
 static void host_event(void *arg, enum bm_mirror_event event)
 {
 	struct disk *d = arg;
-	int side = !disk_authority(d);
 
 	switch (event) {
 	case BM_MIRROR_IN_SYNC: /* for the first time, or again */
@@ -161,12 +124,10 @@ static void host_event(void *arg, enum bm_mirror_event event)
 		}
 		break;
 	case BM_MIRROR_LOST:
-		lost(d);
+		away_lost(d->job);
 		break;
 	case BM_MIRROR_LOST_IDLE:
-		bm_dev_close(d->side[side]);
-		d->side[side] = NULL;
-		reopen_later(d->job);
+		away_gone(d->job);
 		break;
 	case BM_MIRROR_FULL:
 		bm_log(BM_LOG_WARN,
@@ -189,7 +150,6 @@ const struct bm_mirror_host job_host = {.commit = host_commit, .event = host_eve
 
 void host_init(struct job *job)
 {
+	job->keep = (struct bm_work){.run = step_keep, .done = kept};
 	job->record = (struct bm_work){.run = step_commit, .done = record_done};
-	job->reopen = (struct bm_work){.run = step_reopen, .done = reopen_done};
-	job->reopen_timer.run = reopen;
 }

@@ -30,7 +30,7 @@ uint64_t job_realtime(void)
 
 void job_run(struct job *job, struct bm_workers *workers, struct bm_work *work)
 {
-	if (work != &job->reopen)
+	if (work != &job->reopen && work != &job->keep)
 		job->step_error.code = BM_OK;
 	bm_workers_submit(workers, job->disk->loop, work);
 }
@@ -73,7 +73,7 @@ static enum job_phase end(struct job *job)
 		json_array_append_new(d->past, report_job(job));
 	if (json_array_size(d->past) > PAST_JOBS)
 		json_array_remove(d->past, 0);
-	bm_timer_clear(d->loop, &job->reopen_timer);
+	away_clear_timers(job);
 	return PHASE_ENDED;
 }
 
@@ -129,6 +129,22 @@ static int cannot_mirror(struct job *job, int r)
 			     bm_uri_redact(job->target.uri, shown, sizeof(shown)));
 }
 
+void job_set_limits(const struct job *job)
+{
+	struct bm_mirror *mirror = job->disk->mirror;
+
+	bm_mirror_set_rate(mirror, job->options.rate);
+	bm_mirror_set_latency(mirror, job->options.latency);
+	bm_mirror_set_deadline(mirror, job->options.deadline);
+}
+
+void job_pause(struct job *job, bool paused)
+{
+	job->paused = paused;
+	if (job->phase >= PHASE_COPYING)
+		bm_mirror_pause(job->disk->mirror, paused);
+}
+
 /* Makes the target fit, and hands it to the mirror. */
 static int attach(struct job *job)
 {
@@ -145,8 +161,7 @@ static int attach(struct job *job)
 		job->map = mapfile_create(d, job->map_generation);
 	if (d->map_path && !job->map)
 		return bm_fail_errno(&job->error, errno, "cannot write the map %s", d->map_path);
-	bm_mirror_set_rate(d->mirror, job->options.rate);
-	bm_mirror_set_latency(d->mirror, job->options.latency);
+	job_set_limits(job);
 	bm_mirror_pause(d->mirror, job->paused);
 	r = bm_mirror_attach(d->mirror, d->side[side], job->target.zeroed, job->map);
 	job->attached = !r;
@@ -250,14 +265,15 @@ static enum job_phase detached(struct job *job)
 	struct disk *d = job->disk;
 	int side = !disk_authority(d);
 
-	if (job->reopening || job->preparing_records) { /* a worker still has the job */
+	if (job->reopening || job->preparing_records ||
+	    job->keeping) { /* a worker still has the job */
 		atomic_store(&job->give_up, true);
 		job->let_go = true;
 		return PHASE_DETACHING;
 	}
 	if (!job->options.window)
 		job->longest_stall = d->meter.longest;
-	bm_timer_clear(d->loop, &job->reopen_timer);
+	away_clear_timers(job);
 	switch_clear_timers(job);
 	bm_dev_close(d->side[side]);
 	d->side[side] = NULL;
@@ -352,6 +368,8 @@ void job_event(struct job *job, enum job_event event)
 	       event_names[event], phase_names[job->phase]);
 	job_tell_waiters(job);
 	tell(job);
+	if (job->keep_wanted)
+		host_keep(job);
 }
 
 void job_stop(struct job *job, enum bm_code code, const char *text)
@@ -420,6 +438,7 @@ void job_free(struct job *job)
 	free(job->target.uri);
 	free(job->final_uri);
 	json_decref(job->snapshot);
+	json_decref(job->kept);
 	free(job);
 }
 
@@ -429,7 +448,7 @@ void job_forget(struct disk *d)
 
 	if (!d->job)
 		return;
-	bm_timer_clear(d->loop, &d->job->reopen_timer);
+	away_clear_timers(d->job);
 	switch_clear_timers(d->job);
 	bm_fail(&error, BM_E_INTERRUPTED, "the disk's process ends");
 	if (d->job->start_call)
@@ -474,6 +493,7 @@ struct job *job_new(struct disk *d, const struct job_options *options, unsigned 
 	job->finish = (struct bm_work){.run = step_finish, .done = finish_done};
 	switch_init_job(job);
 	host_init(job);
+	away_init(job);
 	return job;
 }
 

@@ -50,12 +50,17 @@ enum job_event {
 /* What a switch may come to: authority passes, or stays. */
 enum outcome { FORWARD, BACK };
 
+#define LOSS_WAIT  0ull       /* as long as it takes */
+#define LOSS_PAUSE UINT64_MAX /* until somebody resumes the job */
+
 struct job_options {
 	enum job_kind kind;
 	char *target;
 	bool overwrite, manual, delete_source, verify, accept_repair;
 	uint64_t rate, latency;
-	uint64_t window; /* ns in which the switch can be undone */
+	uint64_t window;   /* ns in which the switch can be undone */
+	uint64_t loss;     /* ns that the target may be away; or one of these: */
+	uint64_t deadline; /* ns that a guest's write waits for the target; 0: the default */
 };
 
 enum job_goal { GOAL_NONE, GOAL_SYNC, GOAL_DONE, GOAL_END };
@@ -96,6 +101,10 @@ struct job {
 	struct bm_work prepare, start, finish; /* each with one step of steps.c */
 	struct bm_work record;                 /* host->commit() */
 	struct bm_work records;                /* both outcomes, ahead of the switch */
+	struct bm_work keep;                   /* options that were changed */
+	bool keeping, keep_wanted, kept_well;
+	json_t *kept; /* what that writes */
+	uint64_t kept_generation;
 	struct bm_work marks;
 	bool preparing_records;
 	bool ready[2];                /* prepared, by outcome, and not used yet */
@@ -106,6 +115,9 @@ struct job {
 	unsigned switch_failures;
 	struct bm_work reopen;
 	bool reopening;
+	bool away;                  /* the target is lost, or was not there yet */
+	uint64_t away_since;        /* ns of the loop */
+	struct bm_timer away_timer; /* it was away for long enough */
 	struct bm_dev *reopened;
 	bool let_go; /* detached, but one of these two still runs */
 	struct bm_timer reopen_timer;
@@ -121,7 +133,26 @@ struct job {
 /* host.c: what disk.c gives the mirror; and its part of a new job. */
 extern const struct bm_mirror_host job_host;
 void host_init(struct job *job);
-void host_reopen(struct job *job); /* opens the other side, as often as it takes */
+void host_keep(struct job *job); /* changed options go into the record, as soon as may be */
+
+/*
+ * away.c: the target is lost, or was not there when a process took over: it is opened again, as the
+ * job's options have it. gone: its device is closed. chosen: these options have changed, or
+ * somebody resumes the job.
+ */
+void away_init(struct job *job);
+void away_begin(struct job *job); /* it is not there yet */
+void away_lost(struct job *job);
+void away_gone(struct job *job);
+void away_chosen(struct job *job);
+void away_resumed(struct job *job);
+void away_clear_timers(struct job *job);
+
+/* The job stops copying, or goes on. */
+void job_pause(struct job *job, bool paused);
+
+/* What the options ask of the mirror. */
+void job_set_limits(const struct job *job);
 
 /*
  * Begins a job. call is answered when it runs, or with why it does not: then nothing was changed.
@@ -196,6 +227,7 @@ void switch_init_job(struct job *job);
 void switch_clear_timers(struct job *job);
 
 /* report.c */
+json_t *report_loss(uint64_t loss); /* "wait", "pause", or ns */
 json_t *report_job(const struct job *job);
 json_t *report_disk(struct disk *disk);
 /* What the record keeps of a job. */
@@ -212,6 +244,7 @@ void step_prepare(struct bm_work *work);
 void step_start(struct bm_work *work);
 void step_records(struct bm_work *work);
 void step_commit(struct bm_work *work);
+void step_keep(struct bm_work *work);
 void step_marks(struct bm_work *work);
 void step_finish(struct bm_work *work);
 void step_reopen(struct bm_work *work);

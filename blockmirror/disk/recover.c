@@ -18,7 +18,8 @@
 struct past {
 	const char *state, *kind, *source, *target;
 	int number, created, delete_source, manual, verify, accept_repair, resumes;
-	json_int_t rate, latency, window, window_ends, started, map;
+	json_int_t rate, latency, window, window_ends, started, map, deadline;
+	json_t *loss;
 };
 
 static bool read_past(const struct disk *d, struct past *p)
@@ -26,13 +27,14 @@ static bool read_past(const struct disk *d, struct past *p)
 	*p = (struct past){.state = "", .kind = "", .latency = (json_int_t)BM_LATENCY_AUTO};
 	return !json_unpack(d->record.job,
 			    "{s:s s:s s:s s:s s:i s?b s?b s?b s?b s?b s?i s?I s?I s?I s?I s?I "
-			    "s?I}",
+			    "s?I s?I s?o}",
 			    "state", &p->state, "kind", &p->kind, "source", &p->source, "target",
 			    &p->target, "number", &p->number, "created", &p->created,
 			    "delete_source", &p->delete_source, "manual", &p->manual, "verify",
 			    &p->verify, "accept_repair", &p->accept_repair, "resumes", &p->resumes,
 			    "rate", &p->rate, "latency", &p->latency, "window", &p->window,
-			    "window_ends", &p->window_ends, "started", &p->started, "map", &p->map);
+			    "window_ends", &p->window_ends, "started", &p->started, "map", &p->map,
+			    "target_deadline", &p->deadline, "on_target_loss", &p->loss);
 }
 
 /* The last steps of one that has switched, or whose copy is complete, done again. */
@@ -73,7 +75,7 @@ static bool is_complete(const struct past *p)
 
 static struct job *job_again(struct disk *d, const struct past *p)
 {
-	const struct job_options options = {
+	struct job_options options = {
 		.kind = !strcmp(p->kind, "copy") ? JOB_COPY : JOB_RELOCATE,
 		.target = strdup(p->target),
 		.manual = p->manual,
@@ -83,9 +85,12 @@ static struct job *job_again(struct disk *d, const struct past *p)
 		.rate = (uint64_t)p->rate,
 		.latency = (uint64_t)p->latency,
 		.window = (uint64_t)p->window,
+		.deadline = (uint64_t)p->deadline,
 	};
-	struct job *job = job_new(d, &options, (unsigned)p->number);
+	struct job *job;
 
+	control_read_loss(p->loss, &options.loss);
+	job = job_new(d, &options, (unsigned)p->number);
 	if (!job) {
 		free(options.target);
 		return NULL;
@@ -152,8 +157,7 @@ static bool go_on(struct disk *d, const struct past *p)
 	if (!job)
 		return false;
 	take_map(job, (uint64_t)p->map);
-	bm_mirror_set_rate(d->mirror, job->options.rate);
-	bm_mirror_set_latency(d->mirror, job->options.latency);
+	job_set_limits(job);
 	if (bm_mirror_resume(d->mirror, job->map) < 0) {
 		mapfile_remove(d, job->map);
 		job_free(job);
@@ -167,7 +171,7 @@ static bool go_on(struct disk *d, const struct past *p)
 	       (unsigned long long)job->kept_bytes);
 	d->job = job;
 	job->phase = job->switched ? job_open_window(job) : PHASE_COPYING;
-	host_reopen(job);
+	away_begin(job);
 	return true;
 }
 

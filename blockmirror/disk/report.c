@@ -99,6 +99,13 @@ static json_t *progress(const struct job *job, const struct bm_mirror_stats *s)
 	return p;
 }
 
+json_t *report_loss(uint64_t loss)
+{
+	return loss == LOSS_WAIT    ? json_string("wait")
+	       : loss == LOSS_PAUSE ? json_string("pause")
+				    : number(loss);
+}
+
 json_t *report_job(const struct job *job)
 {
 	struct bm_mirror_stats stats;
@@ -123,6 +130,10 @@ json_t *report_job(const struct job *job)
 			    : job->options.latency == BM_LATENCY_AUTO
 				    ? json_string("auto")
 				    : number(job->options.latency));
+	json_object_set_new(
+		j, "target_deadline",
+		number(job->options.deadline ? job->options.deadline : BM_MIRROR_DEADLINE));
+	json_object_set_new(j, "on_target_loss", report_loss(job->options.loss));
 	json_object_set_new(j, "started", number(job->started));
 	json_object_set_new(j, "took_ns",
 			    number((job->ended ? job->ended : job_realtime()) - job->started));
@@ -160,6 +171,8 @@ json_t *report_record(const struct job *job, const char *state)
 	json_object_set_new(j, "rate", number(job->options.rate));
 	json_object_set_new(j, "latency", number(job->options.latency));
 	json_object_set_new(j, "window", number(job->options.window));
+	json_object_set_new(j, "target_deadline", number(job->options.deadline));
+	json_object_set_new(j, "on_target_loss", report_loss(job->options.loss));
 	json_object_set_new(j, "window_ends", number(job->window_ends));
 	json_object_set_new(j, "started", number(job->started));
 	json_object_set_new(j, "map", number(job->map_generation));

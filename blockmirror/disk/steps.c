@@ -78,6 +78,21 @@ void step_commit(struct bm_work *work)
 		bm_record_write(folder, &record, &job->step_error);
 }
 
+void step_keep(struct bm_work *work)
+{
+	struct job *job = bm_container(work, struct job, keep);
+	struct bm_record record = record_of(job, job_uri(job, BACK), job->kept_generation);
+	struct bm_error error;
+
+	record.job = job->kept;
+	job->kept_well = !bm_record_write(job->disk->folder, &record, &error);
+	if (!job->kept_well)
+		bm_log(BM_LOG_WARN,
+		       "%s.%u: %s; a process that follows this one will not know the "
+		       "changed limits",
+		       job->disk->name, job->number, error.text);
+}
+
 static void note(struct job *job, int r, const char *what, const char *uri)
 {
 	char shown[400];

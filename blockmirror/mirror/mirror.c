@@ -15,7 +15,7 @@ static const struct bm_mirror_config defaults = {
 	.chunk = BM_BUF_MAX,
 	.window = WINDOW,
 	.misses = 3,
-	.deadline = 2000000000,
+	.deadline = BM_MIRROR_DEADLINE,
 	.flush_every = 5000000000,
 	.full_retry = 10000000000,
 };
@@ -385,6 +385,13 @@ void bm_mirror_pause(struct bm_mirror *m, bool paused)
 	if (!paused && m->full) /* a user who resumes has made space */
 		set_timer_in(m, &m->full_timer, 0);
 	mirror_kick(m);
+}
+
+void bm_mirror_set_deadline(struct bm_mirror *m, uint64_t deadline)
+{
+	m->config.deadline = deadline ? deadline : defaults.deadline;
+	if (bm_timer_armed(&m->deadline))
+		set_timer_in(m, &m->deadline, 0);
 }
 
 /* The mirror goes with bm_mirror_free() alone. */

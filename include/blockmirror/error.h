@@ -41,6 +41,7 @@ enum bm_code {
 	BM_E_INTERNAL,    /* out of memory, descriptors, threads */
 	BM_E_DIFFERED,    /* copies that had to be equal were not, before the switch */
 	BM_E_FOREIGN,     /* another image is where the target was */
+	BM_E_TARGET_LOST, /* the target was away for longer than was allowed */
 	BM_CODES
 };
 

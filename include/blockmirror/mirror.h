@@ -52,13 +52,15 @@ struct bm_mirror_host {
 	void (*event)(void *arg, enum bm_mirror_event event);
 };
 
+#define BM_MIRROR_DEADLINE 2000000000ull
+
 struct bm_mirror_config {
 	uint64_t size;          /* of the disk in bytes; 0: all of the source */
 	unsigned granule;       /* bytes, a power of two ≥ 4096 (tests: ≥ 512); 0: 64 KiB */
 	unsigned chunk;         /* most bytes of one copy; 0: 1 MiB */
 	unsigned window;        /* granules asked for extents at once, ≤ 4096; 0: 4096 */
 	unsigned misses;        /* spoiled copies of a granule before a write waits; 0: 3 */
-	uint64_t deadline;      /* ns a write waits for the other side; 0: 2 s */
+	uint64_t deadline;      /* ns a write waits for the other side; 0: BM_MIRROR_DEADLINE */
 	uint64_t flush_every;   /* ns between flushes of the target while mirroring; 0: 5 s */
 	uint64_t full_retry;    /* ns before a full target is tried again; 0: 10 s */
 	struct bm_meter *meter; /* what the guest feels; NULL: the governor does nothing */
@@ -163,6 +165,9 @@ int bm_mirror_verify(struct bm_mirror *mirror, void (*done)(void *arg, int error
 
 /* Copying and comparing stop and go on; mirroring does not. */
 void bm_mirror_pause(struct bm_mirror *mirror, bool paused);
+
+/* How long a write waits for the other side, ns; 0: BM_MIRROR_DEADLINE. */
+void bm_mirror_set_deadline(struct bm_mirror *mirror, uint64_t deadline);
 
 /* Bytes per second of baseline data; 0: unlimited. */
 void bm_mirror_set_rate(struct bm_mirror *mirror, uint64_t rate);
