@@ -20,7 +20,7 @@ tests: $(MODEL_TESTS)
 
 include tests/fuzz/fuzz.mk
 
-MODEL_OBJ := $(call objects,tests/model/fake_disk.c tests/model/oracle.c)
+MODEL_OBJ := $(call objects,$(filter-out %_test.c,$(wildcard tests/model/*.c)))
 $(MODEL_TESTS): $(MODEL_OBJ)
 $(BUILD)/tests/unit/daemon_test: $(call objects,$(filter-out %/main.c,$(DAEMON_SRC)))
 
