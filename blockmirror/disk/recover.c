@@ -37,17 +37,31 @@ static bool read_past(const struct disk *d, struct past *p)
 			    "target_deadline", &p->deadline, "on_target_loss", &p->loss);
 }
 
+static bool is_on_target(const struct disk *d, const struct past *p)
+{
+	return !strcmp(d->record.uri, p->target);
+}
+
+/* Only who has switched opens a window: on its source again it took the way back. */
+static bool is_undone(const struct disk *d, const struct past *p)
+{
+	return p->window_ends && !is_on_target(d, p);
+}
+
 /* The last steps of one that has switched, or whose copy is complete, done again. */
 static void finish_again(struct disk *d, const struct past *p)
 {
+	bool undone = is_undone(d, p);
+	const char *old = undone ? p->target : p->source;
+
 	if (!strcmp(p->kind, "relocate")) {
 		owner_mark(d->record.uri, "active", &d->record, d->folder);
-		if (p->delete_source)
-			owner_remove(p->source);
+		if (p->delete_source && !undone)
+			owner_remove(old);
 		else
-			owner_mark(p->source, "retired", &d->record, d->folder);
+			owner_mark(old, "retired", &d->record, d->folder);
 	}
-	json_object_set_new(d->record.job, "state", json_string("done"));
+	json_object_set_new(d->record.job, "state", json_string(undone ? "undone" : "done"));
 }
 
 static void interrupted(struct disk *d, const struct past *p)
@@ -103,7 +117,7 @@ static struct job *job_again(struct disk *d, const struct past *p)
 	job->started = (uint64_t)p->started;
 	job->window_ends = (uint64_t)p->window_ends;
 	job->resumes = (unsigned)p->resumes + 1;
-	job->switched = options.kind == JOB_RELOCATE && !strcmp(d->record.uri, p->target);
+	job->switched = options.kind == JOB_RELOCATE && is_on_target(d, p);
 	return job;
 }
 
@@ -189,7 +203,7 @@ void job_recover(struct disk *d)
 		return;
 	}
 	d->jobs = (unsigned)past.number;
-	if (is_complete(&past) || (!strcmp(d->record.uri, past.target) && !past.window))
+	if (is_complete(&past) || is_undone(d, &past) || (is_on_target(d, &past) && !past.window))
 		finish_again(d, &past);
 	else if (go_on(d, &past))
 		return;

@@ -15,10 +15,10 @@ head -c $image_size /dev/urandom >"$dir/a/disk.img"
 cp "$dir/a/disk.img" "$dir/original"
 tracer=''
 
-# begin TARGET [OPTION…]: a move in the background, $mover; what it says is in $dir/said.
-begin() {
+# begun ARGUMENT…: a command in the background, $mover; what it says is in $dir/said.
+begun() {
 	: >"$dir/said"
-	log=$dir/said spawn "$bm" relocate disk "$@"
+	log=$dir/said spawn "$bm" "$@"
 	mover=$pid
 }
 
@@ -94,7 +94,7 @@ preparing() {
 	start_qemu_nbd "$dir/hung.sock" "$dir/hung.img"
 	local server=$pid
 	kill -STOP "$server"
-	begin "$uri" --overwrite
+	begun relocate disk "$uri" --overwrite
 	sleep 0.5
 	check "preparing: another process takes over" crash
 	mover_is_told "preparing: who waited is told"
@@ -105,7 +105,7 @@ preparing() {
 }
 
 copying() {
-	begin "$dir/b" --rate 4M
+	begun relocate disk "$dir/b" --rate 4M
 	check "copying: it does" wait_for 20 job_is disk '.progress.copied_bytes > 32e6' true
 	goes_on copying "$dir/a/disk.img" "$dir/b/disk.img"
 	check "copying: at full speed" "$bm" job set disk --rate 0
@@ -117,9 +117,7 @@ copying() {
 
 in_sync() {
 	check "in sync: it is" "$bm" relocate disk "$dir/b" --overwrite --switch manual
-	: >"$dir/said"
-	log=$dir/said spawn "$bm" job wait disk
-	mover=$pid
+	begun job wait disk
 	sleep 6 # both sides are flushed every five seconds
 	check "in sync: it stays so" phase_is disk in-sync
 	goes_on "in sync" "$dir/a/disk.img" "$dir/b/disk.img"
@@ -129,17 +127,19 @@ in_sync() {
 	check "in sync: and can be given up" given_up
 }
 
-# switching_at INJECTION SOURCE TARGET: in sync; then system calls of the disk's process are held
-# as INJECTION says (strace(1)), and it is told to switch.
-switching_at() {
-	"$bm" relocate disk "$3" --overwrite --switch manual >>"$dir/log" 2>&1
+# hold INJECTION: system calls of the disk's process are held as that says (strace(1)).
+hold() {
 	: >"$dir/tracer"
 	log=$dir/tracer spawn strace -f -q -q -p "$disk_pid" -o /dev/null -e "trace=${1%%:*}" -e "inject=$1"
 	tracer=$pid
 	wait_for 10 traced
-	: >"$dir/said"
-	log=$dir/said spawn "$bm" switch disk
-	mover=$pid
+}
+
+# switching_at INJECTION SOURCE TARGET: in sync; then it is told to switch.
+switching_at() {
+	"$bm" relocate disk "$3" --overwrite --switch manual >>"$dir/log" 2>&1
+	hold "$1"
+	begun switch disk
 }
 traced() { ! grep -q '^TracerPid:.0$' /proc/"$disk_pid"/task/*/status; }
 record_is_on() { head -n 1 "$record" | jq -e --arg uri "$1" '.uri == $uri' >>"$dir/log"; }
@@ -172,12 +172,31 @@ switching() {
 	passed "after the marks" "$a" "$b"
 }
 
+# The way back, in an undo window: it is not gone again.
+undoing() {
+	local a=$dir/a/disk.img b=$dir/b/disk.img
+	check "undoing: a move" "$bm" relocate disk "$a" --overwrite --undo-window 10m
+	hold "/setxattr:delay_enter=20000000"
+	begun undo disk
+	check "undoing: the record says so" wait_for 10 record_is_on "$b"
+	check "undoing: it is not done yet" phase_is disk finishing
+	check "undoing: another process takes over" crash
+	check "undoing: the disk is where it was" disk_is_on "$b"
+	mover_is_told "undoing: who waited is told"
+	check "undoing: the guest goes on" works
+	check "undoing: the job is undone" job_is disk .state undone
+	check "undoing: says the record" jq -e '.job.state == "undone"' <(head -n 1 "$record")
+	check "undoing: the old image is the truth again" marked "$b" active
+	check "undoing: the new one is old" marked "$a" retired
+}
+
 serve disk "$dir/a/disk.img"
 start_load disk --initial any --reconnect 60 --iops 500 --sizes 512:128k
 preparing
 copying
 in_sync
 switching
+undoing
 check "in the end it moves" "$bm" relocate disk "$dir/a" --overwrite
 check "the guest lost nothing, through all of that" end_load
 check "it is there for others, too" image_fits "$dir/a/disk.img"
