@@ -52,7 +52,7 @@ UNIT_TESTS := $(patsubst tests/unit/%.c,$(BUILD)/tests/unit/%,$(wildcard tests/u
 HAMMER_SRC := $(call sources,fixtures/hammer)
 CONFORMANCE_SRC := $(call sources,fixtures/conformance)
 FIXTURES := $(patsubst fixtures/%.c,$(BUILD)/fixtures/%,$(wildcard fixtures/*.c)) \
-	$(BUILD)/fixtures/hammer $(BUILD)/fixtures/conformance
+	$(BUILD)/fixtures/hammer $(BUILD)/fixtures/conformance $(BUILD)/fixtures/kth.so
 
 all: $(PROGRAMS) $(LIBRARIES)
 
@@ -111,6 +111,12 @@ $(BUILD)/fixtures/conformance: $(call objects,$(CONFORMANCE_SRC))
 	$(call say,LD,$@)
 	$(Q)mkdir -p $(@D)
 	$(Q)$(CC) $(BM_LDFLAGS) $(LDFLAGS) -o $@ $^ $(shell pkg-config --libs gnutls)
+
+# Preloaded into programs under test: nothing of the project is in it, and no sanitizer.
+$(BUILD)/fixtures/kth.so: fixtures/preload/kth.c
+	$(call say,LD,$@)
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CC) -std=gnu17 -D_GNU_SOURCE $(WARN) -Wno-nonnull-compare -fPIC -shared -O2 -g -o $@ $< -ldl
 
 tests: $(UNIT_TESTS) $(FIXTURES)
 

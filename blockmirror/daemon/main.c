@@ -19,6 +19,7 @@
 #include "blockmirror/base/dirs.h"
 #include "blockmirror/base/file_util.h"
 #include "blockmirror/base/log.h"
+#include "blockmirror/base/memory.h"
 #include "blockmirror/daemon/daemon.h"
 
 #define LOCK_WAIT 1000000000ull /* ns: a daemon that was killed is gone sooner */
@@ -219,6 +220,7 @@ int main(int argc, char **argv)
 	struct bm_loop *loop;
 	int c, status;
 
+	bm_json_needs_memory();
 	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
 		switch (c) {
 		case 'r':

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "blockmirror/base/memory.h"
 #include "blockmirror/base/uri.h"
 #include "blockmirror/disk/job.h"
 
@@ -98,7 +99,7 @@ static void start_job(struct disk *d, enum job_kind kind, struct bm_rpc_call *ca
 	options.verify = verify;
 	options.accept_repair = accept_repair;
 	options.window = kind == JOB_RELOCATE ? (uint64_t)window : 0;
-	options.target = strdup(target);
+	options.target = bm_need(strdup(target));
 	job_begin(d, &options, call);
 }
 

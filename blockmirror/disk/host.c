@@ -11,6 +11,7 @@
 
 #include "blockmirror/base/cleanup.h"
 #include "blockmirror/base/log.h"
+#include "blockmirror/base/memory.h"
 #include "blockmirror/disk/job.h"
 
 static void record_done(struct bm_work *work)
@@ -35,7 +36,7 @@ static void host_commit(void *arg, int side)
 	job->commit_ready = job->ready[outcome] ? job_outcome_name(outcome) : NULL;
 	if (job->commit_ready) { /* with the generation that was set aside for it */
 		free(job->final_uri);
-		job->final_uri = strdup(uri);
+		job->final_uri = bm_need(strdup(uri));
 		job->step_generation = job->set_aside[outcome];
 	} else {
 		job_take_snapshot(job, "running", uri);

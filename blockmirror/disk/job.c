@@ -16,6 +16,7 @@
 
 #include "blockmirror/base/cleanup.h"
 #include "blockmirror/base/log.h"
+#include "blockmirror/base/memory.h"
 #include "blockmirror/base/uri.h"
 
 enum { PAST_JOBS = 16 };
@@ -41,7 +42,7 @@ void job_take_snapshot(struct job *job, const char *state, const char *uri)
 	json_decref(job->snapshot);
 	job->snapshot = report_record(job, state);
 	free(job->final_uri);
-	job->final_uri = strdup(uri);
+	job->final_uri = bm_need(strdup(uri));
 	job->step_generation = ++job->disk->generation;
 }
 
@@ -52,7 +53,7 @@ void job_believe_record(struct job *job)
 
 	record->generation = job->step_generation;
 	free(record->uri);
-	record->uri = strdup(job->final_uri);
+	record->uri = bm_need(strdup(job->final_uri));
 	json_decref(record->job);
 	record->job = json_incref(job->snapshot);
 }
@@ -485,7 +486,7 @@ struct job *job_new(struct disk *d, const struct job_options *options, unsigned 
 	job->disk = d;
 	job->options = *options;
 	job->number = number;
-	job->source = strdup(d->record.uri);
+	job->source = bm_need(strdup(d->record.uri));
 	job->started = job_realtime();
 	bm_list_init(&job->waiters);
 	job->prepare = (struct bm_work){.run = step_prepare, .done = prepare_done};

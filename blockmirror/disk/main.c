@@ -12,6 +12,7 @@
 
 #include "blockmirror/base/dirs.h"
 #include "blockmirror/base/log.h"
+#include "blockmirror/base/memory.h"
 #include "blockmirror/base/units.h"
 #include "blockmirror/base/uri.h"
 #include "blockmirror/disk/disk.h"
@@ -175,13 +176,14 @@ int main(int argc, char **argv)
 	char *image = NULL;
 	int c, which = 0, control = -1, status;
 
+	bm_json_needs_memory();
 	while ((c = getopt_long(argc, argv, "", known, &which)) != -1) {
 		status = take_option(c, which, &disk, &control);
 		if (status)
 			return status < 0 ? 0 : status;
 	}
 	if (argv[optind]) { /* with its passwords it is for nobody to see */
-		disk.uri = image = strdup(argv[optind]);
+		disk.uri = image = bm_need(strdup(argv[optind]));
 		bm_uri_hide(argv[optind]);
 	}
 	if (argc - optind > 1 || (!disk.name && control < 0)) {

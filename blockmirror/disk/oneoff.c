@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "blockmirror/base/cleanup.h"
+#include "blockmirror/base/memory.h"
 #include "blockmirror/base/uri.h"
 #include "blockmirror/disk/job.h"
 #include "blockmirror/mirror/verify.h"
@@ -149,7 +150,7 @@ static void start_copy(struct oneoff *o)
 		answer_failure(o);
 		return;
 	}
-	d->record.uri = bm_uri_canonical(o->uri[0]);
+	d->record.uri = bm_need(bm_uri_canonical(o->uri[0]));
 	d->record.size = config.size;
 	o->call = NULL;
 	o->options.kind = JOB_COPY;
@@ -181,8 +182,8 @@ static void begin(struct oneoff *o, struct bm_rpc_call *call, const char *a, con
 	}
 	o->call = call;
 	o->verifies = verifies;
-	o->uri[0] = strdup(a);
-	o->uri[1] = strdup(b);
+	o->uri[0] = bm_need(strdup(a));
+	o->uri[1] = bm_need(strdup(b));
 	o->open = (struct bm_work){.run = open_devices, .done = devices_open};
 	bm_workers_submit(o->disk.workers, o->disk.loop, &o->open);
 }

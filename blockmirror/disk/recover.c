@@ -11,6 +11,7 @@
 
 #include "blockmirror/base/cleanup.h"
 #include "blockmirror/base/log.h"
+#include "blockmirror/base/memory.h"
 #include "blockmirror/base/uri.h"
 #include "blockmirror/disk/job.h"
 
@@ -91,7 +92,7 @@ static struct job *job_again(struct disk *d, const struct past *p)
 {
 	struct job_options options = {
 		.kind = !strcmp(p->kind, "copy") ? JOB_COPY : JOB_RELOCATE,
-		.target = strdup(p->target),
+		.target = bm_need(strdup(p->target)),
 		.manual = p->manual,
 		.delete_source = p->delete_source,
 		.verify = p->verify,
@@ -110,8 +111,8 @@ static struct job *job_again(struct disk *d, const struct past *p)
 		return NULL;
 	}
 	free(job->source);
-	job->source = strdup(p->source);
-	job->target.uri = strdup(p->target);
+	job->source = bm_need(strdup(p->source));
+	job->target.uri = bm_need(strdup(p->target));
 	job->target.created = p->created;
 	job->attached = true;
 	job->started = (uint64_t)p->started;
