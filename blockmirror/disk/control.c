@@ -138,7 +138,16 @@ static void compared(void *arg, int error)
 	d->verify_call = NULL;
 	bm_mirror_get_stats(d->mirror, &stats);
 	if (error) {
-		bm_fail_errno(&e, error, "the copies of disk %s were not compared", d->name);
+		if (error == -EILSEQ)
+			bm_fail(&e, BM_E_DIFFERED,
+				"the copies of disk %s differ again after they were copied again, "
+				"at "
+				"%" PRIu64
+				": one of them does not keep, or not tell, what it holds",
+				d->name, stats.mismatch_offset);
+		else
+			bm_fail_errno(&e, error, "the copies of disk %s were not compared",
+				      d->name);
 		bm_rpc_fail(call, &e);
 		return;
 	}

@@ -226,6 +226,18 @@ static void tell_difference(struct job *job, const struct bm_mirror_stats *stats
 		job_stop(job, BM_E_DIFFERED, text);
 }
 
+static void tell_hopeless(struct job *job, const struct bm_mirror_stats *stats)
+{
+	char text[200];
+
+	snprintf(text, sizeof(text),
+		 "the target differs from the source again after it was copied again, at %" PRIu64
+		 ": one of them does not keep, or not tell, what it holds; look at the storage of "
+		 "both",
+		 stats->mismatch_offset);
+	job_stop(job, BM_E_DIFFERED, text);
+}
+
 static void compared(void *arg, int error)
 {
 	struct job *job = arg;
@@ -234,7 +246,9 @@ static void compared(void *arg, int error)
 	if (job->phase != PHASE_VERIFYING)
 		return;
 	bm_mirror_get_stats(job->disk->mirror, &stats);
-	if (error)
+	if (error == -EILSEQ)
+		tell_hopeless(job, &stats);
+	else if (error)
 		job_stop(job, BM_E_IO, "the source cannot be read, to compare it with the target");
 	else if (stats.mismatches)
 		tell_difference(job, &stats);

@@ -8,6 +8,9 @@
  * differ, is a broken promise of ours, of a device, or of somebody who wrote to an image behind our
  * back: it is counted, becomes dirty, is copied, and is compared again.
  *
+ * What then differs again ends the comparison: a device that does not keep what it is told would be
+ * copied to for ever.
+ *
  * What becomes dirty after it was compared is compared again, too: a session that was lost may have
  * taken back what was equal.
  */
@@ -51,6 +54,7 @@ static void answer(struct bm_mirror *m, int error)
 
 	m->check.done = NULL;
 	bm_bitmap_fini(&m->check.left);
+	bm_bitmap_fini(&m->check.mended);
 	if (done)
 		done(m->check.arg, error);
 }
@@ -63,6 +67,7 @@ void check_fini(struct bm_mirror *m)
 			m->check.slot[i].leg[side].buf = NULL;
 		}
 	bm_bitmap_fini(&m->check.left);
+	bm_bitmap_fini(&m->check.mended);
 }
 
 void check_stop(struct bm_mirror *m)
@@ -124,6 +129,9 @@ static void judge(const struct check *k, uint64_t granule)
 	}
 	if (!m->stats.mismatches++)
 		m->stats.mismatch_offset = start_of(m, granule);
+	if (bm_bitmap_test(&m->check.mended, granule))
+		m->check.failed = -EILSEQ;
+	bm_bitmap_set(&m->check.mended, granule);
 	bm_bitmap_clear(&m->map.zero, granule); /* whatever was known of it */
 	mirror_mark_dirty(m, granule);
 }
@@ -253,10 +261,14 @@ void check_run(struct bm_mirror *m)
 	uint64_t first;
 	unsigned n;
 
+	if (m->check.done && m->check.failed) {
+		answer(m, m->check.failed);
+		return;
+	}
 	if (!m->check.done || !mirror_in_sync(m) || unsettled(m) || m->paused)
 		return;
-	if (m->check.failed || (!m->check.left.count && !m->check.running)) {
-		answer(m, m->check.failed);
+	if (!m->check.left.count && !m->check.running) {
+		answer(m, 0);
 		return;
 	}
 	if (m->hold && check_wants(m, m->hold_granule))
@@ -276,8 +288,12 @@ int bm_mirror_verify(struct bm_mirror *m, void (*done)(void *arg, int error), vo
 	if (m->check.done)
 		return -EBUSY;
 	r = bm_bitmap_init(&m->check.left, m->map.granules);
-	if (r < 0)
+	if (!r)
+		r = bm_bitmap_init(&m->check.mended, m->map.granules);
+	if (r < 0) {
+		bm_bitmap_fini(&m->check.left);
 		return r;
+	}
 	bm_bitmap_set_all(&m->check.left);
 	m->check.done = done;
 	m->check.arg = arg;

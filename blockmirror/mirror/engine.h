@@ -229,11 +229,12 @@ struct bm_mirror {
 
 	struct {
 		struct check slot[CHECKS + 1];
-		struct bm_bitmap left; /* granules not compared yet */
+		struct bm_bitmap left;   /* granules not compared yet */
+		struct bm_bitmap mended; /* that differed once, and were copied again */
 		uint64_t cursor;
 		unsigned running;
 		unsigned number;                    /* of bm_mirror_verify() calls */
-		int failed;                         /* the authority cannot be read */
+		int failed;                         /* the authority cannot be read, or it differs again */
 		void (*done)(void *arg, int error); /* NULL: nobody wants to know */
 		void *arg;
 	} check;

@@ -158,7 +158,8 @@ int bm_mirror_flush_target(struct bm_mirror *mirror, void (*done)(void *arg, int
 /*
  * Compares all of both sides, while the guest writes, as soon as they are in sync; then calls
  * done(arg, 0), or with -errno when the authority cannot be read, -ECANCELED when the other side is
- * let go before. What differed (statistics: mismatches) was copied again and is equal then.
+ * let go before. What differed (statistics: mismatches) was copied again and is equal then; -EILSEQ
+ * when it still was not: one of them does not keep, or not tell, what it holds.
  * -ENOTCONN, -EBUSY, -ENOMEM.
  */
 int bm_mirror_verify(struct bm_mirror *mirror, void (*done)(void *arg, int error), void *arg);
