@@ -222,6 +222,7 @@ void nbd_conn_send(struct nbd_conn *conn)
 		nbd_secure_begin(conn);
 	else
 		update_watches(conn);
+	nbd_handover_look(conn->server);
 }
 
 static void before_wait(struct bm_task *task)
@@ -256,12 +257,14 @@ void nbd_conn_parse(struct nbd_conn *conn)
 	enum nbd_step step = NBD_GO_ON;
 
 	while (step == NBD_GO_ON && conn->state < NBD_ENDED)
-		step = conn->state < NBD_REQUEST ? nbd_handshake_step(conn)
-						 : nbd_request_step(conn);
+		step = nbd_handover_holds(conn)    ? NBD_WAIT
+		       : conn->state < NBD_REQUEST ? nbd_handshake_step(conn)
+						   : nbd_request_step(conn);
 	conn->paused = step == NBD_WAIT;
 	if (!conn->paused && conn->state < NBD_ENDED && nbd_transport_pending(&conn->transport))
 		bm_loop_soon(conn->server->loop, &conn->more);
 	update_watches(conn);
+	nbd_handover_look(conn->server);
 }
 
 static void receive(struct nbd_conn *conn)
@@ -371,7 +374,8 @@ static struct nbd_conn *conn_alloc(struct nbd_server *server)
 	return conn;
 }
 
-int nbd_conn_new(struct nbd_server *server, int in, int out, const char *peer)
+int nbd_conn_open(struct nbd_server *server, int in, int out, const char *peer,
+		  struct nbd_conn **opened)
 {
 	struct nbd_conn *conn = conn_alloc(server);
 	int r = -ENOMEM;
@@ -392,12 +396,23 @@ int nbd_conn_new(struct nbd_server *server, int in, int out, const char *peer)
 	bm_list_append(&server->conns, &conn->link);
 	server->connected++;
 	nbd_limits_joined(conn);
-	nbd_greet(conn);
-	update_watches(conn);
+	*opened = conn;
 	return 0;
 fail:
 	bm_timer_clear(server->loop, &conn->handshake);
 	bm_pool_free(conn->pool);
 	free(conn);
 	return r;
+}
+
+int nbd_conn_new(struct nbd_server *server, int in, int out, const char *peer)
+{
+	struct nbd_conn *conn;
+	int r = nbd_conn_open(server, in, out, peer, &conn);
+
+	if (r < 0)
+		return r;
+	nbd_greet(conn);
+	update_watches(conn);
+	return 0;
 }

@@ -131,6 +131,17 @@ int nbd_server_add_context(struct nbd_server *server, const char *export, const 
 	return 0;
 }
 
+void nbd_server_set_devs(struct nbd_server *server, const char *export, struct bm_dev *dev,
+			 const char *name, struct bm_dev *context_dev)
+{
+	struct nbd_offer *offer = find_offer(server, export);
+	struct nbd_context *context = find_context(offer, name);
+
+	offer->dev = offer->context[0].dev = dev;
+	if (context)
+		context->dev = context_dev;
+}
+
 void nbd_server_remove_context(struct nbd_server *server, const char *export, const char *name)
 {
 	struct nbd_offer *offer = find_offer(server, export);

@@ -196,6 +196,11 @@ struct nbd_server {
 	struct bm_list conns;
 	unsigned connected;
 	bool stopping;
+	bool frozen;                                /* handover.c: no connection begins anything */
+	void (*froze)(void *arg, const char *busy); /* NULL: nobody waits for it */
+	void *froze_arg;
+	struct bm_task freeze_look;
+	struct bm_timer freeze_timer;
 	struct bm_timer stop_timer, accept_timer, idle_timer;
 	struct bm_task stopped;
 	void (*done)(void *arg);
@@ -264,6 +269,9 @@ void nbd_listen_close(struct nbd_server *server);
 /* conn.c: a connection from its first to its last byte */
 
 int nbd_conn_new(struct nbd_server *server, int in, int out, const char *peer);
+/* The same for one that was greeted already: nothing is sent, and nothing read yet. */
+int nbd_conn_open(struct nbd_server *server, int in, int out, const char *peer,
+		  struct nbd_conn **opened);
 void nbd_conn_finish(struct nbd_conn *conn); /* reads no more, answers what is in flight, closes */
 void nbd_conn_close(struct nbd_conn *conn);  /* now; "hard disconnect" */
 /* As close, and logs why: what the client did is against the protocol. */
@@ -290,6 +298,14 @@ void nbd_piece_send(struct nbd_piece *piece);
 
 void nbd_greet(struct nbd_conn *conn);
 enum nbd_step nbd_handshake_step(struct nbd_conn *conn);
+
+/* handover.c */
+
+void nbd_handover_init(struct nbd_server *server);
+/* The parser must not begin what comes next. */
+bool nbd_handover_holds(const struct nbd_conn *conn);
+/* Something has come to an end. */
+void nbd_handover_look(struct nbd_server *server);
 
 /* check.c */
 

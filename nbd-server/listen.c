@@ -90,7 +90,7 @@ static void client_waits(struct bm_watch *watch, uint32_t events)
 
 	(void)events;
 	for (int i = 0; i < ACCEPTS_AT_ONCE && !r; i++) {
-		if (server->connected == server->options.max_connections)
+		if (server->connected >= server->options.max_connections || server->frozen)
 			break;
 		r = accept_one(listener);
 	}
@@ -105,7 +105,7 @@ static void client_waits(struct bm_watch *watch, uint32_t events)
 
 void nbd_listen_update(struct nbd_server *server)
 {
-	bool room = server->connected < server->options.max_connections;
+	bool room = server->connected < server->options.max_connections && !server->frozen;
 
 	if (bm_timer_armed(&server->accept_timer))
 		return;
@@ -215,6 +215,13 @@ int nbd_server_listen_unix(struct nbd_server *server, const char *path, struct b
 	else
 		server->listener[server->listeners - 1].socket = socket;
 	return r;
+}
+
+int nbd_server_own(struct nbd_server *server, const char *path)
+{
+	struct bm_unix_listener *socket = &server->listener[0].socket;
+
+	return bm_unix_take(socket, path, socket->fd);
 }
 
 int nbd_server_share(struct nbd_server *server)

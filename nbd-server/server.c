@@ -47,6 +47,7 @@ struct nbd_server *nbd_server_new(struct bm_loop *loop, const struct nbd_server_
 	if (options)
 		server->options = *options;
 	nbd_limits_init(server);
+	nbd_handover_init(server);
 	server->stop_timer.run = stop_timeout;
 	server->accept_timer.run = accept_again;
 	server->stopped.run = stopped;
@@ -71,6 +72,8 @@ void nbd_server_free(struct nbd_server *server)
 	nbd_keyring_free(server->keyring);
 	bm_timer_clear(server->loop, &server->stop_timer);
 	bm_timer_clear(server->loop, &server->accept_timer);
+	bm_timer_clear(server->loop, &server->freeze_timer);
+	bm_task_cancel(&server->freeze_look);
 	nbd_limits_fini(server);
 	bm_task_cancel(&server->stopped);
 	for (unsigned i = 0; i < server->offers; i++)
@@ -218,6 +221,7 @@ void nbd_server_left(struct nbd_conn *conn)
 	if (server->stopping && !server->connected)
 		bm_loop_soon(server->loop, &server->stopped);
 	nbd_listen_update(server);
+	nbd_handover_look(server);
 	if (server->options.changed)
 		server->options.changed(server->options.arg);
 }

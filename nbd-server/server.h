@@ -163,6 +163,9 @@ int nbd_server_listen_tcp(struct nbd_server *server, const char *host, const cha
  * caller's. */
 int nbd_server_listen_fd(struct nbd_server *server, int fd, struct bm_error *error);
 
+/* The first listening socket was taken over with its path, which goes with the server. */
+int nbd_server_own(struct nbd_server *server, const char *path);
+
 /*
  * The first listening socket, for another process to hold, too, which its path is left to from now
  * on; -1 when there is none.
@@ -200,6 +203,43 @@ void nbd_server_get_usage(const struct nbd_server *server, struct nbd_server_usa
  * does not take its replies does so for stop_ns. Once only.
  */
 void nbd_server_stop(struct nbd_server *server, void (*done)(void *arg), void *arg);
+
+/*
+ * Handing the clients over to a server of another process, which has the same exports (handover.c).
+ *
+ *	old: freeze(); when it is done: pack(), pass(); when the new one has taken all: abandon()
+ *	new: freeze() without done, before it listens; unpack(), take() each; thaw()
+ *
+ * Freezing: nobody is accepted, no request is begun; those in flight are carried out and answered.
+ * Then, or after limit ns, done(arg, busy) is called from the loop: busy is the peer of a client
+ * that is in the middle of something, or NULL. While done(NULL) stands no device is used, and none
+ * is needed. Clients notice nothing but that it takes long. -ENOMEM.
+ */
+enum {
+	NBD_HANDOVER = 1,       /* the version of what is packed */
+	NBD_PARCEL = 128 << 10, /* bytes that it has at most */
+};
+int nbd_server_freeze(struct nbd_server *server, uint64_t limit,
+		      void (*done)(void *arg, const char *busy), void *arg);
+void nbd_server_thaw(struct nbd_server *server);
+
+/* What all clients share: sessions, ids of contexts. NBD_PARCEL bytes of room; what it has; 0. */
+size_t nbd_server_pack(const struct nbd_server *server, uint8_t *parcel);
+/* Calls send() for each client in clear. The first -errno of it, or 0. */
+int nbd_server_pass(const struct nbd_server *server,
+		    int (*send)(void *arg, int fd, const uint8_t *parcel, size_t length),
+		    void *arg);
+/* Lets go of all clients: those that were passed do not notice, those under TLS see the end. */
+void nbd_server_abandon(struct nbd_server *server);
+
+/* How many clients will follow, or -EPROTO. */
+int nbd_server_unpack(struct nbd_server *server, const uint8_t *parcel, size_t length);
+/* Takes fd over when it returns 0; -EPROTO, -ENOMEM, -errno. */
+int nbd_server_take(struct nbd_server *server, int fd, const uint8_t *parcel, size_t length);
+
+/* A frozen server's export, and a context of it, have other devices from now on. */
+void nbd_server_set_devs(struct nbd_server *server, const char *export, struct bm_dev *dev,
+			 const char *name, struct bm_dev *context_dev);
 
 /* No client is connected: none ever came, or nbd_server_stop() is done. NULL is allowed. */
 void nbd_server_free(struct nbd_server *server);

@@ -2,6 +2,8 @@
 /*
  * What a running disk process hands to a daemon that asks for it ("adopt" in docs/protocol.md): one
  * datagram to RUN/disks/.adopt, {"v":1,"name":NAME,"folder":STATE/disks/NAME}, with descriptors.
+ * One that is about to take another one's place sends the same, with "successor":true and its
+ * pidfd.
  */
 #ifndef BM_BASE_ADOPT_H
 #define BM_BASE_ADOPT_H

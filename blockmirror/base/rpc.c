@@ -331,6 +331,11 @@ int bm_rpc_share(struct bm_rpc *rpc)
 	return rpc->listener.fd;
 }
 
+int bm_rpc_own(struct bm_rpc *rpc, const char *path)
+{
+	return bm_unix_take(&rpc->listener, path, rpc->listener.fd);
+}
+
 int bm_rpc_new(struct bm_loop *loop, const struct bm_rpc_table *table, void *arg,
 	       struct bm_rpc **out)
 {

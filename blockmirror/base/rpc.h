@@ -45,6 +45,9 @@ int bm_rpc_listen_fd(struct bm_rpc *rpc, int fd, struct bm_error *error);
  */
 int bm_rpc_share(struct bm_rpc *rpc);
 
+/* The listening socket was taken over with its path, which goes with the server. */
+int bm_rpc_own(struct bm_rpc *rpc, const char *path);
+
 /* Serves one connected socket; gone() is called when it ends (NULL is allowed). */
 int bm_rpc_serve_fd(struct bm_rpc *rpc, int fd, void (*gone)(void *arg));
 

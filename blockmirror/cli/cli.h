@@ -35,6 +35,7 @@ int cmd_serve(struct cli *cli, int argc, char **argv);
 int cmd_list(struct cli *cli, int argc, char **argv);
 int cmd_show(struct cli *cli, int argc, char **argv);
 int cmd_stop(struct cli *cli, int argc, char **argv);
+int cmd_upgrade(struct cli *cli, int argc, char **argv);
 int cmd_forget(struct cli *cli, int argc, char **argv);
 int cmd_relocate(struct cli *cli, int argc, char **argv);
 int cmd_switch(struct cli *cli, int argc, char **argv);

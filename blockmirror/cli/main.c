@@ -29,6 +29,11 @@ const struct command commands[] = {
 	{"forget", "NAME", "no longer serve a disk when the host boots",
 	 "The disk is one of blockmirrord(8), and stopped. Its image and its record stay.\n",
 	 cmd_forget},
+	{"upgrade", "NAME", "serve a disk by the program that is installed now",
+	 "A new process starts, and takes everything over from the one that serves the disk:\n"
+	 "clients stay connected, a job goes on. When it is not fit the old one stays, and this\n"
+	 "command says why.\n",
+	 cmd_upgrade},
 	{"relocate",
 	 "NAME TARGET [--rate BYTES] [--guest-latency MS|off] [--switch auto|manual] [--overwrite] "
 	 "[--verify] [--accept-repair] [--undo-window TIME] [--delete-source] [--detach] "

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* list, show, stop, forget */
+/* list, show, stop, upgrade, forget */
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
@@ -183,6 +183,33 @@ int cmd_stop(struct cli *cli, int argc, char **argv)
 	else
 		r = stop_process(cli, name, &result, &error);
 	json_decref(supervised);
+	return print_result(cli, r, result, &error);
+}
+
+int cmd_upgrade(struct cli *cli, int argc, char **argv)
+{
+	struct bm_client *client;
+	struct bm_error error;
+	json_t *result = NULL;
+	char stall[BM_UNITS_TEXT], drain[BM_UNITS_TEXT];
+	int r = one_name(cli, argc, argv);
+
+	if (r)
+		return r < 0 ? 0 : r;
+	r = cli_connect(cli, argv[optind], &client, &error);
+	if (!r) {
+		r = bm_client_call(client, "upgrade", NULL, &result, &error);
+		bm_client_close(client);
+	}
+	if (!r && !cli->json)
+		printf("disk %s: process %" PRIu64 " (version %s) took over from process %" PRIu64
+		       " (version %s): %" PRIu64 " clients, stall %s, %s of it until requests in "
+		       "flight had ended\n",
+		       argv[optind], cli_number(result, "pid"), cli_text(result, "version"),
+		       cli_number(result, "old_pid"), cli_text(result, "old_version"),
+		       cli_number(result, "clients"),
+		       bm_format_duration(stall, cli_number(result, "stall_ns")),
+		       bm_format_duration(drain, cli_number(result, "drain_ns")));
 	return print_result(cli, r, result, &error);
 }
 

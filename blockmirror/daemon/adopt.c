@@ -3,7 +3,8 @@
  * Processes that run already: of a daemon that is gone, or of a time without one. Each that answers
  * at its control socket is asked to hand its descriptors over, and does so with a datagram
  * (blockmirror/base/adopt.h), whose sender the kernel names. While a process is being asked none is
- * started; that it ends shows in the connection.
+ * started; that it ends shows in the connection. A process that is to take the place of another one
+ * ("upgrade") says so in the same way, unasked.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -14,103 +15,119 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "blockmirror/base/adopt.h"
 #include "blockmirror/base/cleanup.h"
 #include "blockmirror/base/disk_name.h"
 #include "blockmirror/base/log.h"
+#include "blockmirror/base/pass.h"
 #include "blockmirror/daemon/daemon.h"
 
-enum { LARGEST_HELLO = 2 * 4096, MOST_FDS = 8 };
+enum { LARGEST_HELLO = 2 * 4096 };
 
-struct hello {
-	char text[LARGEST_HELLO];
-	size_t length;
-	struct ucred sender;
-	int fds[MOST_FDS];
-	unsigned n_fds;
-};
-
-static void close_all(struct hello *h)
+/* The disk that is meant, or NULL: of another one's. */
+static struct served *find_served(struct daemon *d, const struct bm_pass *pass, const json_t *hello)
 {
-	for (unsigned i = 0; i < h->n_fds; i++)
-		close(h->fds[i]);
-	h->n_fds = 0;
+	const char *name = "", *folder = "";
+	bm_free char *own = NULL, *real = NULL;
+
+	json_unpack((json_t *)hello, "{s?s s?s}", "name", &name, "folder", &folder);
+	if (!bm_disk_name_check(name, NULL) && asprintf(&own, "%s/disks/%s", d->state, name) >= 0)
+		real = realpath(own, NULL);
+	if ((pass->sender.uid == geteuid() || !pass->sender.uid) && real && !strcmp(real, folder))
+		return served_find(d, name);
+	bm_log(BM_LOG_WARN, "process %d is not adopted: disk \"%s\" of %s is not ours",
+	       (int)pass->sender.pid, name, folder);
+	return NULL;
 }
 
-static void take_control(struct hello *h, struct msghdr *message)
+/*
+ * Upgrades. The new process has told us of itself before the old one let go of anything. We need
+ * not know how far they are: the disk is served as long as one of them is there.
+ *
+ *	The old one ends, handed over or killed: the new one is the disk's process. If it had not
+ *got what it needs it ends, too, and another one follows as after any end. The new one ends first:
+ *it is forgotten; the old one goes on.
+ */
+static void successor_ended(struct bm_watch *watch, uint32_t events)
 {
-	for (struct cmsghdr *c = CMSG_FIRSTHDR(message); c; c = CMSG_NXTHDR(message, c)) {
-		if (c->cmsg_level != SOL_SOCKET)
-			continue;
-		if (c->cmsg_type == SCM_CREDENTIALS)
-			memcpy(&h->sender, CMSG_DATA(c), sizeof(h->sender));
-		if (c->cmsg_type != SCM_RIGHTS)
-			continue;
-		h->n_fds = (unsigned)((c->cmsg_len - CMSG_LEN(0)) / sizeof(int));
-		if (h->n_fds > MOST_FDS)
-			h->n_fds = MOST_FDS;
-		memcpy(h->fds, CMSG_DATA(c), h->n_fds * sizeof(int));
+	struct served *s = bm_container(watch, struct served, successor);
+
+	(void)events;
+	served_close_watch(s, &s->successor);
+}
+
+static void take_successor(struct served *s, pid_t pid, int process)
+{
+	served_close_watch(s, &s->successor);
+	s->successor.run = successor_ended;
+	s->successor_pid = pid;
+	if (bm_watch_set(s->daemon->loop, &s->successor, process, EPOLLIN) < 0) {
+		s->successor.fd = -1;
+		close(process);
 	}
 }
 
-static bool receive(int fd, struct hello *h)
+/* What was not asked for, or lacks descriptors, is let go. */
+static void understand(struct daemon *d, struct bm_pass *pass, const json_t *hello)
 {
-	union {
-		char data[CMSG_SPACE(MOST_FDS * sizeof(int)) + CMSG_SPACE(sizeof(struct ucred))];
-		struct cmsghdr align;
-	} control;
-	struct iovec data = {h->text, sizeof(h->text)};
-	struct msghdr message = {.msg_iov = &data,
-				 .msg_iovlen = 1,
-				 .msg_control = control.data,
-				 .msg_controllen = sizeof(control.data)};
-	ssize_t n = recvmsg(fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	struct served *s = find_served(d, pass, hello);
+	bool successor = json_is_true(json_object_get(hello, "successor"));
 
-	if (n < 0)
-		return false;
-	h->length = (size_t)n;
-	h->n_fds = 0;
-	h->sender = (struct ucred){.uid = (uid_t)-1};
-	take_control(h, &message);
-	return true;
-}
-
-/* The disk that is meant, or NULL: of another one's, or not asked for. */
-static struct served *find_served(struct daemon *d, const struct hello *h)
-{
-	json_t *hello = json_loadb(h->text, h->length, 0, NULL);
-	const char *name = "", *folder = "";
-	bm_free char *own = NULL, *real = NULL;
-	struct served *s = NULL;
-
-	json_unpack(hello, "{s?s s?s}", "name", &name, "folder", &folder);
-	if (!bm_disk_name_check(name, NULL) && asprintf(&own, "%s/disks/%s", d->state, name) >= 0)
-		real = realpath(own, NULL);
-	if (h->n_fds == BM_ADOPT_FDS && (h->sender.uid == geteuid() || !h->sender.uid) && real &&
-	    !strcmp(real, folder))
-		s = served_find(d, name);
-	else
-		bm_log(BM_LOG_WARN, "process %d is not adopted: disk \"%s\" of %s is not ours",
-		       (int)h->sender.pid, name, folder);
-	json_decref(hello);
-	return s && s->state == SERVED_ADOPTING ? s : NULL;
+	if (s && successor && pass->n_fds == 1)
+		take_successor(s, pass->sender.pid, bm_pass_take(pass, BM_ADOPT_PROCESS));
+	else if (s && !successor && pass->n_fds == BM_ADOPT_FDS && s->state == SERVED_ADOPTING)
+		served_adopted(s, pass->sender.pid, bm_pass_take(pass, BM_ADOPT_PROCESS),
+			       bm_pass_take(pass, BM_ADOPT_NBD),
+			       bm_pass_take(pass, BM_ADOPT_CONTROL));
 }
 
 static void receive_all(struct daemon *d)
 {
-	struct hello h;
+	char text[LARGEST_HELLO];
+	struct bm_pass pass;
+	ssize_t n;
 
-	while (d->adopt.fd >= 0 && receive(d->adopt.fd, &h)) {
-		struct served *s = find_served(d, &h);
+	while (d->adopt.fd >= 0 && (n = bm_pass_receive(d->adopt.fd, text, sizeof(text), &pass,
+							MSG_DONTWAIT)) != -EAGAIN) {
+		json_t *hello = n > 0 ? json_loadb(text, (size_t)n, 0, NULL) : NULL;
 
-		if (s)
-			served_adopted(s, h.sender.pid, h.fds[BM_ADOPT_PROCESS],
-				       h.fds[BM_ADOPT_NBD], h.fds[BM_ADOPT_CONTROL]);
-		else
-			close_all(&h);
+		if (hello)
+			understand(d, &pass, hello);
+		json_decref(hello);
+		if (n >= 0)
+			bm_pass_close(&pass);
+		else if (n != -EMSGSIZE)
+			break;
 	}
+}
+
+bool adopt_succeed(struct served *s)
+{
+	bm_close int fd = -1;
+	siginfo_t info;
+
+	receive_all(s->daemon); /* it was sent before this end, and may have been read after it */
+	if (s->successor.fd < 0)
+		return false;
+	fd = s->successor.fd;
+	bm_watch_set(s->daemon->loop, &s->successor, fd, 0);
+	s->successor.fd = -1;
+	waitid(P_PIDFD, (id_t)s->process.fd, &info, WEXITED | WNOHANG); /* if it is ours */
+	served_close_watch(s, &s->process);
+	if (served_watch_process(s, fd) < 0) {
+		s->process.fd = -1;
+		return false;
+	}
+	bm_steal_fd(fd);
+	bm_log(BM_LOG_NOTICE, "%s: process %d takes the place of process %d", s->name,
+	       (int)s->successor_pid, (int)s->pid);
+	s->pid = s->successor_pid;
+	s->since = bm_loop_now(s->daemon->loop);
+	control_tell(s);
+	return true;
 }
 
 static void hello_waits(struct bm_watch *watch, uint32_t events)

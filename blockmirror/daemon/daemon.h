@@ -89,6 +89,8 @@ struct served {
 	pid_t pid;                            /* 0: none */
 	struct bm_watch process;              /* its pidfd; fd -1 */
 	struct bm_watch output;               /* says "ready URI"; fd -1 */
+	pid_t successor_pid;                  /* of one that is to take its place (upgrade) */
+	struct bm_watch successor;            /* its pidfd; fd -1: there is none */
 	char line[512];
 	size_t line_used;
 	char *uri;                /* that it is served at, if it was us who started it */
@@ -119,6 +121,8 @@ void served_forget(struct served *s, struct bm_rpc_call *call);
 void served_stopped(struct served *s);
 /* The process that was asked for its descriptors has sent them; they are taken over. */
 void served_adopted(struct served *s, pid_t pid, int process, int nbd, int control);
+int served_watch_process(struct served *s, int fd);
+void served_close_watch(struct served *s, struct bm_watch *watch);
 /* A process does not do as asked: again later. */
 void served_later(struct served *s);
 uint64_t served_delay(unsigned quick);
@@ -129,6 +133,8 @@ int adopt_listen(struct daemon *d, struct bm_error *error);
 void adopt_close(struct daemon *d);
 /* Whether a process runs that was asked for its descriptors. */
 bool adopt_ask(struct served *s);
+/* The process has ended: whether another one has its place. */
+bool adopt_succeed(struct served *s);
 /* Processes whose sockets are in RUN though the registry does not know them. */
 void adopt_strangers(struct daemon *d);
 

@@ -54,7 +54,7 @@ static void set_state(struct served *s, enum served_state state)
 	control_tell(s);
 }
 
-static void close_watch(struct served *s, struct bm_watch *watch)
+void served_close_watch(struct served *s, struct bm_watch *watch)
 {
 	int fd = watch->fd;
 
@@ -168,6 +168,14 @@ static void find_reason(struct served *s)
 	bm_spawn_failure(s->log, status, &s->error);
 }
 
+static void process_ended(struct bm_watch *watch, uint32_t events);
+
+int served_watch_process(struct served *s, int fd)
+{
+	s->process.run = process_ended;
+	return bm_watch_set(s->daemon->loop, &s->process, fd, EPOLLIN);
+}
+
 static void process_ended(struct bm_watch *watch, uint32_t events)
 {
 	struct served *s = bm_container(watch, struct served, process);
@@ -176,12 +184,14 @@ static void process_ended(struct bm_watch *watch, uint32_t events)
 
 	(void)events;
 	ask_finish(&s->ask);
+	if (adopt_succeed(s))
+		return;
 	find_reason(s);
 	bm_log(s->stopping ? BM_LOG_NOTICE : BM_LOG_WARN, "%s: process %d: %s%s", s->name,
 	       (int)s->pid, s->error.text,
 	       s->stopping || !s->wanted ? "" : "; another one follows");
-	close_watch(s, &s->process);
-	close_watch(s, &s->output);
+	served_close_watch(s, &s->process);
+	served_close_watch(s, &s->output);
 	s->pid = 0;
 	s->ended = now;
 	if (s->stopping) {
@@ -191,12 +201,6 @@ static void process_ended(struct bm_watch *watch, uint32_t events)
 		s->restarts += s->wanted;
 		down(s, quick);
 	}
-}
-
-static int watch_process(struct served *s, int fd)
-{
-	s->process.run = process_ended;
-	return bm_watch_set(s->daemon->loop, &s->process, fd, EPOLLIN);
 }
 
 /* The start of one */
@@ -220,7 +224,7 @@ static void is_ready(struct served *s)
 	s->back = s->ended ? bm_loop_now(s->daemon->loop) - s->ended : 0;
 	s->ended = 0;
 	forget_first(s);
-	close_watch(s, &s->output);
+	served_close_watch(s, &s->output);
 	runs(s);
 	if (s->back)
 		bm_log(BM_LOG_NOTICE, "%s: process %d serves it, after %" PRIu64 " ms", s->name,
@@ -240,7 +244,7 @@ static void output_ready(struct bm_watch *watch, uint32_t events)
 	if (n < 0 && (errno == EAGAIN || errno == EINTR))
 		return;
 	if (n <= 0) { /* it ends; or said more than there is to say */
-		close_watch(s, &s->output);
+		served_close_watch(s, &s->output);
 		return;
 	}
 	s->line_used += (size_t)n;
@@ -314,7 +318,7 @@ static int start_process(struct served *s)
 	if (process < 0)
 		r = -errno;
 	else
-		r = watch_process(s, process);
+		r = served_watch_process(s, process);
 	if (!r && fcntl(output, F_SETFL, O_NONBLOCK) < 0)
 		r = -errno;
 	s->line_used = 0;
@@ -418,7 +422,7 @@ void served_adopted(struct served *s, pid_t pid, int process, int nbd, int contr
 	}
 	if (!r) {
 		bm_steal_fd(control_fd);
-		r = watch_process(s, watched);
+		r = served_watch_process(s, watched);
 	}
 	if (r < 0) {
 		not_adopted(s, r);
@@ -426,6 +430,8 @@ void served_adopted(struct served *s, pid_t pid, int process, int nbd, int contr
 	}
 	bm_steal_fd(watched);
 	s->pid = pid;
+	if (s->successor_pid == pid)
+		served_close_watch(s, &s->successor);
 	bm_log(BM_LOG_NOTICE, "%s: process %d is adopted", s->name, (int)pid);
 	bm_fail(&error, BM_E_BUSY, "disk %s is served already", s->name);
 	fail_call(&s->serve_call, &error);
@@ -523,7 +529,7 @@ struct served *served_new(struct daemon *d, const char *name)
 	if (!s)
 		return NULL;
 	s->daemon = d;
-	s->nbd.fd = s->control.fd = s->process.fd = s->output.fd = -1;
+	s->nbd.fd = s->control.fd = s->process.fd = s->output.fd = s->successor.fd = -1;
 	s->retry.run = try_again;
 	s->work.run = write_registry;
 	s->work.done = registry_done;
@@ -550,8 +556,9 @@ void served_free(struct served *s)
 	fail_call(&s->stop_call, &error);
 	ask_cancel(&s->ask);
 	bm_timer_clear(s->daemon->loop, &s->retry);
-	close_watch(s, &s->process);
-	close_watch(s, &s->output);
+	served_close_watch(s, &s->process);
+	served_close_watch(s, &s->successor);
+	served_close_watch(s, &s->output);
 	bm_unix_leave(&s->nbd);
 	bm_unix_leave(&s->control);
 	close_sockets(s);

@@ -320,12 +320,18 @@ static void file_close(struct bm_dev *dev)
 	file_free(f);
 }
 
+static int file_descriptor(const struct bm_dev *dev)
+{
+	return bm_container(dev, struct file, dev)->fd;
+}
+
 static const struct bm_dev_ops file_ops = {
 	.name = "file",
 	.start = file_start,
 	.submit = file_submit,
 	.cancel = file_cancel,
 	.close = file_close,
+	.descriptor = file_descriptor,
 };
 
 /* Opening */
@@ -393,6 +399,24 @@ static int open_image(const char *path, const struct bm_open_options *options, s
 		left -= LOCK_RETRY;
 	}
 	return fd < 0 ? bm_fail_errno(error, fd, "cannot open %s", path) : fd;
+}
+
+/* Another holder of the descriptor that the caller has: the path may lead to another image now. */
+static int take_image(const char *path, const struct bm_open_options *options, struct stat *st,
+		      bool *direct, struct bm_error *error)
+{
+	struct stat named;
+	int flags, fd;
+
+	if (stat(path, &named) < 0 || fstat(options->descriptor, st) < 0)
+		return bm_fail_errno(error, errno, "cannot open %s", path);
+	if (named.st_dev != st->st_dev || named.st_ino != st->st_ino)
+		return bm_fail(error, BM_E_FOREIGN, "%s is not the image that was open before",
+			       path);
+	flags = fcntl(options->descriptor, F_GETFL);
+	fd = fcntl(options->descriptor, F_DUPFD_CLOEXEC, 0);
+	*direct = flags & O_DIRECT;
+	return flags < 0 || fd < 0 ? bm_fail_errno(error, errno, "cannot open %s", path) : fd;
 }
 
 /* The alignment that O_DIRECT asks for: told by the kernel (6.1), or found out by reading. */
@@ -475,10 +499,10 @@ int bm_file_open(const struct bm_uri *uri, const struct bm_open_options *options
 
 	if (!f)
 		return bm_fail_errno(error, ENOMEM, "cannot open %s", path);
-	f->fd = r = open_image(path, options, &st, &direct, error);
-	if (r < 0)
-		goto fail;
-	r = lock_image(f->fd, path, options, error);
+	f->fd = r = options->descriptor ? take_image(path, options, &st, &direct, error)
+					: open_image(path, options, &st, &direct, error);
+	if (r >= 0 && !options->descriptor)
+		r = lock_image(f->fd, path, options, error);
 	if (r < 0)
 		goto fail;
 	r = image_size(f->fd, &st, &f->dev.geometry.size);

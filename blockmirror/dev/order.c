@@ -480,12 +480,18 @@ static void order_close(struct bm_dev *dev)
 	free(o);
 }
 
+static int order_descriptor(const struct bm_dev *dev)
+{
+	return bm_dev_descriptor(bm_container(dev, struct order, dev)->lower);
+}
+
 static const struct bm_dev_ops order_ops = {
 	.name = "order",
 	.start = order_start,
 	.submit = order_submit,
 	.cancel = order_cancel,
 	.close = order_close,
+	.descriptor = order_descriptor,
 };
 
 int bm_order_new(struct bm_dev *lower, uint32_t align, struct bm_meter *meter, struct bm_dev **dev)

@@ -402,6 +402,7 @@ static const struct bm_rpc_table methods[] = {
 	{"verify", method_verify},
 	{"stop", method_stop},
 	{"adopt", daemon_adopt},
+	{"upgrade", upgrade_begin},
 	{"job.list", method_job_list},
 	{"job.show", control_job_show},
 	{"job.wait", control_job_wait},

@@ -10,12 +10,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/pidfd.h>
-#include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include "blockmirror/base/adopt.h"
 #include "blockmirror/base/cleanup.h"
+#include "blockmirror/base/pass.h"
 #include "blockmirror/base/spawn.h"
 #include "blockmirror/disk/disk.h"
 
@@ -52,54 +51,55 @@ static int address_of(const struct disk *d, struct sockaddr_un *address)
 		       : -ENAMETOOLONG;
 }
 
-static int send_to_daemon(const struct disk *d, const int fds[BM_ADOPT_FDS])
+static int send_to_daemon(const struct disk *d, json_t *hello, const struct bm_pass *pass)
 {
-	union {
-		char data[CMSG_SPACE(BM_ADOPT_FDS * sizeof(int))];
-		struct cmsghdr align;
-	} control = {0};
-	struct sockaddr_un address;
-	json_t *hello = json_pack("{s:i s:s s:s}", "v", 1, "name", d->name, "folder", d->folder);
 	bm_free char *text = hello ? json_dumps(hello, JSON_COMPACT) : NULL;
 	bm_close int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-	struct iovec data = {text, text ? strlen(text) : 0};
-	struct msghdr message = {.msg_name = &address,
-				 .msg_namelen = sizeof(address),
-				 .msg_iov = &data,
-				 .msg_iovlen = 1,
-				 .msg_control = control.data,
-				 .msg_controllen = sizeof(control.data)};
-	struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+	struct sockaddr_un address;
 	int r = address_of(d, &address);
 
 	json_decref(hello);
 	if (fd < 0 || !text || r < 0)
 		return r < 0 ? r : -ENOMEM;
-	header->cmsg_level = SOL_SOCKET;
-	header->cmsg_type = SCM_RIGHTS;
-	header->cmsg_len = CMSG_LEN(BM_ADOPT_FDS * sizeof(int));
-	memcpy(CMSG_DATA(header), fds, BM_ADOPT_FDS * sizeof(int));
-	return sendmsg(fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL) < 0 ? -errno : 0;
+	return bm_pass_send(fd, &address, text, strlen(text), pass, MSG_DONTWAIT);
+}
+
+int daemon_tell_successor(const struct disk *d)
+{
+	bm_close int self = pidfd_open(getpid(), 0);
+	int r = self < 0 ? -errno
+			 : send_to_daemon(d,
+					  json_pack("{s:i s:s s:s s:b}", "v", 1, "name", d->name,
+						    "folder", d->folder, "successor", 1),
+					  &(struct bm_pass){.fds = {self}, .n_fds = 1});
+
+	return r == -ENOENT || r == -ECONNREFUSED ? 0 : r;
 }
 
 void daemon_adopt(void *arg, struct bm_rpc_call *call, json_t *params)
 {
 	struct disk *d = arg;
+	struct bm_pass pass = {.n_fds = BM_ADOPT_FDS};
 	struct bm_error error;
 	bm_close int self = pidfd_open(getpid(), 0);
 	int r = self < 0 ? -errno : 0;
 
 	(void)params;
-	if (d->stopping) {
-		bm_fail(&error, BM_E_BUSY, "the disk is being stopped");
+	if (d->stopping || d->upgrade) {
+		bm_fail(&error, BM_E_BUSY, "the disk is being %s",
+			d->stopping ? "stopped" : "upgraded");
 		bm_rpc_fail(call, &error);
 		return;
 	}
-	if (!r)
-		r = send_to_daemon(d,
-				   (int[BM_ADOPT_FDS]){[BM_ADOPT_PROCESS] = self,
-						       [BM_ADOPT_NBD] = nbd_server_share(d->nbd),
-						       [BM_ADOPT_CONTROL] = bm_rpc_share(d->rpc)});
+	if (!r) {
+		d->shared = true;
+		pass.fds[BM_ADOPT_PROCESS] = self;
+		pass.fds[BM_ADOPT_NBD] = nbd_server_share(d->nbd);
+		pass.fds[BM_ADOPT_CONTROL] = bm_rpc_share(d->rpc);
+		r = send_to_daemon(
+			d, json_pack("{s:i s:s s:s}", "v", 1, "name", d->name, "folder", d->folder),
+			&pass);
+	}
 	if (r < 0) {
 		bm_fail_errno(&error, r, "cannot hand the sockets of disk %s over", d->name);
 		bm_rpc_fail(call, &error);

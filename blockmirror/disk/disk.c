@@ -148,7 +148,8 @@ static int new_disk(struct disk *d, const struct disk_options *options, struct b
 static int open_image(struct disk *d, const struct disk_options *asked, struct bm_error *error)
 {
 	/* Our own dead process may have left requests behind: the image's lock tells. */
-	const struct bm_open_options options = {.fence = !d->fresh, .session = d->record.disk};
+	const struct bm_open_options options = {
+		.fence = !d->fresh, .session = d->record.disk, .descriptor = d->image_fd};
 	enum owner_use use = asked->force ? OWNER_FORCE : OWNER_SERVE;
 	char shown[400];
 	uint32_t block;
@@ -165,6 +166,9 @@ static int open_image(struct disk *d, const struct disk_options *asked, struct b
 		r = owner_check(d->record.uri, d->folder, use, error);
 	if (r < 0)
 		return r;
+	if (d->image_fd > 0) /* the device is a holder, too */
+		close(d->image_fd);
+	d->image_fd = 0;
 	block = d->side[0]->geometry.block;
 	if (d->fresh)
 		d->record.size = d->side[0]->geometry.size;
@@ -193,20 +197,25 @@ static int write_first_record(struct disk *d, struct bm_error *error)
 }
 
 /* Named as QEMU names its own bitmaps, so that what reads these reads ours. */
+static char *dirty_map_name(const struct disk *d)
+{
+	char *name;
+
+	return asprintf(&name, "qemu:dirty-bitmap:%s", d->name) < 0 ? NULL : name;
+}
+
 static int offer_dirty_map(struct disk *d, struct bm_error *error)
 {
-	bm_free char *name = NULL;
+	bm_free char *name = dirty_map_name(d);
 
-	if (asprintf(&name, "qemu:dirty-bitmap:%s", d->name) < 0)
+	if (!name)
 		return bm_fail_errno(error, ENOMEM, "disk %s", d->name);
 	return nbd_server_add_context(d->nbd, d->name, name, bm_mirror_dirty_dev(d->mirror), error);
 }
 
-static int build_stack(struct disk *d, const struct disk_options *options, struct bm_error *error)
+static int build_devices(struct disk *d, struct bm_error *error)
 {
 	const struct bm_mirror_config config = {.size = d->record.size, .meter = &d->meter};
-	const struct nbd_export export = {.name = d->name};
-	struct nbd_export exported = export;
 	int r;
 
 	bm_dev_start(d->side[0], d->loop);
@@ -217,6 +226,15 @@ static int build_stack(struct disk *d, const struct disk_options *options, struc
 	if (r < 0)
 		return bm_fail_errno(error, r, "disk %s", d->name);
 	bm_dev_start(d->order, d->loop);
+	return 0;
+}
+
+static int build_server(struct disk *d, const struct disk_options *options, struct bm_error *error)
+{
+	struct nbd_export exported = {.name = d->name};
+	int r;
+
+	d->limits = options->limits;
 	d->nbd = nbd_server_new(d->loop, &options->limits);
 	if (!d->nbd)
 		return bm_fail_errno(error, ENOMEM, "disk %s", d->name);
@@ -258,10 +276,26 @@ static void leave_nothing(struct disk *d)
 	rmdir(d->folder);
 }
 
-int disk_open(struct bm_loop *loop, const struct disk_options *options, struct disk **disk,
+/* What is open from here on is the disk's only process, or will be. */
+static int begin(struct disk *d, struct disk_options *options, struct successor **successor,
+		 struct bm_error *error)
+{
+	int r = make_paths(d, options, error);
+
+	if (r < 0)
+		return r;
+	if (options->predecessor)
+		return successor_begin(d, options, successor, error);
+	d->shared = options->control_fd != 0;
+	return lock_folder(d, !options->control_fd, error);
+}
+
+int disk_open(struct bm_loop *loop, const struct disk_options *asked, struct disk **disk,
 	      struct bm_error *error)
 {
 	struct disk *d = calloc(1, sizeof(*d));
+	struct disk_options given = *asked, *options = &given;
+	struct successor *successor = NULL;
 	int r = bm_disk_name_check(options->name, error);
 
 	if (!d)
@@ -275,18 +309,23 @@ int disk_open(struct bm_loop *loop, const struct disk_options *options, struct d
 	if (!r && (!d->past || !d->workers || !d->recorder))
 		r = bm_fail_errno(error, ENOMEM, "disk %s", options->name);
 	if (!r)
-		r = make_paths(d, options, error);
-	if (!r)
-		r = lock_folder(d, !options->control_fd, error);
+		r = begin(d, options, &successor, error);
 	if (!r)
 		r = find_image(d, options, error);
+	if (!r)
+		r = build_devices(d, error);
 	/* Clients may connect from here on, and are served when the loop runs. */
 	if (!r)
-		r = build_stack(d, options, error);
+		r = build_server(d, options, error);
+	if (!r && successor)
+		r = successor_clients(successor, error);
 	if (!r && d->fresh)
 		r = write_first_record(d, error);
 	else if (!r)
 		job_recover(d);
+	if (!r && successor)
+		successor_finish(successor);
+	successor_free(successor);
 	if (r < 0) {
 		leave_nothing(d);
 		disk_close(d);
@@ -294,6 +333,49 @@ int disk_open(struct bm_loop *loop, const struct disk_options *options, struct d
 	}
 	*disk = d;
 	return 0;
+}
+
+void disk_let_go(struct disk *d)
+{
+	int fd = bm_dev_descriptor(d->side[disk_authority(d)]);
+
+	d->image_fd = fd < 0 ? 0 : fcntl(fd, F_DUPFD_CLOEXEC, 1);
+	bm_dev_close(d->order);
+	bm_mirror_free(d->mirror);
+	for (int i = 0; i < 2; i++)
+		bm_dev_close(d->side[i]);
+	d->order = d->side[0] = d->side[1] = NULL;
+	d->mirror = NULL;
+}
+
+int disk_take_up(struct disk *d, struct bm_error *error)
+{
+	static const struct disk_options none;
+	bm_free char *name = dirty_map_name(d);
+	int r;
+
+	bm_record_clear(&d->record);
+	r = find_image(d, &none, error);
+	if (!r)
+		r = build_devices(d, error);
+	if (!r && !name)
+		r = bm_fail_errno(error, ENOMEM, "disk %s", d->name);
+	if (!r)
+		nbd_server_set_devs(d->nbd, d->name, d->order, name,
+				    bm_mirror_dirty_dev(d->mirror));
+	return r;
+}
+
+static void left(void *arg)
+{
+	bm_loop_stop(((struct disk *)arg)->loop);
+}
+
+void disk_leave(struct disk *d)
+{
+	d->stopping = true;
+	nbd_server_abandon(d->nbd);
+	nbd_server_stop(d->nbd, left, d);
 }
 
 /* A job that runs is left as it is; but nothing may be in flight when the devices are closed. */
@@ -311,6 +393,8 @@ static void clients_gone(void *arg)
 void disk_stop(struct disk *d)
 {
 	if (d->stopping)
+		return;
+	if (upgrade_stops(d))
 		return;
 	d->stopping = true;
 	if (job_runs(d->job)) /* a target that is being opened may take its time */
@@ -332,6 +416,8 @@ void disk_fini(struct disk *d)
 		bm_dev_close(d->side[i]);
 	if (d->folder_lock >= 0)
 		close(d->folder_lock);
+	if (d->image_fd > 0)
+		close(d->image_fd);
 	/* Who has called "stop" takes the end of his connection for leave to use the image. */
 	bm_rpc_free(d->rpc);
 	bm_record_clear(&d->record);

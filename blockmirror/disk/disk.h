@@ -16,6 +16,8 @@
  *   report.c    jobs and disks as JSON
  *   control.c   the control socket
  *   daemon.c    what the disk's process and blockmirrord have from each other: sockets
+ *   upgrade.c   another process takes this one's place, or does not
+ *   successor.c that process, until the disk is its own
  *   oneoff.c    cold copy and verify, without a served disk
  */
 #ifndef BM_DISK_DISK_H
@@ -39,6 +41,7 @@ struct disk_options {
 	uint64_t create;        /* bytes; 0: the image exists */
 	bool force;             /* serve an old or incomplete copy */
 	int nbd_fd, control_fd; /* sockets that listen already, and that the caller holds, too; 0 */
+	int predecessor;        /* take over from the process at the other end; 0 */
 	struct nbd_server_options limits;
 };
 
@@ -49,6 +52,8 @@ struct disk {
 	char *nbd_path, *control_path;
 	char *map_path, *parked_path; /* of the settled map: in RUN, and in the folder */
 	int folder_lock;
+	int image_fd; /* holds the image's locks while there is no device; 0: nothing does */
+	struct nbd_server_options limits;
 	struct bm_record record;     /* as it is on stable storage, as far as is known */
 	uint64_t generation;         /* the highest that a write was begun with */
 	struct bm_workers *workers;  /* opening, creating, removing: may hang with a device */
@@ -63,6 +68,8 @@ struct disk {
 	unsigned jobs;                   /* number of the last one */
 	struct bm_rpc_call *verify_call; /* waits for both copies to be compared */
 	json_t *past;                    /* jobs that have ended, newest last */
+	struct upgrade *upgrade;         /* under way */
+	bool shared;                     /* a daemon holds the sockets, and has their paths */
 	bool stopping, leaving, created;
 	bool fresh; /* had no record when it was opened */
 	uint64_t started;
@@ -111,9 +118,44 @@ bool control_read_loss(const json_t *value, uint64_t *loss); /* NULL: unchanged 
 int control_listen(struct disk *disk, int fd, struct bm_error *error);
 bm_rpc_method control_job_show, control_job_wait, control_job_cancel;
 
+/*
+ * Closes the devices of a disk that is frozen and has no second copy any more; the image's locks
+ * stay. Then opens them again, as the record has it now. Both block.
+ */
+void disk_let_go(struct disk *disk);
+int disk_take_up(struct disk *disk, struct bm_error *error);
+
+/* All clients are let go at once, and then the loop is stopped. */
+void disk_leave(struct disk *disk);
+
 /* daemon.c: the sockets that were passed to this process, and giving the disk's to a daemon. */
 void daemon_take_sockets(struct disk_options *options);
 bm_rpc_method daemon_adopt;
+/* This process is to take the place of the disk's; 0 also when there is no daemon. */
+int daemon_tell_successor(const struct disk *disk);
+
+/* upgrade.c */
+enum { UPGRADE_STATE = 1 /* the version of what one process passes to another one */ };
+bm_rpc_method upgrade_begin;
+/* The mirror has let go of the second copy. */
+void upgrade_detached(struct disk *disk);
+/* The process was told to end. Whether it will, by and by. */
+bool upgrade_stops(struct disk *disk);
+/* What a job was told that its record does not say, and telling it to another one. */
+json_t *upgrade_orders(const struct disk *disk);
+void upgrade_give_orders(struct disk *disk, const json_t *orders);
+
+/*
+ * successor.c, in the order of calls, all block. begin: all there is to say against this process is
+ * said before the other one lets go of anything; then the disk's lock, its sockets and image are
+ * ours. clients: those are, too. finish: the other one ends, or has.
+ */
+struct successor;
+int successor_begin(struct disk *disk, struct disk_options *options, struct successor **successor,
+		    struct bm_error *error);
+int successor_clients(struct successor *successor, struct bm_error *error);
+void successor_finish(struct successor *successor);
+void successor_free(struct successor *successor); /* NULL is allowed */
 
 enum { DISK_GRANULE = 64 << 10 };
 

@@ -117,7 +117,10 @@ static void host_event(void *arg, enum bm_mirror_event event)
 		job_event(d->job, EV_SWITCH_FAILED);
 		break;
 	case BM_MIRROR_DETACHED:
-		if (d->leaving) { /* the record says that the job runs: the next process goes on */
+		if (d->upgrade) {
+			upgrade_detached(d);
+		} else if (d->leaving) { /* the record says that the job runs: the next process goes
+					    on */
 			job_park(d->job);
 			bm_loop_stop(d->loop);
 		} else {

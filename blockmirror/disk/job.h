@@ -81,6 +81,7 @@ struct job {
 	bool undone;   /* it was, and is no more */
 	bool paused, switch_wanted, undo_wanted, release_wanted;
 	bool attached;                  /* something may have been written to the target */
+	bool parked;                    /* it stays as it is, for another process to go on with */
 	bool refused;                   /* the target was no good: as if nobody had asked */
 	struct bm_error error;          /* why it stopped; BM_OK: it did not */
 	struct bm_rpc_call *start_call; /* waits until the target is known to be good */

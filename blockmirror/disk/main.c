@@ -34,6 +34,7 @@ static const char help[] =
 	"  --handshake-timeout S  seconds that a client has to choose the export (default 10)\n"
 	"  --idle-timeout S       seconds after which a client that asks nothing is\n"
 	"                         disconnected (default 0: never)\n"
+	"  --take-over FD   take the place of the process at that socket (blockmirror upgrade)\n"
 	"  --one-off FD     no disk: copy or compare, as asked over that socket, and end\n"
 	"  --help, --version\n"
 	"\n"
@@ -120,6 +121,7 @@ static const struct option known[] = {
 	{"handshake-timeout", required_argument, NULL, 'L'},
 	{"idle-timeout", required_argument, NULL, 'L'},
 	{"one-off", required_argument, NULL, 'o'},
+	{"take-over", required_argument, NULL, 't'},
 	{"help", no_argument, NULL, 'h'},
 	{"version", no_argument, NULL, 'V'},
 	{0},
@@ -153,6 +155,9 @@ static int take_option(int c, int which, struct disk_options *disk, int *control
 		return nbd_server_set_limit(&disk->limits, known[which].name, optarg, &error) < 0
 			       ? fail(&error)
 			       : 0;
+	case 't':
+		disk->predecessor = atoi(optarg);
+		return 0;
 	case 'o':
 		*control = atoi(optarg);
 		return 0;

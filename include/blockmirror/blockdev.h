@@ -112,6 +112,7 @@ struct bm_dev_ops {
 	void (*submit)(struct bm_dev *dev, struct bm_request *rq);
 	void (*cancel)(struct bm_dev *dev);
 	void (*close)(struct bm_dev *dev);
+	int (*descriptor)(const struct bm_dev *dev); /* NULL: there is none */
 };
 
 struct bm_dev {
@@ -140,6 +141,11 @@ struct bm_open_options {
 	const char *aio;      /* file: "libaio", "threads", or NULL: the best that works */
 	bool buffered;        /* file: through the page cache, not O_DIRECT */
 	bool unlocked;        /* file: take no image locks */
+	/*
+	 * File: the image's descriptor, of a device that was this image before, maybe in another
+	 * process (bm_dev_descriptor()), whose locks come with it. Stays the caller's. 0: none.
+	 */
+	int descriptor;
 	bool (*interrupted)(void *arg); /* asked now and then while waiting: give up? */
 	void *arg;
 };
@@ -180,6 +186,15 @@ static inline void bm_dev_close(struct bm_dev *dev)
 {
 	if (dev)
 		dev->ops->close(dev);
+}
+
+/*
+ * The descriptor that the image's locks are held by, for another holder to be: they last until the
+ * last one has closed it. -1: the device has no such thing. It stays the device's.
+ */
+static inline int bm_dev_descriptor(const struct bm_dev *dev)
+{
+	return dev->ops->descriptor ? dev->ops->descriptor(dev) : -1;
 }
 
 /*
