@@ -11,6 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "blockmirror/base/cleanup.h"
 #include "blockmirror/base/log.h"
 #include "blockmirror/base/pass.h"
 #include "blockmirror/disk/job.h"
@@ -21,7 +22,7 @@ struct successor {
 	struct disk *disk;
 	int fd;
 	bool alone; /* the other process is dead */
-	json_t *orders;
+	json_t *past, *orders;
 	uint8_t buffer[LARGEST];
 };
 
@@ -59,8 +60,7 @@ static int take_disk(struct successor *s, struct disk_options *options, const js
 	    pass->n_fds > DESCRIPTORS + 1)
 		return bm_fail(error, BM_E_INTERNAL,
 			       "what the process before this one sent is not understood");
-	json_decref(d->past);
-	d->past = json_incref(past);
+	s->past = json_incref(past);
 	s->orders = json_incref(orders);
 	d->shared = shared;
 	d->folder_lock = bm_pass_take(pass, 0);
@@ -157,12 +157,24 @@ int successor_clients(struct successor *s, struct bm_error *error)
 	return bm_fail_errno(error, r, "the clients of disk %s cannot be taken over", d->name);
 }
 
+/* The record knows the last job only. */
+static void remember_jobs(struct successor *s)
+{
+	struct disk *d = s->disk;
+
+	if (json_object_size(s->orders)) /* one that ran may have ended just now */
+		json_array_extend(s->past, d->past);
+	json_decref(d->past);
+	d->past = bm_steal(s->past);
+}
+
 void successor_finish(struct successor *s)
 {
 	static const char taken[] = "{\"v\":1,\"taken\":true}";
 	struct disk *d = s->disk;
 	struct bm_pass pass;
 
+	remember_jobs(s);
 	upgrade_give_orders(d, s->orders);
 	(void)bm_pass_send(s->fd, NULL, taken, strlen(taken), &(struct bm_pass){0}, 0);
 	if (!s->alone && next(s, &pass) > 0)
@@ -182,6 +194,7 @@ void successor_free(struct successor *s)
 	if (!s)
 		return;
 	close(s->fd);
+	json_decref(s->past);
 	json_decref(s->orders);
 	free(s);
 }

@@ -278,6 +278,52 @@ static void a_client_that_does_not_read_is_waited_for(void **state)
 	secure_close(&c, b);
 }
 
+static void when_frozen(void *arg, const char *busy)
+{
+	assert_null(busy);
+	*(bool *)arg = true;
+}
+
+static int pass_none(void *arg, int fd, const uint8_t *parcel, size_t length)
+{
+	(void)arg;
+	(void)fd;
+	(void)parcel;
+	(void)length;
+	fail();
+	return 0;
+}
+
+/* Clients are handed over to another process but for those under TLS, who connect anew. */
+static void who_cannot_be_handed_over_is_closed_between_requests(void **state)
+{
+	bool froze = false;
+	struct bridge *b, *d;
+	struct client c = secured(*state, &mirror, &b, "slow", EXTENDED_HEADERS),
+		      choosing = new_secure_client(*state, &mirror, &d);
+
+	request(&c, WRITE, 0, 1, 0, 4096);
+	payload(&c, 0, 4096);
+	turns(&rig, 10);
+	assert_int_equal(nbd_server_freeze(rig.server, UINT32_MAX, when_frozen, &froze), 0);
+	request(&c, WRITE, 0, 2, 0, 4096); /* not begun any more */
+	payload(&c, 0, 4096);
+	turns(&rig, 20);
+	assert_int_equal(rig.slow.count, 1);
+	assert_false(froze);
+	slow_release(&rig.slow, false);
+	expect_simple(&c, 1, 0);
+	turns(&rig, 10);
+	assert_true(froze);
+	assert_int_equal(nbd_server_pass(rig.server, pass_none, NULL), 0);
+	nbd_server_abandon(rig.server);
+	expect_end(&c);
+	expect_end(&choosing);
+	assert_int_equal(rig.slow.bytes, 4096);
+	secure_close(&c, b);
+	secure_close(&choosing, d);
+}
+
 /* Pieces */
 
 static void records_may_come_in_any_pieces(void **state)
@@ -477,6 +523,7 @@ int main(void)
 		TEST(nothing_is_left_behind_in_a_record),
 		TEST(what_comes_while_memory_is_out_is_served),
 		TEST(a_client_that_does_not_read_is_waited_for),
+		TEST(who_cannot_be_handed_over_is_closed_between_requests),
 		TEST(records_may_come_in_any_pieces),
 		TEST(a_byte_that_was_changed_ends_it),
 		TEST(pipes_do_as_well),

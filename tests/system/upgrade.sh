@@ -1,0 +1,302 @@
+#!/bin/bash
+# SPDX-License-Identifier: BSD-3-Clause
+# A disk is upgraded again and again under a load that verifies, at rest and in every phase of a
+# move, while other clients keep sessions of each kind: nobody is cut off,
+# nothing is lost. New programs that are no good change nothing. Either process is killed in the
+# middle of it: the disk comes back. All of it with blockmirrord and without.
+# $UPGRADES: how many at rest, and as many in moves (default 4). $KILLS: of each (default 2).
+# shellcheck source-path=SCRIPTDIR source=disk.bash
+. "$(dirname "$0")/disk.bash"
+
+python=${PYTHON:-/usr/bin/python3}
+have jq getfattr nbdkit "$python" || { skip "upgrades" "jq, attr, nbdkit, python3"; exit; }
+image_size=$((64 * M)) half=$((32 * M)) # behind it no load touches
+upgrades=${UPGRADES:-4} kills=${KILLS:-2} daemon='' original=''
+disks=$BLOCKMIRROR_RUN_DIR/disks
+
+# The programs as they are installed, and others in their place: blockmirror finds the disk's
+# program beside itself, a running one beside where it was started from.
+
+install_programs() {
+	mkdir -p "$dir/bin"
+	cp "$BUILD"/blockmirror "$BUILD"/blockmirror-disk "$BUILD"/blockmirrord "$dir/bin"
+	bm=$dir/bin/blockmirror original=$dir/bin/blockmirror-disk
+}
+# put PROGRAM [VERSION]: replaced as installing does it; VERSION, as long as ours, is what it says.
+put() {
+	local ours
+	cp "$1" "$original.new"
+	if [ $# -gt 1 ]; then
+		ours=$("$BUILD/blockmirror-disk" --version)
+		sed -i "s/\\b${ours#* }\\b/$2/g" "$original.new"
+	fi
+	chmod +x "$original.new"
+	mv "$original.new" "$original"
+}
+script() { printf '#!/bin/bash\n%s\n' "$1" >"$dir/script"; put "$dir/script"; }
+
+# The disk's process, whichever it is now; $pids has had them all.
+
+pids=()
+new_pid() {
+	disk_pid=$(show disk .pid)
+	lib_pids+=("$disk_pid") pids+=("$disk_pid")
+}
+upgrade() {
+	local before=$disk_pid
+	"$bm" upgrade disk --json >"$dir/upgrade.json" 2>"$dir/said" || { cat "$dir/said"; return 1; }
+	jq -r '"\(.stall_ns / 1000 | round) \(.drain_ns / 1000 | round)"' <"$dir/upgrade.json" \
+		>>"$dir/stalls"
+	wait_for 5 lib_gone "$before" || { echo "process $before is still there"; return 1; }
+	lib_forget "$before"
+	new_pid
+	[ "$disk_pid" != "$before" ] && [ "$disk_pid" = "$(jq .pid "$dir/upgrade.json")" ]
+}
+upgrades() { local i; for i in $(seq "$1"); do upgrade || return; sleep "0.$((RANDOM % 3))"; done; }
+stalls() { # their middle and the largest
+	sort -n "$dir/stalls" | awk '{ s[NR] = $1; if ($2 > d) d = $2; t = $1 - $2; if (t > h) h = t }
+		END { printf "# %d upgrades; stall: median %.1f ms, longest %.1f ms; longest drain %.1f ms, longest hand-over %.1f ms\n",
+			NR, s[int((NR + 1) / 2)] / 1000, s[NR] / 1000, d / 1000, h / 1000 }'
+}
+
+# Clients of other kinds, behind what the load touches (session.py).
+start_sessions() {
+	local mode at=$half
+	sessions=()
+	for mode in simple structured extended; do
+		log=$dir/session.$mode spawn "$python" tests/system/session.py "$disks/disk.nbd" disk \
+			$mode $at
+		sessions+=("$pid") at=$((at + 2 * M))
+	done
+}
+end_sessions() {
+	local p status=0
+	for p in "${sessions[@]}"; do
+		kill -TERM "$p"
+		wait "$p" || status=1
+		lib_forget "$p"
+	done
+	cat "$dir"/session.*
+	return $status
+}
+never_cut() { json_is "$report" '.reconnects == 0'; }
+guest() { json "$report" '"# the guest: \(.requests) requests, longest \(.longest_request.ms) ms, \(.reconnects) times cut off"'; }
+
+# Moves
+
+to() { [ "$(show disk .uri)" = "$dir/a/disk.img" ] && echo "$dir/b" || echo "$dir/a"; }
+begin_move() { # ARGUMENT…
+	"$bm" relocate disk "$(to)" --overwrite --guest-latency off --detach "$@" >>"$dir/log" 2>&1
+}
+job_ended() { [ "$(job disk .state)" != running ]; }
+ends() { wait_for 60 job_ended && [ "$(job disk .state)" = "${1:-done}" ]; }
+try_upgrade() { # one that may come in the middle of a step of the job
+	local i
+	for i in 1 2 3 4 5 6 7 8; do
+		upgrade >"$dir/tried" 2>&1 && return
+		grep -q 'E_BUSY.*try again' "$dir/tried" || break
+		sleep 0.2
+	done
+	cat "$dir/tried"
+	return 1
+}
+
+at_rest() {
+	local name=$1
+	: >"$dir/stalls"
+	check "$name: $upgrades upgrades at rest, under load" upgrades "$upgrades"
+	stalls
+	check "$name: its sockets are there" test -S "$disks/disk.nbd" -a -S "$disks/disk.sock"
+	check "$name: all clients are there" test "$(show disk '.clients | length')" -eq 7
+}
+
+in_moves() {
+	local name=$1 i
+	: >"$dir/stalls"
+	begin_move --rate 12M
+	for i in $(seq $(((upgrades + 1) / 2))); do
+		check "$name: upgrade $i while it copies" try_upgrade
+		sleep 0.4
+	done
+	check "$name: the job goes on" job_is disk '"\(.state) \(.resumed.times >= 1)"' "running true"
+	check "$name: pause" "$bm" job pause disk
+	check "$name: upgrade while it is paused" try_upgrade
+	check "$name: it still is" job_is disk .state paused
+	"$bm" job resume disk >>"$dir/log"
+	"$bm" job set disk --rate 0 >>"$dir/log"
+	check "$name: it ends" ends
+	begin_move --switch manual --verify
+	check "$name: another one is in sync" wait_for 30 phase_is disk in-sync
+	sleep 6 # until what was written was flushed, too
+	check "$name: upgrade in sync" try_upgrade
+	echo "# $name: $(job disk '"\(.resumed.dirty_bytes) bytes to send again, \(.resumed.kept_bytes) kept"')"
+	check "$name: very little is sent again" job_is disk '.resumed.dirty_bytes < .resumed.kept_bytes' true
+	check "$name: in sync again" wait_for 30 phase_is disk in-sync
+	check "$name: it switches" "$bm" switch disk
+	check "$name: it ends, too" ends
+	begin_move --undo-window 60s
+	check "$name: the undo window is open" wait_for 30 phase_is disk undo-window
+	for i in $(seq $((upgrades / 2))); do
+		check "$name: upgrade $i in the undo window" try_upgrade
+		check "$name: which is still open" wait_for 10 phase_is disk undo-window
+	done
+	check "$name: undo" "$bm" undo disk
+	check "$name: it is undone" ends undone
+	stalls
+}
+
+# What cannot take over does not.
+no_good() {
+	local name=$1 before=$disk_pid
+	script 'echo "blockmirror-disk: E_INTERNAL: broken" >&2; exit 1'
+	check_fails "$name: a program that ends: refused" 1 "E_INTERNAL: .*stays with process $before .*broken" \
+		"$bm" upgrade disk
+	script 'kill -SEGV $$'
+	check_fails "$name: one that crashes: refused" 1 "E_INTERRUPTED: .*stays with process $before .*signal 11" "$bm" upgrade disk
+	script "exec $python -c 'import socket; socket.socket(fileno=3).send(b\"{\\\"v\\\":1,\\\"state\\\":99,\\\"clients\\\":1,\\\"version\\\":\\\"9.9.9\\\"}\")'"
+	check_fails "$name: one of another state: refused" 3 "E_UNSUPPORTED: .*stays with process $before .*9.9.9" \
+		"$bm" upgrade disk
+	script "exec $python -c 'import socket, time; s = socket.socket(fileno=3); s.send(b\"{\\\"v\\\":1,\\\"state\\\":1,\\\"clients\\\":1,\\\"version\\\":\\\"0.0.0\\\"}\"); s.recv(99); s.close()'"
+	check_fails "$name: one that ends when it is to take over: refused" 1 "stays with process $before" "$bm" upgrade disk
+	# shellcheck disable=SC2016 # the script's own
+	script 'sleep 60 & child=$!; trap "kill $child" EXIT; echo $$ $child >"$BLOCKMIRROR_STATE_DIR/hung"; wait'
+	check_fails "$name: one that hangs: refused" 7 "E_UNREACHABLE: .*stays with process $before" "$bm" upgrade disk
+	hung
+	rm "$original"
+	check_fails "$name: none at all: refused" 1 "stays with process $before" env PATH=/usr/bin:/bin "$bm" upgrade disk
+	put "$BUILD/blockmirror-disk"
+	check "$name: the old process serves all the while" test "$(show disk .pid)" = "$before"
+	check "$name: a good one takes over then" upgrade
+}
+hung() { # what it has left
+	local p
+	for p in $(xargs <"$BLOCKMIRROR_STATE_DIR/hung"); do
+		grep -qF "$BLOCKMIRROR_STATE_DIR" "/proc/$p/environ" 2>>"$dir/log" && kill -KILL "$p"
+	done
+}
+
+# The new or the old process is killed while one hands over to the other.
+killed() {
+	local name=$1 i who new lost=0
+	for i in $(seq $((2 * kills))); do
+		[ $((i % 3)) -ne 0 ] || begin_move --rate 20M
+		who=$((i % 2))
+		"$bm" upgrade disk >>"$dir/log" 2>&1 &
+		new=$!
+		sleep "$(printf '0.%03d' $((RANDOM % 60)))"
+		if [ $who -eq 0 ]; then
+			kill -KILL "$disk_pid"
+		else
+			for p in $(pgrep -P "$disk_pid"); do kill -KILL "$p"; done
+		fi
+		wait $new
+		back || { lost=$i; break; }
+		lib_forget "$disk_pid"
+		new_pid
+	done
+	check "$name: $((2 * kills)) times killed in the middle, the disk comes back" test "$lost" -eq 0
+	check "$name: there is one process" one_process
+}
+answers() { "$bm" show disk --json >>"$dir/log" 2>&1; }
+back() {
+	[ -z "$daemon" ] || { wait_for 20 answers; return; }
+	wait_for 1 answers || wait_for 20 "$bm" serve disk >>"$dir/log" 2>&1
+}
+one_process() {
+	sleep 0.3
+	ours | tee "$dir/out" | wc -l | grep -qx 1
+}
+
+start_daemon() {
+	: >"$dir/daemon.out"
+	log=$dir/daemon.out spawn "$dir/bin/blockmirrord"
+	daemon=$pid
+	wait_for 10 grep -q ^ready "$dir/daemon.out"
+}
+# A newer daemon takes the place of this one: its disks do not notice.
+new_daemon() {
+	kill -TERM "$daemon"
+	wait "$daemon"
+	lib_forget "$daemon"
+	start_daemon && wait_for 5 runs
+}
+runs() { [ "$(show disk .supervision.state)" = running ]; }
+restarts_are() { [ "$(show disk .supervision.restarts)" = "$1" ]; }
+
+# Those that the test does not know of: upgrades that it did not live to see.
+clean_up() {
+	local p
+	[ -z "$daemon" ] || kill9 "$daemon"
+	for p in $(ours); do kill -KILL "$p"; done
+}
+ours() {
+	local p
+	for p in $(pgrep -f "blockmirror-disk --name disk "); do
+		! grep -qF "$BLOCKMIRROR_RUN_DIR" "/proc/$p/cmdline" 2>>"$dir/log" || echo "$p"
+	done
+}
+
+begin_life() {
+	local name=$1
+	make_image "$dir/a/disk.img"
+	mkdir -p "$dir/b"
+	check "$name: a disk is served" "$bm" serve disk "$dir/a/disk.img"
+	new_pid
+	start_load disk --initial any --iops 400 --sizes 512:64k
+	start_sessions
+	at_rest "$name"
+}
+
+end_life() {
+	local name=$1
+	check "$name: each session was one session" end_sessions
+	sed 's/^/# /' "$dir/out"
+	check "$name: the guest lost nothing" end_load
+	guest
+	check "$name: and was never cut off" never_cut
+	start_load disk --initial any --iops 400 --sizes 512:64k --reconnect 60
+	killed "$name"
+	check "$name: the guest of the killed lost nothing" end_load
+	guest
+	wait_for 60 job_ended
+	check "$name: what it wrote is there" state_fits "$(disk_uri disk)"
+	check "$name: an upgraded disk is stopped as any" wait_for 5 "$bm" stop disk
+	check "$name: its sockets are gone" test ! -e "$disks/disk.nbd" -a ! -e "$disks/disk.sock"
+}
+
+alone() {
+	begin_life alone
+	put "$BUILD/blockmirror-disk" 9.9.9
+	check "alone: another version takes over" upgrade
+	check "alone: which is told" test "$(jq -r .version "$dir/upgrade.json")" = 9.9.9
+	put "$BUILD/blockmirror-disk"
+	in_moves alone
+	no_good alone
+	end_life alone
+}
+
+with_daemon() {
+	rm -r "$dir/state"
+	start_daemon
+	begin_life daemon
+	begin_move --rate 12M
+	check "daemon: upgrade in a move" try_upgrade
+	"$bm" job set disk --rate 0 >>"$dir/log"
+	check "daemon: it ends" ends
+	script 'echo "blockmirror-disk: E_INTERNAL: broken" >&2; exit 1'
+	check_fails "daemon: a program that ends: refused" 1 "E_INTERNAL: .*stays with .*broken" \
+		"$bm" upgrade disk
+	put "$BUILD/blockmirror-disk"
+	check "daemon: it is another one" new_daemon
+	check "daemon: which has the same process" test "$(show disk .pid)" = "$disk_pid"
+	check "daemon: upgrade under it" upgrade
+	check "daemon: which knows the new process" wait_for 5 knows
+	check "daemon: none was started again for the upgrades" restarts_are 0
+	end_life daemon
+}
+knows() { [ "$(show disk .supervision.pid)" = "$disk_pid" ]; }
+
+install_programs
+on_exit clean_up
+alone
+with_daemon
