@@ -28,7 +28,7 @@ $(BUILD)/tests/unit/daemon_test: $(call objects,$(filter-out %/main.c,$(DAEMON_S
 # first, beside what computes.
 check:
 	$(Q)$(MAKE) --no-print-directory $(PARALLEL) all tests asan-tests tsan-tests
-	$(Q)BUILD=$(BUILD) tests/run $(BUILD)/test-logs tests/lint.sh $(SYSTEM_TESTS) \
+	$(Q)BUILD=$(BUILD) tests/run $(BUILD)/test-logs tests/lint.sh $(SYSTEM_TESTS) tests/model/promela.sh \
 		$(BUILD)/tests/model/mirror_test:-n:$(MODEL_SEEDS) \
 		$(foreach seed,$(FOUND_SEEDS),$(BUILD)/tests/model/mirror_test:-s:$(seed):-n:1) \
 		$(ASAN)/tests/model/mirror_test:-n:700 $(TSAN)/tests/model/mirror_test:-n:200 \
