@@ -3,6 +3,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 #include "blockmirror/base/units.h"
 #include "blockmirror/cli/cli.h"
@@ -34,6 +35,24 @@ int cmd_list(struct cli *cli, int argc, char **argv)
 	return 0;
 }
 
+/* Only what somebody has to know. */
+static void print_storage(const json_t *storage)
+{
+	time_t since = (time_t)(cli_number(storage, "since") / 1000000000u);
+	char at[64] = "", lost[BM_UNITS_TEXT];
+	struct tm tm;
+
+	if (!cli_number(storage, "since"))
+		return;
+	if (localtime_r(&since, &tm))
+		strftime(at, sizeof(at), "%F %T", &tm);
+	printf("storage     unreachable since %s (%s), trying again (%" PRIu64 " attempts): %s\n", at,
+	       bm_format_duration(lost, cli_number(storage, "lost_ns")),
+	       cli_number(storage, "attempts"), cli_text(storage, "why"));
+	if (!strcmp(cli_text(storage, "state"), "failed"))
+		puts("            the time set by --reconnect-timeout is over: the guest gets errors");
+}
+
 static void print_disk(const json_t *disk)
 {
 	const json_t *job = json_object_get(disk, "job"), *client;
@@ -48,6 +67,7 @@ static void print_disk(const json_t *disk)
 	printf("size        %s\n", bm_format_size(size, cli_number(disk, "size")));
 	printf("served at   %s\n", cli_text(disk, "nbd"));
 	printf("state       %s\n", cli_text(disk, "state"));
+	print_storage(json_object_get(disk, "storage"));
 	printf("server      %" PRIu64 " of %" PRIu64 " connections, %" PRIu64
 	       " requests in flight, %s of memory (at most %s)\n",
 	       cli_number(server, "connections"), cli_number(server, "max_connections"),

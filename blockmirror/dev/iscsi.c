@@ -161,7 +161,7 @@ static void rearm(struct iscsi_session *s)
 		return;
 	r = bm_watch_set(d->dev.loop, &s->watch, fd, events);
 	if (r < 0)
-		lose(d, r);
+		lose(d, -ENOTCONN);
 }
 
 static void service(struct iscsi_session *s, uint32_t events)

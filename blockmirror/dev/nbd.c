@@ -144,7 +144,7 @@ static void rearm(struct nbd_conn *c)
 		return;
 	r = bm_watch_set(c->nbd->dev.loop, &c->watch, fd, events);
 	if (r < 0)
-		lose(c->nbd, r);
+		lose(c->nbd, -ENOTCONN);
 }
 
 static void on_ready(struct bm_watch *watch, uint32_t events)

@@ -180,7 +180,9 @@ static int open_image(struct disk *d, const struct disk_options *asked, struct b
 	/* An image with larger blocks than the disk had before may end within one. */
 	while (d->record.size % block)
 		block /= 2;
-	r = bm_order_fit(&d->side[0], block);
+	r = storage_wrap(d, 0, d->record.uri, &d->side[0]);
+	if (!r)
+		r = bm_order_fit(&d->side[0], block);
 	return r < 0 ? bm_fail_errno(error, r, "disk %s", d->name) : 0;
 }
 
@@ -301,6 +303,8 @@ int disk_open(struct bm_loop *loop, const struct disk_options *asked, struct dis
 	if (!d)
 		return bm_fail_errno(error, ENOMEM, "disk %s", options->name);
 	d->loop = loop;
+	d->reconnect = options->reconnect;
+	bm_list_init(&d->storage);
 	d->folder_lock = -1;
 	d->past = json_array();
 	d->workers = bm_workers_new(OPENERS);
@@ -397,6 +401,12 @@ void disk_stop(struct disk *d)
 	if (upgrade_stops(d))
 		return;
 	d->stopping = true;
+	/* Requests that wait for it cannot be answered: clients come again to the next process. */
+	if (storage_is_lost(d)) {
+		d->abandoned = true;
+		bm_loop_stop(d->loop);
+		return;
+	}
 	if (job_runs(d->job)) /* a target that is being opened may take its time */
 		atomic_store(&d->job->give_up, true);
 	nbd_server_stop(d->nbd, clients_gone, d);
@@ -414,6 +424,7 @@ void disk_fini(struct disk *d)
 	bm_mirror_free(d->mirror);
 	for (int i = 0; i < 2; i++)
 		bm_dev_close(d->side[i]);
+	storage_fini(d);
 	if (d->folder_lock >= 0)
 		close(d->folder_lock);
 	if (d->image_fd > 0)

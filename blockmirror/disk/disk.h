@@ -6,6 +6,7 @@
  *   disk.c      the disk: its record, its image, the stack that serves it
  *   owner.c     marks on images, and whom they belong to
  *   target.c    targets: names, checks, creation, opening (in a worker)
+ *   storage.c   remote storage that is lost, and opened again
  *   mapfile.c   the settled map in RUN
  *   job.c       the life of a relocation: states and events as a table
  *   host.c      what the mirror asks for and tells while a job runs
@@ -43,6 +44,7 @@ struct disk_options {
 	int nbd_fd, control_fd; /* sockets that listen already, and that the caller holds, too; 0 */
 	int predecessor;        /* take over from the process at the other end; 0 */
 	struct nbd_server_options limits;
+	uint64_t reconnect; /* ns that requests wait for storage that is lost; UINT64_MAX: for ever */
 };
 
 struct disk {
@@ -59,6 +61,8 @@ struct disk {
 	struct bm_workers *workers;  /* opening, creating, removing: may hang with a device */
 	struct bm_workers *recorder; /* one thread: records, in order */
 	struct bm_dev *side[2];      /* as the mirror has them */
+	struct bm_list storage;      /* storage.c's: devices that are opened again */
+	uint64_t reconnect;          /* of disk_options */
 	struct bm_mirror *mirror;
 	struct bm_dev *order;
 	struct bm_meter meter;
@@ -71,6 +75,7 @@ struct disk {
 	struct upgrade *upgrade;         /* under way */
 	bool shared;                     /* a daemon holds the sockets, and has their paths */
 	bool stopping, leaving, created;
+	bool abandoned; /* it ends as a killed process would: disk_close() is not called */
 	bool fresh; /* had no record when it was opened */
 	uint64_t started;
 };
@@ -112,6 +117,18 @@ int owner_mark(const char *uri, const char *state, const struct bm_record *recor
 	       const char *folder);
 /* The image and its mark; files only: the node of a block device is not the device. */
 int owner_remove(const char *uri);
+
+/*
+ * storage.c. wrap: *dev, which was opened as uri, is not started, and becomes that side, is opened
+ * again when its session is lost, if it has one. 0 or -ENOMEM. set_roles: authority has passed, or
+ * may soon. report: the authority's, null where there is nothing to tell. fini: after all sides
+ * were closed and the workers are gone.
+ */
+int storage_wrap(struct disk *disk, int side, const char *uri, struct bm_dev **dev);
+void storage_set_roles(struct disk *disk);
+bool storage_is_lost(const struct disk *disk);
+json_t *storage_report(const struct disk *disk);
+void storage_fini(struct disk *disk);
 
 /* control.c */
 bool control_read_loss(const json_t *value, uint64_t *loss); /* NULL: unchanged */

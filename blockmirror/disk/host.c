@@ -24,6 +24,8 @@ static void record_done(struct bm_work *work)
 	else
 		job_believe_record(job);
 	bm_mirror_committed(job->disk->mirror, job->step_error.code ? -EIO : 0);
+	/* Now, before anything that ends can find the new authority in its old role. */
+	storage_set_roles(job->disk);
 }
 
 static void host_commit(void *arg, int side)

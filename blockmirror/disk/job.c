@@ -152,7 +152,9 @@ static int attach(struct job *job)
 	struct disk *d = job->disk;
 	int side = !disk_authority(d), r;
 
-	r = bm_order_fit(&job->target.dev, bm_mirror_dev(d->mirror)->geometry.block);
+	r = storage_wrap(d, side, job->target.uri, &job->target.dev);
+	if (!r)
+		r = bm_order_fit(&job->target.dev, bm_mirror_dev(d->mirror)->geometry.block);
 	if (r < 0)
 		return cannot_mirror(job, r);
 	bm_dev_start(job->target.dev, d->loop);
@@ -384,6 +386,7 @@ void job_event(struct job *job, enum job_event event)
 	job->phase = table[from][event](job);
 	if (job->phase == from)
 		return;
+	storage_set_roles(job->disk);
 	bm_log(BM_LOG_NOTICE, "job=%s.%u from=%s ev=%s to=%s",
 	       job->disk->name ? job->disk->name : "", job->number, phase_names[from],
 	       event_names[event], phase_names[job->phase]);

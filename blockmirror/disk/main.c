@@ -35,6 +35,8 @@ static const char help[] =
 	"  --idle-timeout S       seconds after which a client that asks nothing is\n"
 	"                         disconnected (default 0: never)\n"
 	"  --take-over FD   take the place of the process at that socket (blockmirror upgrade)\n"
+	"  --reconnect-timeout T  how long requests wait for storage that is lost (s, m, h;\n"
+	"                         default: for ever), then they fail\n"
 	"  --one-off FD     no disk: copy or compare, as asked over that socket, and end\n"
 	"  --help, --version\n"
 	"\n"
@@ -99,6 +101,8 @@ static int serve(struct bm_loop *loop, struct signals *signals, const struct dis
 	fflush(stdout);
 	free(uri);
 	r = bm_loop_run(loop);
+	if (signals->disk->abandoned)
+		_exit(0);
 	disk_close(signals->disk);
 	return r < 0;
 }
@@ -120,6 +124,7 @@ static const struct option known[] = {
 	{"max-data", required_argument, NULL, 'L'},
 	{"handshake-timeout", required_argument, NULL, 'L'},
 	{"idle-timeout", required_argument, NULL, 'L'},
+	{"reconnect-timeout", required_argument, NULL, 'R'},
 	{"one-off", required_argument, NULL, 'o'},
 	{"take-over", required_argument, NULL, 't'},
 	{"help", no_argument, NULL, 'h'},
@@ -158,6 +163,12 @@ static int take_option(int c, int which, struct disk_options *disk, int *control
 	case 't':
 		disk->predecessor = atoi(optarg);
 		return 0;
+	case 'R':
+		if (!bm_parse_duration(optarg, &disk->reconnect))
+			return 0;
+		fprintf(stderr, "blockmirror-disk: --reconnect-timeout %s: a time like 5m is wanted\n",
+			optarg);
+		return 2;
 	case 'o':
 		*control = atoi(optarg);
 		return 0;
@@ -174,7 +185,9 @@ static int take_option(int c, int which, struct disk_options *disk, int *control
 
 int main(int argc, char **argv)
 {
-	struct disk_options disk = {.run_dir = bm_run_dir(), .state_dir = bm_state_dir()};
+	struct disk_options disk = {.run_dir = bm_run_dir(),
+				    .state_dir = bm_state_dir(),
+				    .reconnect = UINT64_MAX};
 	struct signals signals = {0};
 	struct bm_error error = {0};
 	struct bm_loop *loop;
