@@ -310,7 +310,7 @@ static int fence(const struct nbd *n, const struct bm_open_options *options)
 {
 	uint64_t wait = options->fence_ns ? options->fence_ns : DEFAULT_FENCE;
 
-	if (!options->fence || n->dev.geometry.flags & BM_DEV_FENCED)
+	if (!options->fence || options->fence_no_wait || n->dev.geometry.flags & BM_DEV_FENCED)
 		return 0;
 	return bm_wait_a_while(options, wait);
 }

@@ -13,6 +13,7 @@
 #include "blockmirror/base/cleanup.h"
 #include "blockmirror/base/log.h"
 #include "blockmirror/base/units.h"
+#include "blockmirror/base/uri.h"
 #include "blockmirror/disk/job.h"
 
 #define REOPEN_FIRST 250000000ull   /* ns, doubled up to … */
@@ -92,21 +93,42 @@ static void still_away(struct job *job)
 		reopen_later(job);
 }
 
-static void tell_back(const struct job *job)
+void away_back(struct job *job)
 {
-	bool fenced = job->reopened->geometry.flags & BM_DEV_FENCED;
+	struct disk *d = job->disk;
+	bool fenced = d->side[!disk_authority(d)]->geometry.flags & BM_DEV_FENCED;
 
 	bm_log(BM_LOG_NOTICE, "%s.%u: the target is back%s", job->disk->name, job->number,
 	       fenced ? "" : "; it does not tell whether it is done with the requests of before");
-}
-
-static void back(struct job *job, int side)
-{
-	tell_back(job);
-	job->disk->side[side] = bm_steal(job->reopened);
 	job->reopen_failures = 0;
 	job->away = false;
 	set_clock(job);
+}
+
+void away_foreign(struct job *job)
+{
+	struct bm_mirror_stats stats;
+	char text[sizeof(job->error.text)], shown[300];
+
+	bm_mirror_get_stats(job->disk->mirror, &stats);
+	snprintf(text, sizeof(text),
+		 "%s is not what was there before, or an older state of it: it differs at %" PRIu64
+		 ", where both copies were equal; nothing was written to it",
+		 bm_uri_redact(job_uri(job, FORWARD), shown, sizeof(shown)), stats.foreign_offset);
+	job_stop(job, BM_E_FOREIGN, text);
+}
+
+/* It cannot be a copy of the disk any more, whatever it is. */
+static void shrunk(struct job *job)
+{
+	char text[sizeof(job->error.text)], shown[300], need[BM_UNITS_TEXT], have[BM_UNITS_TEXT];
+
+	snprintf(text, sizeof(text),
+		 "%s came back smaller (%s) than the disk (%s); nothing was written to it",
+		 bm_uri_redact(job_uri(job, FORWARD), shown, sizeof(shown)),
+		 bm_format_size(have, job->reopened->geometry.size),
+		 bm_format_size(need, job->disk->record.size));
+	job_stop(job, BM_E_TOO_SMALL, text);
 }
 
 static void reopen_done(struct bm_work *work)
@@ -127,14 +149,15 @@ static void reopen_done(struct bm_work *work)
 		job_stop(job, BM_E_FOREIGN, job->reopen_error.text);
 		return;
 	}
-	if (job->reopened &&
-	    !bm_order_fit(&job->reopened, bm_mirror_dev(d->mirror)->geometry.block)) {
+	if (job->reopened && job->reopened->geometry.size < d->record.size)
+		shrunk(job);
+	else if (job->reopened &&
+		 !bm_order_fit(&job->reopened, bm_mirror_dev(d->mirror)->geometry.block)) {
 		bm_dev_start(job->reopened, d->loop);
 		if (!bm_mirror_reattach(d->mirror, job->reopened)) {
-			back(job, side);
+			d->side[side] = bm_steal(job->reopened); /* away_back() follows */
 			return;
 		}
-		job_stop(job, BM_E_SIZE, "the target came back with another size, or read-only");
 	}
 	bm_dev_close(job->reopened);
 	job->reopened = NULL;

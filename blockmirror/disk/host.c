@@ -135,6 +135,12 @@ static void host_event(void *arg, enum bm_mirror_event event)
 	case BM_MIRROR_LOST_IDLE:
 		away_gone(d->job);
 		break;
+	case BM_MIRROR_BACK:
+		away_back(d->job);
+		break;
+	case BM_MIRROR_FOREIGN:
+		away_foreign(d->job);
+		break;
 	case BM_MIRROR_FULL:
 		bm_log(BM_LOG_WARN,
 		       "%s.%u: the target is full; the guest goes on, the copy waits for space",

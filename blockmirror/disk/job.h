@@ -138,13 +138,15 @@ void host_keep(struct job *job); /* changed options go into the record, as soon 
 
 /*
  * away.c: the target is lost, or was not there when a process took over: it is opened again, as the
- * job's options have it. gone: its device is closed. chosen: these options have changed, or
- * somebody resumes the job.
+ * job's options have it. gone: its device is closed. back, foreign: a sample was compared. chosen:
+ * these options have changed, or somebody resumes the job.
  */
 void away_init(struct job *job);
 void away_begin(struct job *job); /* it is not there yet */
 void away_lost(struct job *job);
 void away_gone(struct job *job);
+void away_back(struct job *job);
+void away_foreign(struct job *job);
 void away_chosen(struct job *job);
 void away_resumed(struct job *job);
 void away_clear_timers(struct job *job);

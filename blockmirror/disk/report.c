@@ -89,6 +89,8 @@ static json_t *progress(const struct job *job, const struct bm_mirror_stats *s)
 	json_object_set_new(p, "collisions", number(s->collisions));
 	json_object_set_new(p, "held_writes", number(s->held_writes));
 	json_object_set_new(p, "target_losses", number(s->losses));
+	json_object_set_new(p, "quarantined", number(s->quarantined * s->granule));
+	json_object_set_new(p, "late_writes", number(s->late_writes));
 	json_object_set_new(p, "verified_bytes", number(s->checked_bytes));
 	json_object_set_new(p, "mismatches", number(s->mismatches));
 	json_object_set_new(p, "target",

@@ -214,7 +214,9 @@ static int is_ours(struct job *job, const char *uri)
 void step_reopen(struct bm_work *work)
 {
 	struct job *job = bm_container(work, struct job, reopen);
+	/* Where only a wait would help the mirror waits, and looks (BM_DEV_FENCED). */
 	const struct bm_open_options options = {.fence = true,
+						.fence_no_wait = true,
 						.session = job->disk->record.disk,
 						.interrupted = gave_up,
 						.arg = job};

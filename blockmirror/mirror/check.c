@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Comparing both sides while the guest writes: every granule is read from both and compared once.
+ * Comparing both sides while the guest writes: granules of a set are read from both and compared.
+ * The set is all of the disk when somebody asked for it, or what again.c wants to know about.
  *
  * It works as the copy does. A check begins only where no guest write is in flight; a write that is
  * sent meanwhile spoils it, and the granule is looked at again later; one that is spoiled again and
@@ -103,15 +104,70 @@ static bool covered(const struct bm_mirror *m, uint64_t granule)
 	return false;
 }
 
-bool check_wants(const struct bm_mirror *m, uint64_t granule)
+static struct bm_bitmap *set_of(struct bm_mirror *m, enum check_kind kind)
 {
-	return m->check.done && bm_bitmap_test(&m->check.left, granule);
+	return kind == CHECK_ASKED  ? &m->check.left
+	       : kind == CHECK_BACK ? &m->map.quarantine
+				    : &m->map.sample;
 }
 
-static bool may_check(const struct bm_mirror *m, uint64_t granule)
+static bool reads_back(const struct bm_mirror *m)
 {
-	return bm_bitmap_test(&m->check.left, granule) && !m->map.granule[granule].busy &&
+	return m->map.quarantine.count && !m->grace;
+}
+
+/* Whether there is something to compare that the granule belongs to. */
+bool check_wants(const struct bm_mirror *m, uint64_t granule)
+{
+	return (m->check.done && bm_bitmap_test(&m->check.left, granule)) ||
+	       (reads_back(m) && bm_bitmap_test(&m->map.quarantine, granule));
+}
+
+static bool may_check(struct bm_mirror *m, enum check_kind kind, uint64_t granule)
+{
+	return bm_bitmap_test(set_of(m, kind), granule) && !m->map.granule[granule].busy &&
+	       !bm_bitmap_test(&m->map.copying, granule) &&
 	       !bm_bitmap_test(&m->map.dirty, granule) && !covered(m, granule);
+}
+
+static void equal(const struct check *k, uint64_t granule, size_t length)
+{
+	struct bm_mirror *m = k->mirror;
+
+	bm_bitmap_clear(set_of(m, k->kind), granule);
+	if (k->kind == CHECK_SAMPLE)
+		return;
+	m->map.granule[granule].misses = 0;
+	if (k->kind == CHECK_ASKED)
+		m->stats.checked_bytes += length;
+	else /* the flushes of before did not settle it */
+		bm_map_unstable(&m->map, granule);
+}
+
+/* Nothing was in flight on it: a promise is broken, and if it is again, the comparison is over. */
+static void not_kept(struct bm_mirror *m, uint64_t granule)
+{
+	if (!m->stats.mismatches++)
+		m->stats.mismatch_offset = start_of(m, granule);
+	if (bm_bitmap_test(&m->check.mended, granule))
+		m->check.failed = -EILSEQ;
+	bm_bitmap_set(&m->check.mended, granule);
+}
+
+static void differs(const struct check *k, uint64_t granule)
+{
+	struct bm_mirror *m = k->mirror;
+
+	if (k->kind == CHECK_SAMPLE) {
+		again_foreign(m, start_of(m, granule));
+		return;
+	}
+	if (k->kind == CHECK_BACK)
+		m->stats.late_writes++;
+	else
+		not_kept(m, granule);
+	bm_bitmap_clear(&m->map.zero, granule); /* whatever was known of it */
+	mirror_mark_dirty(m, granule);
 }
 
 /* The granule was compared, and nothing was sent to it meanwhile. */
@@ -121,33 +177,35 @@ static void judge(const struct check *k, uint64_t granule)
 	uint64_t at = start_of(m, granule) - k->leg[0].rq.offset;
 	size_t length = end_of(m, granule) - start_of(m, granule);
 
-	if (!memcmp(k->leg[0].buf->data + at, k->leg[1].buf->data + at, length)) {
-		bm_bitmap_clear(&m->check.left, granule);
-		m->map.granule[granule].misses = 0;
-		m->stats.checked_bytes += length;
-		return;
-	}
-	if (!m->stats.mismatches++)
-		m->stats.mismatch_offset = start_of(m, granule);
-	if (bm_bitmap_test(&m->check.mended, granule))
-		m->check.failed = -EILSEQ;
-	bm_bitmap_set(&m->check.mended, granule);
-	bm_bitmap_clear(&m->map.zero, granule); /* whatever was known of it */
-	mirror_mark_dirty(m, granule);
+	if (!memcmp(k->leg[0].buf->data + at, k->leg[1].buf->data + at, length))
+		equal(k, granule, length);
+	else
+		differs(k, granule);
+}
+
+/* An answer from before a loss, or before this comparison was asked for, tells nothing. */
+static bool is_valid(const struct check *k)
+{
+	const struct bm_mirror *m = k->mirror;
+
+	if (k->session != m->session || k->leg[0].error || k->leg[1].error)
+		return false;
+	if (k->kind == CHECK_SAMPLE)
+		return m->link == LINK_PROVING;
+	return m->link == LINK_UP &&
+	       (k->kind == CHECK_BACK || (m->check.done && k->number == m->check.number));
 }
 
 static void compare(struct check *k)
 {
 	struct bm_mirror *m = k->mirror;
-	/* An answer from before a loss, or before this comparison was asked for, tells nothing. */
-	bool valid = m->check.done && k->number == m->check.number && k->session == m->session &&
-		     m->link == LINK_UP && !k->leg[0].error && !k->leg[1].error;
+	bool valid = is_valid(k);
 
 	for (unsigned i = 0; valid && i < k->granules; i++) {
-		if (k->collided >> i & 1)
-			copy_miss(m, k->first + i);
-		else
+		if (!(k->collided >> i & 1))
 			judge(k, k->first + i);
+		else if (k->kind != CHECK_SAMPLE) /* there it is dirty now */
+			copy_miss(m, k->first + i);
 	}
 	if (m->hold && k == &m->check.slot[CHECKS] && k->first == m->hold_granule)
 		copy_end_hold(m);
@@ -164,7 +222,8 @@ static void leg_done(struct bm_request *rq, int error)
 	leg->error = error;
 	if (error && side == other(m) && k->session == m->session)
 		mirror_other_failed(m, error);
-	else if (error && side == m->authority && k->number == m->check.number)
+	else if (error && k->kind == CHECK_ASKED && side == m->authority &&
+		 k->number == m->check.number)
 		m->check.failed = error;
 	if (--k->pending)
 		return;
@@ -178,7 +237,7 @@ static void leg_done(struct bm_request *rq, int error)
 }
 
 /* False when there is no memory, or the pace does not allow it now. */
-static bool start(struct check *k, uint64_t first, unsigned granules)
+static bool start(struct check *k, enum check_kind kind, uint64_t first, unsigned granules)
 {
 	struct bm_mirror *m = k->mirror;
 	uint64_t length = end_of(m, first + granules - 1) - start_of(m, first);
@@ -187,13 +246,14 @@ static bool start(struct check *k, uint64_t first, unsigned granules)
 		if (!k->leg[side].buf)
 			k->leg[side].buf = bm_buf_get(m->pool, length);
 	if (!k->leg[0].buf || !k->leg[1].buf ||
-	    (k != &m->check.slot[CHECKS] && !governor_admit(m, length))) {
+	    (kind != CHECK_SAMPLE && k != &m->check.slot[CHECKS] && !governor_admit(m, length))) {
 		for (int side = 0; side < 2; side++) {
 			bm_buf_unref(k->leg[side].buf);
 			k->leg[side].buf = NULL;
 		}
 		return false;
 	}
+	k->kind = kind;
 	k->first = first;
 	k->granules = granules;
 	k->collided = 0;
@@ -213,27 +273,28 @@ static bool start(struct check *k, uint64_t first, unsigned granules)
 }
 
 /* The next run of granules that can be compared, from the cursor on and round once. */
-static unsigned find(struct bm_mirror *m, uint64_t *first)
+static unsigned find(struct bm_mirror *m, enum check_kind kind, uint64_t *first)
 {
+	const struct bm_bitmap *set = set_of(m, kind);
 	unsigned most = governor_chunk(m) >> m->granule_shift, n = 0;
-	uint64_t g = bm_bitmap_next(&m->check.left, m->check.cursor);
+	uint64_t g = bm_bitmap_next(set, m->check.cursor);
 
 	for (int looked = 0; looked < SCAN_LIMIT; looked++) {
 		if (g == BM_BITMAP_NONE && !m->check.cursor)
 			return 0;
 		if (g == BM_BITMAP_NONE) {
 			m->check.cursor = 0;
-			g = bm_bitmap_next(&m->check.left, 0);
+			g = bm_bitmap_next(set, 0);
 			continue;
 		}
-		if (may_check(m, g))
+		if (may_check(m, kind, g))
 			break;
-		g = bm_bitmap_next(&m->check.left, g + 1);
+		g = bm_bitmap_next(set, g + 1);
 	}
 	if (g == BM_BITMAP_NONE)
 		return 0;
 	most = !most ? 1 : most > MASK ? MASK : most;
-	while (n < most && g + n < m->map.granules && may_check(m, g + n))
+	while (n < most && g + n < m->map.granules && may_check(m, kind, g + n))
 		n++;
 	*first = g;
 	return n;
@@ -247,36 +308,50 @@ static struct check *free_slot(struct bm_mirror *m)
 	return NULL;
 }
 
-static void run_held(struct bm_mirror *m)
+/* Begins what can be, of one kind. */
+static void run(struct bm_mirror *m, enum check_kind kind)
 {
-	struct check *k = &m->check.slot[CHECKS];
+	struct check *held = &m->check.slot[CHECKS], *k;
+	uint64_t first;
+	unsigned n;
 
-	if (!k->pending && may_check(m, m->hold_granule))
-		start(k, m->hold_granule, 1);
+	if (m->hold && !held->pending && may_check(m, kind, m->hold_granule))
+		start(held, kind, m->hold_granule, 1);
+	while ((k = free_slot(m)) && (n = find(m, kind, &first)) && start(k, kind, first, n))
+		m->check.cursor = first + n;
 }
 
 void check_run(struct bm_mirror *m)
 {
-	struct check *k;
-	uint64_t first;
-	unsigned n;
+	enum check_kind kind = reads_back(m) ? CHECK_BACK : CHECK_ASKED;
 
 	if (m->check.done && m->check.failed) {
 		answer(m, m->check.failed);
 		return;
 	}
-	if (!m->check.done || !mirror_in_sync(m) || unsettled(m) || m->paused)
+	if (unsettled(m) || m->paused || m->full)
 		return;
-	if (!m->check.left.count && !m->check.running) {
+	if (kind == CHECK_ASKED && (!m->check.done || !mirror_in_sync(m)))
+		return;
+	if (kind == CHECK_ASKED && !m->check.left.count && !m->check.running) {
 		answer(m, 0);
 		return;
 	}
-	if (m->hold && check_wants(m, m->hold_granule))
-		run_held(m);
-	while ((k = free_slot(m)) && (n = find(m, &first)) && start(k, first, n))
-		m->check.cursor = first + n;
-	if (!m->check.running && m->check.left.count)
-		copy_miss_busy(m, &m->check.left);
+	run(m, kind);
+	if (!m->check.running)
+		copy_miss_busy(m, set_of(m, kind));
+}
+
+/* Whatever of the sample cannot be compared now is being written to, and so will not be. */
+void check_sample(struct bm_mirror *m)
+{
+	uint64_t first;
+
+	if (m->foreign)
+		return;
+	run(m, CHECK_SAMPLE);
+	if (!m->check.running && !find(m, CHECK_SAMPLE, &first))
+		again_proven(m);
 }
 
 int bm_mirror_verify(struct bm_mirror *m, void (*done)(void *arg, int error), void *arg)

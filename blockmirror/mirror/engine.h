@@ -6,6 +6,7 @@
  *   write.c     guest requests: what goes where, and what an answer means
  *   copy.c      the baseline copy, and the bounded wait of a write for it
  *   check.c     comparing both sides while the guest writes
+ *   again.c     the other side comes back: whether it is the same, and done with its past
  *   flush.c     flushes: unstable becomes settled
  *   switch.c    the switchover
  *   governor.c  how much the copy may take
@@ -29,15 +30,17 @@ enum {
 	EVENTS = 32,
 	CHECKS = 4,        /* comparisons in flight; one more is kept for the held granule */
 	SCAN_LIMIT = 4096, /* granules looked at in one go */
+	RECENT = 64,       /* granules that were flushed last, of which is known */
 };
 
 /* Where the other side is. */
 enum link {
 	LINK_NONE, /* there is none */
 	LINK_UP,
-	LINK_LOST,   /* failed; its requests are ending */
-	LINK_GONE,   /* failed; they have ended, the host was told */
-	LINK_LEAVING /* being detached */
+	LINK_LOST,    /* failed; its requests are ending */
+	LINK_GONE,    /* failed; they have ended, the host was told */
+	LINK_PROVING, /* here again; a sample is read from it, nothing else is sent */
+	LINK_LEAVING  /* being detached */
 };
 
 /* Where the switchover is. In REC and ABORT authority is not settled ("D" in docs/mirror.md). */
@@ -106,8 +109,16 @@ struct copy {
 	uint64_t begun;       /* the copy, ns */
 };
 
+/* What a comparison is for, and so what a difference means. */
+enum check_kind {
+	CHECK_ASKED,  /* somebody wants to know */
+	CHECK_BACK,   /* of quarantined granules: whether an old write came after the copy */
+	CHECK_SAMPLE, /* whether the other side is the one that was here */
+};
+
 /* A comparison of up to MASK granules in flight. */
 struct check {
+	enum check_kind kind;
 	struct check_leg {
 		struct bm_request rq;
 		struct check *check;
@@ -116,7 +127,7 @@ struct check {
 	} leg[2]; /* by side */
 	struct bm_mirror *mirror;
 	unsigned pending; /* legs in flight; 0: free */
-	unsigned number;  /* of the comparison that it belongs to */
+	unsigned number;  /* ASKED: of the comparison that it belongs to */
 	uint64_t first, session;
 	unsigned granules;
 	uint64_t collided; /* bit n: a guest write was sent to granule first + n meanwhile */
@@ -233,11 +244,17 @@ struct bm_mirror {
 		struct bm_bitmap mended; /* that differed once, and were copied again */
 		uint64_t cursor;
 		unsigned running;
-		unsigned number;                    /* of bm_mirror_verify() calls */
-		int failed;                         /* the authority cannot be read, or it differs again */
+		unsigned number; /* of bm_mirror_verify() calls */
+		int failed;      /* the authority cannot be read, or it differs again */
 		void (*done)(void *arg, int error); /* NULL: nobody wants to know */
 		void *arg;
 	} check;
+
+	uint64_t recent[RECENT]; /* granules that were flushed on the other side, the last ones */
+	unsigned recents;        /* that were ever put there */
+	bool grace;              /* old requests may be carried out yet */
+	struct bm_timer grace_timer;
+	bool foreign; /* the sample differs */
 
 	struct flusher flusher;
 	enum phase phase;
@@ -289,6 +306,12 @@ void mirror_other_failed(struct bm_mirror *m, int error);
 void mirror_send(struct bm_mirror *m, int side, struct bm_request *rq);
 void mirror_received(struct bm_mirror *m, int side);
 
+/* What can be done now is what both devices can do. */
+void mirror_changed(struct bm_mirror *m);
+bool mirror_fits_target(const struct bm_mirror *m, const struct bm_dev *target);
+/* The other side is here. */
+void mirror_take_target(struct bm_mirror *m, struct bm_dev *target, enum link link);
+
 /* write.c */
 void write_submit(struct bm_dev *dev, struct bm_request *rq);
 void write_release_answers(struct bm_mirror *m); /* authority is settled */
@@ -318,6 +341,15 @@ void check_stop(struct bm_mirror *m);                      /* the other side is 
 void check_collide(struct bm_mirror *m, uint64_t granule); /* a guest write goes to it now */
 void check_again(struct bm_mirror *m, uint64_t granule);   /* it became dirty */
 bool check_wants(const struct bm_mirror *m, uint64_t granule);
+void check_sample(struct bm_mirror *m); /* LINK_PROVING */
+
+/* again.c */
+void again_init(struct bm_mirror *m);
+void again_cut(struct bm_mirror *m);     /* the session is being lost */
+void again_resumed(struct bm_mirror *m); /* ... and was, with the process that had it */
+void again_flushed(struct bm_mirror *m); /* map.closed is durable on the other side */
+void again_proven(struct bm_mirror *m);  /* of the sample all is equal */
+void again_foreign(struct bm_mirror *m, uint64_t offset); /* ... or not */
 
 /* flush.c */
 void flush_guest_sent(struct bm_mirror *m, struct op *op);

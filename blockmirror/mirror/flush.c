@@ -30,6 +30,7 @@ static void flushed(struct bm_request *rq, int error)
 	if (same && error) {
 		mirror_lose(m, error);
 	} else if (same) {
+		again_flushed(m);
 		bm_map_move(&m->map.flushed, &m->map.closed);
 		if (m->authority_written == m->authority_flushed)
 			bm_map_settle(&m->map, &m->map.flushed);

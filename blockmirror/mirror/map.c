@@ -18,7 +18,8 @@ int bm_map_init(struct bm_map *map, uint64_t size, unsigned shift, uint8_t *sett
 	if (!map->granule || bm_bitmap_init(&map->dirty, granules) ||
 	    bm_bitmap_init(&map->copying, granules) || bm_bitmap_init(&map->zero, granules) ||
 	    bm_bitmap_init(&map->open, granules) || bm_bitmap_init(&map->closed, granules) ||
-	    bm_bitmap_init(&map->flushed, granules) || bm_bitmap_init(&map->covered, granules)) {
+	    bm_bitmap_init(&map->flushed, granules) || bm_bitmap_init(&map->covered, granules) ||
+	    bm_bitmap_init(&map->quarantine, granules) || bm_bitmap_init(&map->sample, granules)) {
 		bm_map_fini(map);
 		return -ENOMEM;
 	}
@@ -42,6 +43,8 @@ void bm_map_fini(struct bm_map *map)
 	bm_bitmap_fini(&map->closed);
 	bm_bitmap_fini(&map->flushed);
 	bm_bitmap_fini(&map->covered);
+	bm_bitmap_fini(&map->quarantine);
+	bm_bitmap_fini(&map->sample);
 	memset(map, 0, sizeof(*map));
 }
 
@@ -79,6 +82,8 @@ static bool at_rest(const struct bm_map *map, uint64_t g)
 	if (bm_bitmap_test(&map->dirty, g))
 		return false;
 	if (map->granule[g].busy)
+		return false;
+	if (bm_bitmap_test(&map->quarantine, g))
 		return false;
 	if (bm_bitmap_test(&map->open, g) || bm_bitmap_test(&map->closed, g))
 		return false;

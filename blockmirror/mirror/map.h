@@ -11,10 +11,12 @@
  *             it to `closed` at its submission and to `flushed` at its success; a flush of the
  *             authority moves that to `covered` and, at its success, out.
  *   zero      nothing was ever sent to the other copy here, which was all zeros when it was made
- *   misses    attempts to copy it that a guest write spoiled
- *   settled   not dirty, not busy, not unstable: equal, and equal after a power cut. The only
- *             thing kept outside this process: 1 means settled, so that lost pages read as "may
- *             differ". Withdrawn before a write is dispatched, given after flushes of both.
+ *   quarantine  a request to the other side was in flight when its session was cut, and may still
+ * be carried out (again.c) sample    to be compared before the other side, which is back, is sent
+ * anything misses    attempts to copy it that a guest write spoiled settled   not dirty, not busy,
+ * not unstable: equal, and equal after a power cut. The only thing kept outside this process: 1
+ * means settled, so that lost pages read as "may differ". Withdrawn before a write is dispatched,
+ * given after flushes of both.
  */
 #ifndef BM_MIRROR_MAP_H
 #define BM_MIRROR_MAP_H
@@ -34,6 +36,7 @@ struct bm_map {
 	unsigned shift; /* granule = 1 << shift bytes */
 	struct bm_bitmap dirty, copying, zero;
 	struct bm_bitmap open, closed, flushed, covered; /* unstable */
+	struct bm_bitmap quarantine, sample;
 	struct bm_granule *granule;
 	uint8_t *settled;     /* the host's memory, bit n % 8 of byte n / 8; may be NULL */
 	const bool *doubtful; /* a flush of the authority failed: nothing more is ever settled */

@@ -18,6 +18,7 @@ static const struct bm_mirror_config defaults = {
 	.deadline = BM_MIRROR_DEADLINE,
 	.flush_every = 5000000000,
 	.full_retry = 10000000000,
+	.grace = 5000000000,
 };
 
 /* Events are told from the loop, never inside a call of the host's. */
@@ -48,7 +49,8 @@ void mirror_kick(struct bm_mirror *m)
 
 bool mirror_in_sync(const struct bm_mirror *m)
 {
-	return m->link == LINK_UP && !m->tracking && !m->map.dirty.count && !m->map.copying.count;
+	return m->link == LINK_UP && !m->tracking && !m->map.dirty.count && !m->map.copying.count &&
+	       !m->map.quarantine.count;
 }
 
 void mirror_mark_dirty(struct bm_mirror *m, uint64_t granule)
@@ -114,9 +116,15 @@ static bool fits(const struct bm_mirror *m, const struct bm_dev *target)
 	       g->max_zero >= BM_MAX_ZERO;
 }
 
-static bool fits_target(const struct bm_mirror *m, const struct bm_dev *target)
+bool mirror_fits_target(const struct bm_mirror *m, const struct bm_dev *target)
 {
 	return fits(m, target) && !(target->geometry.flags & BM_DEV_READ_ONLY);
+}
+
+void mirror_changed(struct bm_mirror *m)
+{
+	set_geometry(m);
+	mirror_kick(m);
 }
 
 static void set_timer_in(struct bm_mirror *m, struct bm_timer *timer, uint64_t ns)
@@ -127,14 +135,15 @@ static void set_timer_in(struct bm_mirror *m, struct bm_timer *timer, uint64_t n
 }
 
 /* The other side is here: m->trim_zeroes is the same for all that is sent to it from now on. */
-static void take_target(struct bm_mirror *m, struct bm_dev *target)
+void mirror_take_target(struct bm_mirror *m, struct bm_dev *target, enum link link)
 {
 	m->side[other(m)] = target;
 	m->trim_zeroes =
 		m->side[m->authority]->geometry.flags & target->geometry.flags & BM_DEV_FAST_ZERO;
-	m->link = LINK_UP;
+	m->link = link;
 	m->session++;
-	m->tracking = m->full = false;
+	m->tracking = link != LINK_UP;
+	m->full = false;
 	set_geometry(m);
 	mirror_kick(m);
 }
@@ -159,6 +168,7 @@ static int begin(struct bm_mirror *m, uint8_t *settled, bool resumed)
 	m->tracking = true;
 	m->trim_zeroes = m->full = m->in_sync_told = m->detach_wanted = false;
 	m->cursor = 0;
+	m->recents = 0;
 	m->source_errors = 0;
 	memset(&m->stats, 0, sizeof(m->stats));
 	write_count_in_flight(m);
@@ -173,20 +183,24 @@ int bm_mirror_attach(struct bm_mirror *m, struct bm_dev *target, bool zeroed, ui
 {
 	int r;
 
-	if (!fits_target(m, target))
+	if (!mirror_fits_target(m, target))
 		return -EINVAL;
 	r = begin(m, settled, false);
 	if (r < 0)
 		return r;
 	if (zeroed)
 		bm_bitmap_set_all(&m->map.zero);
-	take_target(m, target);
+	mirror_take_target(m, target, LINK_UP);
 	return 0;
 }
 
 int bm_mirror_resume(struct bm_mirror *m, uint8_t *settled)
 {
-	return begin(m, settled, true);
+	int r = begin(m, settled, true);
+
+	if (!r)
+		again_resumed(m);
+	return r;
 }
 
 /*
@@ -214,6 +228,7 @@ static void drop_other(struct bm_mirror *m, enum link link)
 	m->session++;
 	m->tracking = true;
 	distrust_unstable(m);
+	again_cut(m);
 	copy_end_hold(m);
 	switch_interrupted(m);
 	if (m->side[other(m)])
@@ -224,7 +239,7 @@ static void drop_other(struct bm_mirror *m, enum link link)
 
 void mirror_lose(struct bm_mirror *m, int error)
 {
-	if (m->link != LINK_UP)
+	if (m->link != LINK_UP && m->link != LINK_PROVING)
 		return;
 	m->stats.losses++;
 	m->stats.error = error;
@@ -263,16 +278,6 @@ void mirror_other_failed(struct bm_mirror *m, int error)
 	mirror_tell(m, BM_MIRROR_FULL);
 }
 
-int bm_mirror_reattach(struct bm_mirror *m, struct bm_dev *target)
-{
-	if (m->link != LINK_GONE)
-		return -ENOTCONN;
-	if (!fits_target(m, target))
-		return -EINVAL;
-	take_target(m, target);
-	return 0;
-}
-
 void bm_mirror_keep_map(struct bm_mirror *m)
 {
 	m->map.settled = NULL;
@@ -304,6 +309,7 @@ static void forget_other(struct bm_mirror *m)
 	bm_timer_clear(m->loop, &m->deadline);
 	bm_timer_clear(m->loop, &m->flusher.timer);
 	bm_timer_clear(m->loop, &m->full_timer);
+	bm_timer_clear(m->loop, &m->grace_timer);
 	bm_timer_clear(m->loop, &m->source_retry);
 	bm_timer_clear(m->loop, &m->switch_timer);
 	m->switch_after = m->slow_flushes = 0;
@@ -350,6 +356,8 @@ static void run_kick(struct bm_task *task)
 	}
 	if (!m->hold)
 		write_release_held(m);
+	if (m->link == LINK_PROVING)
+		check_sample(m);
 	if (m->link != LINK_UP) {
 		check_leaving(m);
 		return;
@@ -438,6 +446,7 @@ static int take_config(struct bm_mirror *m, const struct bm_mirror_config *confi
 	OR_DEFAULT(deadline);
 	OR_DEFAULT(flush_every);
 	OR_DEFAULT(full_retry);
+	OR_DEFAULT(grace);
 	granule = m->config.granule;
 	if (granule < 512 || granule > BM_BUF_MAX || granule & (granule - 1) ||
 	    m->config.window > WINDOW || m->config.misses > BM_MISSES_MAX ||
@@ -475,6 +484,7 @@ int bm_mirror_new(struct bm_loop *loop, struct bm_dev *source,
 	m->kick.run = run_kick;
 	m->deadline.run = write_check_deadline;
 	flush_init(m);
+	again_init(m);
 	switch_init(m);
 	m->full_timer.run = full_retry;
 	bm_later_init(&m->later, loop);
@@ -499,6 +509,7 @@ void bm_mirror_free(struct bm_mirror *m)
 	bm_timer_clear(m->loop, &m->commit_retry);
 	bm_timer_clear(m->loop, &m->switch_timer);
 	bm_timer_clear(m->loop, &m->full_timer);
+	bm_timer_clear(m->loop, &m->grace_timer);
 	bm_timer_clear(m->loop, &m->source_retry);
 	governor_fini(m);
 	for (int i = 0; i < OPS; i++)
@@ -546,6 +557,7 @@ void bm_mirror_get_stats(const struct bm_mirror *m, struct bm_mirror_stats *stat
 	stats->granule = 1ull << m->granule_shift;
 	stats->size = m->size;
 	stats->dirty = m->map.dirty.count;
+	stats->quarantined = m->map.quarantine.count;
 	stats->unstable = m->map.open.count + m->map.closed.count + m->map.flushed.count +
 			  m->map.covered.count;
 	stats->rate = m->governor.speed;

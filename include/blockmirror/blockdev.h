@@ -130,7 +130,8 @@ struct bm_open_options {
 	 * the new one only then; for any other fence_ns is waited.
 	 */
 	bool fence;
-	uint64_t fence_ns; /* 0: the default, 2 s (NBD), 30 s at most (file) */
+	uint64_t fence_ns;  /* 0: the default, 2 s (NBD), 30 s at most (file) */
+	bool fence_no_wait; /* ... but where there is nothing but a wait, the caller sees to it */
 	/*
 	 * NBD: who writes: letters, digits, "-", at most 64. The same for all sessions that take
 	 * each other's place, by whichever process, and nobody else's. NULL: the session takes

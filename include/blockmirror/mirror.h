@@ -38,7 +38,9 @@ enum bm_mirror_event {
 	BM_MIRROR_SOURCE_ERROR,  /* the copy cannot read the authority: see the statistics */
 	BM_MIRROR_SWITCHED,      /* authority passed; still mirroring, the other way round */
 	BM_MIRROR_SWITCH_FAILED, /* authority stayed; ask again, with new records */
-	BM_MIRROR_DETACHED       /* the mirror is done with the other side: close it */
+	BM_MIRROR_DETACHED,      /* the mirror is done with the other side: close it */
+	BM_MIRROR_BACK,          /* after bm_mirror_reattach(): it is the one that was here */
+	BM_MIRROR_FOREIGN        /* ... it is another one: nothing was written; detach */
 };
 
 /* What the host does for the mirror. Called from the loop, never inside a call of the host's. */
@@ -63,6 +65,8 @@ struct bm_mirror_config {
 	uint64_t deadline;      /* ns a write waits for the other side; 0: BM_MIRROR_DEADLINE */
 	uint64_t flush_every;   /* ns between flushes of the target while mirroring; 0: 5 s */
 	uint64_t full_retry;    /* ns before a full target is tried again; 0: 10 s */
+	uint64_t grace;         /* ns that a target without BM_DEV_FENCED may take to end old
+				   requests; 0: 5 s */
 	struct bm_meter *meter; /* what the guest feels; NULL: the governor does nothing */
 };
 
@@ -123,9 +127,10 @@ int bm_mirror_resume(struct bm_mirror *mirror, uint8_t *settled);
 void bm_mirror_keep_map(struct bm_mirror *mirror);
 
 /*
- * After BM_MIRROR_LOST_IDLE, or bm_mirror_resume(): the other side (again), freshly opened, freshly
- * opened, with the certainty that no request of an earlier session will still be carried out. What
- * differs is copied. -EINVAL as above, -ENOTCONN.
+ * After BM_MIRROR_LOST_IDLE, or bm_mirror_resume(): the other side (again), freshly opened. With
+ * BM_DEV_FENCED no request of an earlier session will still be carried out; without, what was in
+ * flight is in quarantine until it was read back. A sample is compared first: BM_MIRROR_BACK, and
+ * what differs is copied; or BM_MIRROR_FOREIGN. -EINVAL as above, -ENOTCONN.
  */
 int bm_mirror_reattach(struct bm_mirror *mirror, struct bm_dev *target);
 
@@ -207,6 +212,9 @@ struct bm_mirror_stats {
 	uint64_t source_only_writes;              /* guest writes ahead of the copy */
 	uint64_t collisions, holds, held_writes;
 	uint64_t losses, abandoned, flushes;
+	uint64_t quarantined;                 /* granules that wait to be read back after a loss */
+	uint64_t late_writes;                 /* old writes that were found when they were */
+	uint64_t foreign_offset;              /* BM_MIRROR_FOREIGN: where it differs */
 	uint64_t checked_bytes;               /* compared and found equal, since it was asked for */
 	uint64_t mismatches, mismatch_offset; /* granules that were not; the first one's place */
 	uint64_t rate;                        /* bytes/s over the last second */

@@ -40,6 +40,11 @@ struct fake_disk {
 	int pending; /* that are used */
 	unsigned ids;
 	bool remote; /* cancel ends requests at once and leaves them stale */
+	/*
+	 * A server that does not say when stale requests are over: they may be carried out until
+	 * this time, or later, but not any more when what they write is read. 0: another kind.
+	 */
+	uint64_t old_until;
 	bool cancelled;
 	struct bm_list ended; /* cancelled requests that wait for their done() */
 	struct bm_task end_task;

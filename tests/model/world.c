@@ -63,6 +63,18 @@ struct fake_disk *disk_of(int side)
 	return &w.disk[side ^ w.base];
 }
 
+/* What was equal on both, and is another image's now, is what it was. */
+static void right_one_comes(void)
+{
+	struct fake_disk *d = disk_of(other(w.m)), *a = disk_of(w.m->authority);
+
+	for (int s = 0; s < SECTORS; s++)
+		if (is_damaged(s * SECTOR / GRANULE) &&
+		    !bm_bitmap_test(&w.m->map.dirty, (uint64_t)(s * SECTOR / GRANULE)))
+			fake_disk_damage(d, s, a->current[s]);
+	mirror_lose(w.m, -ESTALE);
+}
+
 /* The host */
 
 static void host_commit(void *arg, int side)
@@ -104,6 +116,21 @@ static void host_event(void *arg, enum bm_mirror_event event)
 		total.detaches++;
 		w.attached = w.reopen = false;
 		break;
+	case BM_MIRROR_BACK:
+		total.backs++;
+		for (int g = 0; g < GRANULES; g++)
+			if (is_damaged(g) && !bm_bitmap_test(&w.m->map.dirty, g))
+				violation("another image is taken for the target");
+		break;
+	case BM_MIRROR_FOREIGN:
+		total.strangers++;
+		if (!w.damage_done)
+			violation("the target is taken for another image");
+		if (w.draining || percent(50))
+			bm_mirror_detach(w.m);
+		else
+			right_one_comes();
+		break;
 	case BM_MIRROR_IN_SYNC:
 		if (!w.draining && percent(50) && may_switch())
 			bm_mirror_switch(w.m);
@@ -133,6 +160,15 @@ static struct bm_dev *open_disk(int disk, uint32_t block)
 	return w.fitted[disk];
 }
 
+/* After a flip the old authority still answers what it was asked before. */
+bool reads_fly(void)
+{
+	for (int i = 0; i < GUESTS; i++)
+		if (w.guest[i].used && w.guest[i].rq.op == BM_READ)
+			return true;
+	return false;
+}
+
 void start(void)
 {
 	const struct bm_mirror_config config = {
@@ -141,6 +177,7 @@ void start(void)
 		.window = (unsigned)(1 + below(GRANULES)),
 		.misses = (unsigned)(1 + below(3)),
 		.flush_every = percent(50) ? 0 : 200000000,
+		.grace = percent(50) ? 0 : 100000000,
 	};
 
 	w.base = w.record;
@@ -163,6 +200,7 @@ void stop(void)
 	total.holds += (long)s->holds;
 	total.abandoned += (long)s->abandoned;
 	total.mirrored += (long)s->mirrored_writes;
+	total.late_writes += (long)s->late_writes;
 	for (int i = 0; i < 2; i++)
 		fake_disk_orphan(&w.disk[i]);
 	bm_dev_close(w.order);
@@ -244,13 +282,36 @@ void attach(bool zeroed)
 	}
 }
 
+/* Another image is where the target was: it differs in a granule that both had. */
+static void swap_target(struct fake_disk *d)
+{
+	int g = below(GRANULES), s;
+
+	for (int i = 0; i < GRANULES && bm_bitmap_test(&w.m->map.dirty, (uint64_t)g); i++)
+		g = (g + 1) % GRANULES;
+	s = g * GRANULE / SECTOR + below(GRANULE / SECTOR);
+	if (bm_bitmap_test(&w.m->map.dirty, (uint64_t)g) || w.m->map.granule[g].busy ||
+	    reads_fly() || w.m->phase != PHASE_IDLE)
+		return;
+	trace("SWAPPED disk %d sector %d", (int)(d - w.disk), s);
+	fake_disk_damage(d, s, 2000000 + w.step);
+	w.damaged |= (uint8_t)(1u << g);
+	w.damage_done = true;
+}
+
 void reopen(void)
 {
 	struct fake_disk *d = disk_of(other(w.m));
+	bool foreign = w.foreign && d == &w.disk[1];
 
-	if (!w.reopen || fake_disk_has_stale(d))
+	if (!w.reopen || (fake_disk_has_stale(d) && !foreign))
 		return;
 	w.reopen = false;
+	total.overtaken += fake_disk_has_stale(d);
+	if (foreign)
+		d->old_until = bm_loop_now(w.loop) + w.m->config.grace;
+	if (w.swaps && !w.draining && percent(50))
+		swap_target(d);
 	trace("reattach: %d", bm_mirror_reattach(w.m, open_disk(other(w.m) ^ w.base, w.m->block)));
 }
 
@@ -259,7 +320,8 @@ void lose_target(bool power)
 {
 	struct fake_disk *d = &w.disk[1];
 
-	if (!w.attached || w.m->link != LINK_UP || disk_of(other(w.m)) != d)
+	if (!w.attached || (w.m->link != LINK_UP && w.m->link != LINK_PROVING) ||
+	    disk_of(other(w.m)) != d)
 		return;
 	trace("target %s", power ? "POWER" : "LINK");
 	total.power_cuts += power;

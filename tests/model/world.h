@@ -48,6 +48,8 @@ struct world {
 	bool verifies;    /* both sides are compared now and then, one is damaged before that */
 	bool calm;        /* no guest goes to the second half: what is zero there stays so */
 	bool sound;       /* errors hit the other side only */
+	bool foreign;     /* disk 1's server does not tell when old requests are over */
+	bool swaps;       /* the target comes back with another content, now and then */
 	bool guest_wrote; /* since a flush of the target was asked for */
 	uint8_t damaged;  /* bit per granule of the other side: changed behind the mirror's back */
 	bool damage_done; /* ... since the target was attached */
@@ -65,7 +67,8 @@ struct world {
 struct totals {
 	long guest_ops, switches, switch_failures, losses, crashes, power_cuts, fulls, detaches,
 		holds, abandoned, verified, mismatches, heals, mirrored, held_answers, settled,
-		reads, aborted_records, resumes, kept, parks;
+		reads, aborted_records, resumes, kept, parks, backs, strangers, late_writes,
+		overtaken;
 };
 
 extern struct world w;
@@ -89,6 +92,7 @@ void crash(bool host_power, bool target_power);
 void restart(void);
 void attach(bool zeroed);
 void reopen(void);
+bool reads_fly(void); /* the old authority may still answer what it was asked before a flip */
 void lose_target(bool power); /* the connection to it breaks, or its host loses power */
 
 /* invariants.c: what must hold, now. */
@@ -97,6 +101,7 @@ bool damaged(void);
 bool stale(void);
 void check_clean(const char *when);
 void check_settled(const char *when);
+void check_proving(void);
 void check_authority(int disk, bool power, const char *when);
 bool may_switch(void); /* a damaged side must not become the authority before it was compared */
 
