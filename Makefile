@@ -106,6 +106,9 @@ $(BUILD)/fixtures/hammer: $(call objects,$(HAMMER_SRC)) $(BUILD)/libblockmirror.
 	$(Q)mkdir -p $(@D)
 	$(Q)$(CC) $(BM_LDFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
 
+$(BUILD)/obj/fixtures/powerfs.o: BM_CFLAGS += $(shell pkg-config --cflags fuse3)
+$(BUILD)/fixtures/powerfs: LIBS += $(shell pkg-config --libs fuse3)
+
 # Of the project it takes nothing: it checks what the rest has made.
 $(BUILD)/fixtures/conformance: $(call objects,$(CONFORMANCE_SRC))
 	$(call say,LD,$@)
@@ -125,8 +128,8 @@ PACKAGES := build-essential pkg-config clang-format-14 clang-tidy-14 shellcheck 
 	libaio-dev libnbd-dev libiscsi-dev libjansson-dev libxxhash-dev libgnutls28-dev \
 	libcmocka-dev gnutls-bin \
 	qemu-system-x86 qemu-utils qemu-block-extra nbdkit libnbd-bin tgt libiscsi-bin fio \
-	busybox-static jq bc socat attr xfsprogs procps util-linux iproute2 python3 python3-libnbd \
-	strace libxml2-utils git clang-14 afl++ nbd-client nbd-server spin
+	busybox-static jq bc socat attr xfsprogs e2fsprogs libfuse3-dev procps util-linux iproute2 \
+	python3 python3-libnbd strace libxml2-utils git clang-14 afl++ nbd-client nbd-server spin
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
 deps:
