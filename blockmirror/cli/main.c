@@ -8,7 +8,9 @@
 #include "blockmirror/cli/cli.h"
 
 const struct command commands[] = {
-	{"serve", "NAME [IMAGE] [--create SIZE] [--force] [--max-connections N] [--max-data SIZE]",
+	{"serve",
+	 "NAME [IMAGE] [--create SIZE] [--force] [--max-connections N] [--max-data SIZE] "
+	 "[--reconnect-timeout TIME]",
 	 "serve an image as a disk over NBD",
 	 "IMAGE is a path or a URI (file: nbd: nbd+unix: iscsi:). Once the disk has a record it "
 	 "may be\n"
@@ -18,7 +20,10 @@ const struct command commands[] = {
 	 "  --force        serve IMAGE though it is an old copy, left behind by a move, or an\n"
 	 "                 incomplete one\n"
 	 "  --max-connections N  clients at a time (default 100); more wait\n"
-	 "  --max-data SIZE      memory for the data of a client's requests (default 16M)\n",
+	 "  --max-data SIZE      memory for the data of a client's requests (default 16M)\n"
+	 "  --reconnect-timeout TIME  how long the guest waits when the connection to its storage\n"
+	 "                       is lost (s, m, h; default: until it is back), before it gets\n"
+	 "                       errors\n",
 	 cmd_serve},
 	{"list", "", "list the disks that are served", NULL, cmd_list},
 	{"show", "NAME", "show a disk: where it is, its job, its clients", NULL, cmd_show},

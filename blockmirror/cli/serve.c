@@ -16,11 +16,11 @@
 #include "blockmirror/base/uri.h"
 #include "blockmirror/cli/cli.h"
 
-enum { OPT_CREATE = 256, OPT_FORCE, OPT_CONNECTIONS, OPT_DATA };
+enum { OPT_CREATE = 256, OPT_FORCE, OPT_CONNECTIONS, OPT_DATA, OPT_RECONNECT };
 
 struct serve {
 	const struct cli *cli;
-	const char *create, *connections, *data;
+	const char *create, *connections, *data, *reconnect;
 	bool force;
 };
 
@@ -34,7 +34,9 @@ static int take(int option, const char *value, void *arg)
 		return 0;
 	}
 	if (option != OPT_CREATE) { /* blockmirror-disk says what is wrong with it */
-		*(option == OPT_DATA ? &s->data : &s->connections) = value;
+		*(option == OPT_DATA          ? &s->data
+		  : option == OPT_CONNECTIONS ? &s->connections
+					      : &s->reconnect) = value;
 		return 0;
 	}
 	s->create = value;
@@ -149,10 +151,11 @@ static int start_by_daemon(const struct serve *serve, const char *name, const ch
 		return cli_fail(cli, &error);
 	if (serve->create)
 		bm_parse_size(serve->create, &create);
-	params = json_pack("{s:s s:s* s:I s:b s:s s:{s:s* s:s*}}", "name", name, "image", uri,
-			   "create", (json_int_t)create, "force", (int)serve->force,
-			   "state_directory", state, "limits", "max-connections",
-			   serve->connections, "max-data", serve->data);
+	params =
+		json_pack("{s:s s:s* s:I s:b s:s s:{s:s* s:s* s:s*}}", "name", name, "image", uri,
+			  "create", (json_int_t)create, "force", (int)serve->force,
+			  "state_directory", state, "limits", "max-connections", serve->connections,
+			  "max-data", serve->data, "reconnect-timeout", serve->reconnect);
 	if (!params)
 		return cli_usage(cli, "%s: the name is not UTF-8", image ? image : state);
 	if (cli_daemon_call(cli, "serve", params, &result, &error) < 0)
@@ -170,7 +173,7 @@ static int start(const struct serve *serve, const char *name, const char *image)
 	const struct cli *cli = serve->cli;
 	bm_free char *run = NULL, *state = NULL, *log = NULL, *disks = NULL, *uri = NULL;
 	struct bm_error error;
-	char *argv[16];
+	char *argv[20];
 	int n = 0, output = -1, r;
 
 	if (absolute_folder(cli->run_dir, &run, &error) < 0 ||
@@ -189,6 +192,7 @@ static int start(const struct serve *serve, const char *name, const char *image)
 	n = put_value(argv, n, "--create", serve->create);
 	n = put_value(argv, n, "--max-connections", serve->connections);
 	n = put_value(argv, n, "--max-data", serve->data);
+	n = put_value(argv, n, "--reconnect-timeout", serve->reconnect);
 	if (serve->force)
 		argv[n++] = (char *)"--force";
 	if (image)
@@ -209,6 +213,7 @@ int cmd_serve(struct cli *cli, int argc, char **argv)
 		{"force", no_argument, NULL, OPT_FORCE},
 		{"max-connections", required_argument, NULL, OPT_CONNECTIONS},
 		{"max-data", required_argument, NULL, OPT_DATA},
+		{"reconnect-timeout", required_argument, NULL, OPT_RECONNECT},
 		{0}};
 	struct serve serve = {.cli = cli};
 	struct bm_client *daemon_client;

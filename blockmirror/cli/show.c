@@ -46,11 +46,12 @@ static void print_storage(const json_t *storage)
 		return;
 	if (localtime_r(&since, &tm))
 		strftime(at, sizeof(at), "%F %T", &tm);
-	printf("storage     unreachable since %s (%s), trying again (%" PRIu64 " attempts): %s\n", at,
-	       bm_format_duration(lost, cli_number(storage, "lost_ns")),
+	printf("storage     unreachable since %s (%s), trying again (%" PRIu64 " attempts): %s\n",
+	       at, bm_format_duration(lost, cli_number(storage, "lost_ns")),
 	       cli_number(storage, "attempts"), cli_text(storage, "why"));
 	if (!strcmp(cli_text(storage, "state"), "failed"))
-		puts("            the time set by --reconnect-timeout is over: the guest gets errors");
+		puts("            the time set by --reconnect-timeout is over: the guest gets "
+		     "errors");
 }
 
 static void print_disk(const json_t *disk)

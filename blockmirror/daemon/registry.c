@@ -22,7 +22,7 @@ enum { FORMAT = 1, LARGEST = 4096 };
 
 bool registry_limits_good(const json_t *limits)
 {
-	static const char *const known[] = {"max-connections", "max-data"};
+	static const char *const known[] = {"max-connections", "max-data", "reconnect-timeout"};
 	size_t good = 0;
 
 	for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++)

@@ -27,7 +27,7 @@
 #define LIFE        500000000ull /* ns: who lived longer did not die of its start */
 #define DELAY_FIRST 100000000ull
 #define DELAY_MOST  10000000000ull
-enum { ARGUMENTS = 16, NUMBER = 24 };
+enum { ARGUMENTS = 20, NUMBER = 24 };
 
 uint64_t served_delay(unsigned quick)
 {
@@ -258,14 +258,14 @@ static void output_ready(struct bm_watch *watch, uint32_t events)
 
 static int put_limits(const struct served *s, char **argv, int n)
 {
-	static const char *const known[] = {"max-connections", "--max-connections", "max-data",
-					    "--max-data"};
+	static const char *const known[] = {"--max-connections", "--max-data",
+					    "--reconnect-timeout"};
 
-	for (int i = 0; i < 4; i += 2) {
-		const char *value = json_string_value(json_object_get(s->limits, known[i]));
+	for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++) {
+		const char *value = json_string_value(json_object_get(s->limits, known[i] + 2));
 
 		if (value) {
-			argv[n++] = (char *)known[i + 1];
+			argv[n++] = (char *)known[i];
 			argv[n++] = (char *)value;
 		}
 	}

@@ -13,81 +13,17 @@
  * no two requests that overlap are in flight together, so what waits may be sent in any order; it
  * may overlap what is rewritten, which therefore comes first.
  */
-#include "blockmirror/dev/reopen.h"
-
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "blockmirror/base/list.h"
-#include "blockmirror/dev/later.h"
-#include "blockmirror/dev/unflushed.h"
+#include "blockmirror/dev/reopen_inside.h"
 
 enum {
-	SLOTS = 640, /* requests in flight; more wait */
-	HELPERS = 32,
-	BACKOFF_SHIFT_MAX = 5,
 	ZERO_KEPT = 1 << 20, /* a longer zero is made durable, so that it need not be kept */
 };
-#define BACKOFF 100000000ull /* ns, doubled with each try */
-
-enum stage { UP, ENDING, WAITING, OPENING, CHECKING, REWRITING };
-
-struct slot {
-	struct bm_request sub;
-	struct reopen *reopen;
-	struct bm_request *rq;
-	struct bm_list link; /* free */
-	bool reserved;       /* room in unflushed */
-	uint64_t stamp;      /* FLUSH: what it covers */
-};
-
-/* A request of our own: reads a sample, or writes a page again. */
-struct helper {
-	struct bm_request rq;
-	struct reopen *reopen;
-	const struct unflushed_sample *sample;
-	const struct unflushed_page *page;
-	unsigned from; /* the unit of the page to go on with */
-	uint8_t *buffer;
-	bool busy;
-};
-
-struct reopen {
-	struct bm_dev dev;
-	struct bm_dev *inner; /* NULL while it is lost */
-	const struct bm_reopen_host *host;
-	void *arg;
-	enum bm_reopen_role role;
-	enum stage stage;
-	bool cancelled, closing;
-	int latched; /* what the next flush of above has to be told */
-	struct bm_reopen_status status;
-	uint64_t timeout;
-	struct bm_timer timeout_timer, attempt_timer;
-	struct bm_task next; /* nothing of ours is in flight: the next stage */
-	struct bm_later later;
-	struct bm_list free, waiting;
-	unsigned in_flight; /* all that is inside */
-	struct unflushed unflushed;
-	uint64_t stamp;
-	/* Not all that was written is kept, until a flush of that stamp or a later one. */
-	bool gap;
-	uint64_t gap_stamp;
-	struct bm_request flush; /* of our own, to make room and to close the gap */
-	bool flushing;
-	uint64_t flush_stamp;
-	unsigned checked; /* samples */
-	const struct unflushed_page *rewritten;
-	bool failed; /* an attempt: see status.why */
-	uint8_t *buffers;
-	struct helper helper[HELPERS];
-	struct slot slot[SLOTS];
-};
-
-static void go_on(struct reopen *r);
-
 static bool writes(const struct bm_request *rq)
 {
 	return rq->op == BM_WRITE || rq->op == BM_ZERO || rq->op == BM_TRIM;
@@ -96,11 +32,6 @@ static bool writes(const struct bm_request *rq)
 static void set_timer_in(struct reopen *r, struct bm_timer *timer, uint64_t ns)
 {
 	(void)bm_timer_set(r->dev.loop, timer, bm_loop_now(r->dev.loop) + ns);
-}
-
-static void say(struct reopen *r, const char *why)
-{
-	snprintf(r->status.why, sizeof(r->status.why), "%s", why);
 }
 
 /* What is kept */
@@ -145,7 +76,7 @@ static void flush_done(struct bm_request *rq, int error)
 		lose(r);
 	else if (r->stage == UP && r->role == BM_REOPEN_HOLD)
 		flush_failed(r, error);
-	go_on(r);
+	bm_reopen_go_on(r);
 }
 
 static void flush_ourselves(struct reopen *r)
@@ -228,11 +159,10 @@ static bool has_room(struct reopen *r, const struct bm_request *rq)
 	return false;
 }
 
-static void send_waiting(struct reopen *r)
+void bm_reopen_send_waiting(struct reopen *r)
 {
 	while (r->stage == UP && !bm_list_empty(&r->waiting) && !bm_list_empty(&r->free)) {
-		struct bm_request *rq =
-			bm_container(r->waiting.next, struct bm_request, link);
+		struct bm_request *rq = bm_container(r->waiting.next, struct bm_request, link);
 
 		if (!has_room(r, rq))
 			break;
@@ -282,7 +212,7 @@ static void slot_done(struct bm_request *sub, int error)
 		bm_unflushed_release(&r->unflushed, sub->offset, sub->length);
 	bm_list_push(&r->free, &s->link);
 	if (r->stage != UP || r->closing || !bm_list_empty(&r->waiting))
-		go_on(r);
+		bm_reopen_go_on(r);
 	if (holds && !r->status.gave_up)
 		bm_list_push(&r->waiting, &rq->link);
 	else
@@ -301,7 +231,7 @@ static void reopen_submit(struct bm_dev *dev, struct bm_request *rq)
 		bm_later_done(&r->later, rq, -EIO);
 	} else {
 		bm_list_append(&r->waiting, &rq->link);
-		send_waiting(r);
+		bm_reopen_send_waiting(r);
 	}
 }
 
@@ -318,7 +248,7 @@ static void give_up(struct bm_timer *timer)
 	r->host->event(r->arg);
 }
 
-static void set_timeout(struct reopen *r)
+void bm_reopen_set_timeout_timer(struct reopen *r)
 {
 	uint64_t end = r->status.since + r->timeout;
 
@@ -336,179 +266,15 @@ static void lose(struct reopen *r)
 	r->status.losses++;
 	r->status.attempts = 0;
 	r->status.gave_up = !r->timeout;
-	say(r, "the connection was lost");
+	snprintf(r->status.why, sizeof(r->status.why), "the connection was lost");
 	/* What is not kept may be forgotten: nobody shall be told that it is durable. */
 	if (r->gap)
 		r->latched = -EIO;
 	bm_dev_cancel(r->inner);
-	set_timeout(r);
+	bm_reopen_set_timeout_timer(r);
 	if (r->status.gave_up)
 		fail_waiting(r, -EIO);
 	r->host->event(r->arg);
-}
-
-static void attempt(struct bm_timer *timer)
-{
-	struct reopen *r = bm_container(timer, struct reopen, attempt_timer);
-
-	r->stage = OPENING;
-	r->host->open(r->arg);
-}
-
-static void wait_for_attempt(struct reopen *r)
-{
-	unsigned n = r->status.attempts++;
-
-	r->stage = WAITING;
-	if (r->role != BM_REOPEN_HOLD || r->cancelled)
-		return;
-	set_timer_in(r, &r->attempt_timer,
-		     n ? BACKOFF << (n < BACKOFF_SHIFT_MAX ? n - 1 : BACKOFF_SHIFT_MAX - 1) : 0);
-}
-
-/* Back */
-
-static void attempt_failed(struct reopen *r, const char *why)
-{
-	if (!r->failed)
-		say(r, why);
-	if (!r->failed && r->inner)
-		bm_dev_cancel(r->inner);
-	r->failed = true;
-}
-
-/* Whether the device that came back has what the one before had. */
-static bool fits(struct reopen *r, const struct bm_geometry *g)
-{
-	const struct bm_geometry *own = &r->dev.geometry;
-
-	if (g->size != own->size)
-		say(r, "it came back with another size: it is not what was there before");
-	else if (g->flags & ~own->flags & BM_DEV_READ_ONLY)
-		say(r, "it came back read-only");
-	else if (g->block > own->block || g->max_transfer < own->max_transfer ||
-		 g->max_zero < own->max_zero)
-		say(r, "it came back with narrower limits for requests");
-	else
-		return true;
-	return false;
-}
-
-void bm_reopen_opened(struct bm_dev *dev, struct bm_dev *inner, const char *why)
-{
-	struct reopen *r = bm_container(dev, struct reopen, dev);
-
-	if (!inner)
-		say(r, why);
-	if (!inner || !fits(r, &inner->geometry) || r->cancelled || r->role != BM_REOPEN_HOLD) {
-		bm_dev_close(inner);
-		wait_for_attempt(r);
-		return;
-	}
-	r->inner = inner;
-	bm_dev_start(inner, r->dev.loop);
-	r->stage = CHECKING;
-	r->failed = false;
-	r->checked = 0;
-	go_on(r);
-}
-
-static void helper_done(struct bm_request *rq, int error);
-
-static void help(struct helper *h, enum bm_op op, uint64_t offset, uint64_t length, uint8_t *data)
-{
-	h->rq.op = op;
-	h->rq.offset = offset;
-	h->rq.length = length;
-	h->rq.data = data;
-	h->rq.done = helper_done;
-	h->busy = true;
-	h->reopen->in_flight++;
-	bm_submit(h->reopen->inner, &h->rq);
-}
-
-static void check_next(struct helper *h)
-{
-	struct reopen *r = h->reopen;
-
-	while (r->checked < UNFLUSHED_SAMPLES && !r->unflushed.sample[r->checked].used)
-		r->checked++;
-	if (r->checked == UNFLUSHED_SAMPLES)
-		return;
-	h->sample = &r->unflushed.sample[r->checked++];
-	help(h, BM_READ, h->sample->number * r->unflushed.page, r->unflushed.page, h->buffer);
-}
-
-static void rewrite_next(struct helper *h)
-{
-	struct reopen *r = h->reopen;
-	uint64_t offset, length;
-	uint8_t *data;
-
-	for (;;) {
-		if (h->page && bm_unflushed_run(&r->unflushed, h->page, &h->from, &data, &offset,
-						&length)) {
-			r->status.rewritten += length;
-			help(h, BM_WRITE, offset, length, data);
-			return;
-		}
-		h->page = NULL;
-		h->from = 0;
-		if (!r->rewritten)
-			return;
-		h->page = r->rewritten;
-		r->rewritten = h->page->link.next == &r->unflushed.list
-				       ? NULL
-				       : bm_container(h->page->link.next, struct unflushed_page, link);
-	}
-}
-
-static void helper_done(struct bm_request *rq, int error)
-{
-	struct helper *h = bm_container(rq, struct helper, rq);
-	struct reopen *r = h->reopen;
-	char why[120];
-
-	h->busy = false;
-	r->in_flight--;
-	if (error) {
-		snprintf(why, sizeof(why), "%s: %s",
-			 r->stage == CHECKING ? "it was there, and could not be read"
-					      : "it does not take again what it had: writing",
-			 strerror(-error));
-		attempt_failed(r, why);
-	} else if (r->stage == CHECKING && !r->failed &&
-		   !bm_unflushed_same(h->sample, h->buffer, r->unflushed.page)) {
-		attempt_failed(r, "it came back with other content: it is not what was there before, "
-				  "or it has lost what was flushed; nothing was written to it");
-	}
-	go_on(r);
-}
-
-static void help_all(struct reopen *r, void (*next)(struct helper *h))
-{
-	for (int i = 0; i < HELPERS && !r->failed; i++)
-		if (!r->helper[i].busy)
-			next(&r->helper[i]);
-}
-
-static void begin_rewriting(struct reopen *r)
-{
-	r->stage = REWRITING;
-	r->rewritten = bm_list_empty(&r->unflushed.list)
-			       ? NULL
-			       : bm_container(r->unflushed.list.next, struct unflushed_page, link);
-	for (int i = 0; i < HELPERS; i++)
-		r->helper[i].page = NULL;
-}
-
-static void back(struct reopen *r)
-{
-	r->stage = UP;
-	r->status.lost = r->status.gave_up = false;
-	set_timeout(r);
-	r->host->event(r->arg);
-	send_waiting(r);
 }
 
 /*
@@ -520,13 +286,8 @@ static void run_next(struct bm_task *task)
 	struct reopen *r = bm_container(task, struct reopen, next);
 
 	if (r->stage == UP)
-		send_waiting(r);
-	if (r->stage == CHECKING)
-		help_all(r, check_next);
-	if (r->stage == CHECKING && !r->in_flight && !r->failed)
-		begin_rewriting(r);
-	if (r->stage == REWRITING)
-		help_all(r, rewrite_next);
+		bm_reopen_send_waiting(r);
+	bm_reopen_come_back(r);
 	if (r->in_flight)
 		return;
 	if (r->closing) {
@@ -534,13 +295,11 @@ static void run_next(struct bm_task *task)
 	} else if (r->stage == ENDING || (r->failed && r->stage >= CHECKING)) {
 		bm_dev_close(r->inner);
 		r->inner = NULL;
-		wait_for_attempt(r);
-	} else if (r->stage == REWRITING) {
-		back(r);
+		bm_reopen_wait_for_attempt(r);
 	}
 }
 
-static void go_on(struct reopen *r)
+void bm_reopen_go_on(struct reopen *r)
 {
 	bm_loop_soon(r->dev.loop, &r->next);
 }
@@ -564,7 +323,7 @@ void bm_reopen_set_role(struct bm_dev *dev, enum bm_reopen_role role)
 	if (role == BM_REOPEN_HOLD && r->gap)
 		flush_ourselves(r);
 	if (role == BM_REOPEN_HOLD && r->stage == WAITING)
-		wait_for_attempt(r);
+		bm_reopen_wait_for_attempt(r);
 	if (before != BM_REOPEN_HOLD || r->stage == UP)
 		return;
 	/* It is lost, and nobody waits for it any more. */
@@ -572,8 +331,8 @@ void bm_reopen_set_role(struct bm_dev *dev, enum bm_reopen_role role)
 	bm_timer_clear(r->dev.loop, &r->attempt_timer);
 	bm_timer_clear(r->dev.loop, &r->timeout_timer);
 	if (r->stage >= CHECKING)
-		attempt_failed(r, "it is not waited for any more");
-	go_on(r);
+		bm_reopen_attempt_failed(r, "it is not waited for any more");
+	bm_reopen_go_on(r);
 }
 
 void bm_reopen_set_timeout(struct bm_dev *dev, uint64_t ns)
@@ -582,7 +341,7 @@ void bm_reopen_set_timeout(struct bm_dev *dev, uint64_t ns)
 
 	r->timeout = ns;
 	if (r->dev.loop)
-		set_timeout(r);
+		bm_reopen_set_timeout_timer(r);
 }
 
 void bm_reopen_get_status(const struct bm_dev *dev, struct bm_reopen_status *status)
@@ -596,7 +355,6 @@ static void reopen_start(struct bm_dev *dev)
 
 	bm_later_init(&r->later, dev->loop);
 	r->next.run = run_next;
-	r->attempt_timer.run = attempt;
 	r->timeout_timer.run = give_up;
 	/* A timer that was armed once never fails again. */
 	set_timer_in(r, &r->attempt_timer, UINT32_MAX);
@@ -670,7 +428,8 @@ int bm_reopen_new(struct bm_dev *inner, const struct bm_reopen_host *host, void 
 	r->dev.geometry.block = r->unflushed.unit;
 	r->dev.geometry.max_transfer &= ~(r->unflushed.unit - 1);
 	r->dev.geometry.max_zero &= ~(uint64_t)(r->unflushed.unit - 1);
-	r->buffers = failed ? NULL : aligned_alloc(BM_BUF_ALIGN, HELPERS * (size_t)r->unflushed.page);
+	r->buffers =
+		failed ? NULL : aligned_alloc(BM_BUF_ALIGN, HELPERS * (size_t)r->unflushed.page);
 	if (!r->buffers) {
 		r->dev.ops->close(&r->dev);
 		return -ENOMEM;
@@ -678,10 +437,7 @@ int bm_reopen_new(struct bm_dev *inner, const struct bm_reopen_host *host, void 
 	r->inner = inner;
 	r->host = host;
 	r->arg = arg;
-	for (int i = 0; i < HELPERS; i++) {
-		r->helper[i].reopen = r;
-		r->helper[i].buffer = r->buffers + (size_t)i * r->unflushed.page;
-	}
+	bm_reopen_back_init(r);
 	for (int i = 0; i < SLOTS; i++) {
 		r->slot[i].reopen = r;
 		r->slot[i].sub.done = slot_done;

@@ -17,7 +17,8 @@ enum bm_reopen_role {
 
 /* Called from the loop. */
 struct bm_reopen_host {
-	/* Open it again, off the loop, fenced; answer by bm_reopen_opened(), not before returning. */
+	/* Open it again, off the loop, fenced; answer by bm_reopen_opened(), not before returning.
+	 */
 	void (*open)(void *arg);
 	void (*event)(void *arg); /* lost, back, given up: see the status */
 	/* The device is gone, and calls no more; nobody wants what is being opened. */

@@ -200,8 +200,7 @@ static void take_sample(struct unflushed *u, const struct unflushed_page *p)
 void bm_unflushed_flushed(struct unflushed *u, uint64_t stamp)
 {
 	for (unsigned n = 0; !bm_list_empty(&u->list); n++) {
-		struct unflushed_page *p =
-			bm_container(u->list.next, struct unflushed_page, link);
+		struct unflushed_page *p = bm_container(u->list.next, struct unflushed_page, link);
 
 		if (p->stamp > stamp)
 			break;

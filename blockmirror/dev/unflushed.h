@@ -34,8 +34,9 @@ struct unflushed_sample {
 };
 
 struct unflushed {
-	uint32_t unit, page; /* bytes: requests are multiples of the one, the other is kept as one */
-	unsigned pages;      /* that there is memory for */
+	uint32_t unit,
+		page;   /* bytes: requests are multiples of the one, the other is kept as one */
+	unsigned pages; /* that there is memory for */
 	unsigned used, reserved;
 	struct bm_list list, free;
 	struct unflushed_sample sample[UNFLUSHED_SAMPLES];

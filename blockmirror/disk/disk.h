@@ -44,7 +44,8 @@ struct disk_options {
 	int nbd_fd, control_fd; /* sockets that listen already, and that the caller holds, too; 0 */
 	int predecessor;        /* take over from the process at the other end; 0 */
 	struct nbd_server_options limits;
-	uint64_t reconnect; /* ns that requests wait for storage that is lost; UINT64_MAX: for ever */
+	uint64_t reconnect; /* ns that requests wait for storage that is lost; UINT64_MAX: for ever
+			     */
 };
 
 struct disk {
@@ -76,7 +77,7 @@ struct disk {
 	bool shared;                     /* a daemon holds the sockets, and has their paths */
 	bool stopping, leaving, created;
 	bool abandoned; /* it ends as a killed process would: disk_close() is not called */
-	bool fresh; /* had no record when it was opened */
+	bool fresh;     /* had no record when it was opened */
 	uint64_t started;
 };
 

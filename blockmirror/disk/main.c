@@ -166,7 +166,8 @@ static int take_option(int c, int which, struct disk_options *disk, int *control
 	case 'R':
 		if (!bm_parse_duration(optarg, &disk->reconnect))
 			return 0;
-		fprintf(stderr, "blockmirror-disk: --reconnect-timeout %s: a time like 5m is wanted\n",
+		fprintf(stderr,
+			"blockmirror-disk: --reconnect-timeout %s: a time like 5m is wanted\n",
 			optarg);
 		return 2;
 	case 'o':
@@ -185,9 +186,8 @@ static int take_option(int c, int which, struct disk_options *disk, int *control
 
 int main(int argc, char **argv)
 {
-	struct disk_options disk = {.run_dir = bm_run_dir(),
-				    .state_dir = bm_state_dir(),
-				    .reconnect = UINT64_MAX};
+	struct disk_options disk = {
+		.run_dir = bm_run_dir(), .state_dir = bm_state_dir(), .reconnect = UINT64_MAX};
 	struct signals signals = {0};
 	struct bm_error error = {0};
 	struct bm_loop *loop;

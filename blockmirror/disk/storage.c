@@ -52,10 +52,8 @@ static bool gave_up(void *arg)
 static void open_again(struct bm_work *work)
 {
 	struct storage *s = bm_container(work, struct storage, open);
-	const struct bm_open_options options = {.fence = true,
-						.session = s->disk->record.disk,
-						.interrupted = gave_up,
-						.arg = s};
+	const struct bm_open_options options = {
+		.fence = true, .session = s->disk->record.disk, .interrupted = gave_up, .arg = s};
 
 	s->error = (struct bm_error){0};
 	bm_dev_open(s->uri, &options, &s->opened, &s->error);
