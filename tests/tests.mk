@@ -2,10 +2,11 @@
 # What "make check" and its relatives run. Included by the Makefile.
 
 MODEL_TESTS := $(patsubst tests/model/%.c,$(BUILD)/tests/model/%,$(wildcard tests/model/*_test.c))
-# For check-long: what tests the load generator itself, with a guest and with servers that lie, and
-# whole moves under the sanitizers, which see the engine and the server in the tests below.
+# For check-long: what tests the load generator itself, with a guest and with servers that lie,
+# networks that fail, and whole moves under the sanitizers, which see the engine and the server in
+# the tests below.
 LONG_TESTS := tests/system/hammer_guest.sh tests/system/hammer_detects.sh tests/system/sanitized.sh \
-	tests/fault/stale_session.sh
+	tests/fault/stale_session.sh tests/fault/network.sh
 SYSTEM_TESTS := $(filter-out %/lib.sh $(LONG_TESTS),$(wildcard tests/system/*.sh tests/fault/*.sh))
 ASAN := $(BUILD)/asan
 TSAN := $(BUILD)/tsan
@@ -49,7 +50,8 @@ check-mutants: tests
 	$(Q)BUILD=$(BUILD) TEST_TIMEOUT=36000 tests/run $(BUILD)/test-logs tests/model/mutants.sh \
 		tests/conformance/mutants.sh
 
-# Hours: a million seeds, the mutants, clients for minutes, the system tests with sanitizers.
+# Hours: a million seeds, each call that can fail, the mutants, clients for minutes, the system tests
+# with sanitizers.
 check-long: all tests asan-tests tsan-tests
 	$(Q)$(MAKE) --no-print-directory BUILD=$(TSAN) SAN=thread all
 	$(Q)BUILD=$(BUILD) LOAD_SECONDS=60 tests/run $(BUILD)/test-logs tests/system/nbd_many.sh
@@ -58,8 +60,9 @@ check-long: all tests asan-tests tsan-tests
 		$(ASAN)/tests/model/mirror_test:-n:100000:-s:2000000 tests/model/mutants.sh \
 		tests/conformance/mutants.sh
 	$(Q)BUILD=$(BUILD) ANALYZE=1 LONG=1 TEST_TIMEOUT=3600 tests/run $(BUILD)/test-logs \
-		tests/lint.sh tests/system/nbd_conformance.sh \
+		tests/lint.sh tests/system/nbd_conformance.sh tests/fault/lying.sh \
 		$(LONG_TESTS)
+	$(Q)BUILD=$(BUILD) LONG=1 TEST_TIMEOUT=36000 tests/run $(BUILD)/test-logs tests/fault/every_call.sh
 	$(Q)$(MAKE) --no-print-directory BUILD=$(ASAN) SAN=address,undefined all
 	$(Q)BUILD=$(ASAN) tests/run $(ASAN)/test-logs $(SYSTEM_TESTS)
 

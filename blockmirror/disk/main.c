@@ -215,8 +215,8 @@ int main(int argc, char **argv)
 	bm_log_setup("blockmirror-disk", control >= 0 ? BM_LOG_WARN : BM_LOG_NOTICE);
 	loop = bm_loop_new();
 	if (!loop || watch_signals(&signals, loop) < 0) {
-		perror("blockmirror-disk");
-		return 1;
+		bm_fail_errno(&error, errno, "cannot start");
+		return fail(&error);
 	}
 	if (control >= 0)
 		status = oneoff_run(loop, control, disk.state_dir, &error) < 0 ? fail(&error) : 0;

@@ -54,11 +54,12 @@ class Control:
         self.file = open(path, "r+b")
         self.map = mmap.mmap(self.file.fileno(), 4096)
 
-    def set(self, kind, k, error, forever, at_main, source, target):
+    def set(self, kind, k, error, forever, at_main, source, target, only="", delay_ms=0):
+        """kind "any": of all of them; only: calls on paths with that in them."""
         number = 0 if error == "short" else getattr(errno, error)
         self.map[:self.HEAD.size] = self.HEAD.pack(
-            0, at_main, KINDS.index(kind), k, number, forever, 0, 0, 0, 0, 0, *[0] * 64,
-            source.encode(), target.encode(), b"", b"")
+            0, at_main, KINDS.index(kind) if kind != "any" else len(KINDS), k, number, forever, delay_ms, 0, 0, 0,
+            0, *[0] * 64, source.encode(), target.encode(), only.encode(), b"")
 
     def arm(self):
         self.map[0:4] = struct.pack("=I", 1)
@@ -159,11 +160,12 @@ class Run:
 
     def finish(self, job):
         """However it went: in the end the disk is moved, and whole."""
+        if self.disk.ended():
+            self.disk.check_end()
+            self.restart()
         if job and job["state"] != "done":
             self.check_failed(job)
         if not job or job["state"] != "done":
-            if self.disk.ended():
-                self.restart()
             begun, error = self.relocate(10)
             if not begun and error and error["data"]["code"] == "E_EXISTS":
                 os.unlink(self.b)

@@ -16,8 +16,9 @@ class Violation(Exception):
 class Disk:
     """The process, and its control socket."""
 
-    def __init__(self, build, folder):
+    def __init__(self, build, folder, prefix=()):
         self.build, self.dir, self.process = build, folder, None
+        self.prefix = list(prefix)  # of the command
         self.log = open(folder + "/log", "ab")
 
     def start(self, image=None, environment=None):
@@ -25,7 +26,7 @@ class Disk:
         env = dict(os.environ, **(environment or {}))
         begin = self.log.tell()
         self.process = subprocess.Popen(
-            [self.build + "/blockmirror-disk", "--name", "d", "--run-dir", self.dir + "/run", "--state-dir",
+            self.prefix + [self.build + "/blockmirror-disk", "--name", "d", "--run-dir", self.dir + "/run", "--state-dir",
              self.dir + "/state"] + ([image] if image else []),
             stdout=subprocess.PIPE, stderr=self.log, env=env, stdin=subprocess.DEVNULL,
             cwd=self.dir)  # where it may leave a core
