@@ -41,24 +41,29 @@ static char *path_of(const char *folder, const char *which)
 	return path;
 }
 
-/* The length of the JSON line when the checksum in the line after it is right; 0 when not. */
-static size_t checked_length(const char *text)
+/*
+ * The length of the JSON line when the checksum in the line after it is right; 0 with what is wrong
+ * when not.
+ */
+static size_t checked_length(const char *text, const char **wrong)
 {
 	const char *newline = strchr(text, '\n');
 	uint64_t sum;
 	size_t length;
 
+	*wrong = *text ? "it is cut short" : "it is empty";
 	if (!newline || sscanf(newline + 1, "xxh64 %16" SCNx64, &sum) != 1)
 		return 0;
 	length = (size_t)(newline - text);
+	*wrong = "its checksum is wrong";
 	return XXH64(text, length, FORMAT) == sum ? length : 0;
 }
 
 static int parse(const char *path, const char *text, struct bm_record *record,
 		 struct bm_error *error)
 {
-	size_t length = checked_length(text);
-	const char *name, *disk, *uri;
+	const char *name, *disk, *uri, *wrong;
+	size_t length = checked_length(text, &wrong);
 	json_int_t generation, size;
 	json_t *root, *job = NULL;
 	int format = 0;
@@ -66,9 +71,11 @@ static int parse(const char *path, const char *text, struct bm_record *record,
 	root = length ? json_loadb(text, length, 0, NULL) : NULL;
 	if (root && json_unpack(root, "{s:i}", "format", &format) == 0 && format > FORMAT) {
 		json_decref(root);
-		return bm_fail(error, BM_E_RECORD,
-			       "%s: written by a newer version (format %d, this one knows %d)",
-			       path, format, FORMAT);
+		return bm_fail(
+			error, BM_E_RECORD,
+			"%s: written by a newer version (format %d, this one knows %d); serve the "
+			"disk with that one",
+			path, format, FORMAT);
 	}
 	if (!root ||
 	    json_unpack(root, "{s:I s:s s:s s:s s:I s?o}", "generation", &generation, "name", &name,
@@ -76,11 +83,10 @@ static int parse(const char *path, const char *text, struct bm_record *record,
 		json_decref(root);
 		return bm_fail(
 			error, BM_E_RECORD,
-			"%s: damaged (its checksum or content is wrong); it says which image is "
-			"the "
-			"truth, so restore it from a backup, or, when you know the right image, "
-			"move it away and serve that image anew",
-			path);
+			"%s: damaged (%s); it says which image is the truth, so restore it from a "
+			"backup, or, when you know the right image (\"blockmirror whois IMAGE\" "
+			"tells what it was marked as), move it away and serve that image anew",
+			path, length ? "its content is no record's" : wrong);
 	}
 	record->generation = (uint64_t)generation;
 	record->size = (uint64_t)size;

@@ -55,10 +55,11 @@ int bm_record_write(const char *folder, const struct bm_record *record, struct b
  * For files only: block devices carry no mark.
  */
 struct bm_mark {
-	char state[16];   /* "active", "retired", "incomplete"; "" for no mark */
-	char disk[40];    /* identity of the disk */
-	char folder[400]; /* of the record that owns it */
-	char where[400];  /* retired: where the disk went, redacted */
+	char state[16];      /* "active", "retired", "incomplete"; "" for no mark */
+	char disk[40];       /* identity of the disk */
+	char folder[400];    /* of the record that owns it */
+	char where[400];     /* retired: where the disk went, redacted */
+	uint64_t generation; /* of the record when it was marked; 0: not told */
 };
 
 int bm_mark_read(const char *path, struct bm_mark *mark);

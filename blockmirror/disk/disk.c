@@ -156,8 +156,8 @@ static int open_image(struct disk *d, const struct disk_options *asked, struct b
 	int r;
 
 	/*
-	 * Whatever the mark says: what our own record names is ours. Else the mark is looked at
-	 * first, since it tells more than a lock that is held, and again when we hold the lock.
+	 * What our own record names was looked at when that was believed. Else the mark is looked
+	 * at first, since it tells more than a lock that is held, and again when we hold the lock.
 	 */
 	r = d->fresh ? owner_check(d->record.uri, d->folder, use, error) : 0;
 	if (!r)
@@ -186,7 +186,7 @@ static int open_image(struct disk *d, const struct disk_options *asked, struct b
 	return r < 0 ? bm_fail_errno(error, r, "disk %s", d->name) : 0;
 }
 
-static int write_first_record(struct disk *d, struct bm_error *error)
+static int write_record(struct disk *d, struct bm_error *error)
 {
 	int r;
 
@@ -252,6 +252,18 @@ static int build_server(struct disk *d, const struct disk_options *options, stru
 	return r;
 }
 
+static int believe(struct disk *d, const struct disk_options *options, struct bm_error *error)
+{
+	int r = agree(d, options->uri, error);
+
+	if (strcmp(d->record.name, d->name) != 0)
+		return bm_fail(error, BM_E_RECORD,
+			       "the record in %s is that of another disk, %s: move the folder back "
+			       "to that name and serve that disk, or move it away",
+			       d->folder, d->record.name);
+	return r ? r : owner_check_record(&d->record, d->folder, options->force, error);
+}
+
 static int find_image(struct disk *d, const struct disk_options *options, struct bm_error *error)
 {
 	int r = bm_record_read(d->folder, &d->record, error);
@@ -260,8 +272,15 @@ static int find_image(struct disk *d, const struct disk_options *options, struct
 		return r;
 	d->fresh = r < 0;
 	d->generation = d->record.generation;
-	r = d->fresh ? new_disk(d, options, error) : agree(d, options->uri, error);
-	return r ? r : open_image(d, options, error);
+	r = d->fresh ? new_disk(d, options, error) : believe(d, options, error);
+	if (!r)
+		r = open_image(d, options, error);
+	/* It was believed by force: from now on it is the latest. */
+	if (!r && d->record.generation > d->generation) {
+		d->generation = d->record.generation;
+		r = write_record(d, error);
+	}
+	return r;
 }
 
 /* It did not come to a disk: what was made for it goes again. */
@@ -324,9 +343,9 @@ int disk_open(struct bm_loop *loop, const struct disk_options *asked, struct dis
 	if (!r && successor)
 		r = successor_clients(successor, error);
 	if (!r && d->fresh)
-		r = write_first_record(d, error);
+		r = write_record(d, error);
 	else if (!r)
-		job_recover(d);
+		r = job_recover(d, error);
 	if (!r && successor)
 		successor_finish(successor);
 	successor_free(successor);

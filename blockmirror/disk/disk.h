@@ -114,6 +114,14 @@ enum owner_use {
 	OWNER_OVERWRITE,
 };
 int owner_check(const char *uri, const char *folder, enum owner_use use, struct bm_error *error);
+/*
+ * Whether the disk's own record in folder may be believed: not when its image was marked by a later
+ * one, or when another record names the image, too. force: the first is no reason; record then has
+ * the mark's generation, and no job.
+ */
+int owner_check_record(struct bm_record *record, const char *folder, bool force,
+		       struct bm_error *error);
+/* What is marked is what a durable record says, with its generation. */
 int owner_mark(const char *uri, const char *state, const struct bm_record *record,
 	       const char *folder);
 /* The image and its mark; files only: the node of a block device is not the device. */

@@ -173,7 +173,7 @@ struct job *job_new(struct disk *disk, const struct job_options *options, unsign
 void job_free(struct job *job);
 
 /* recover.c: at start, goes on with the job that the record speaks of. Blocks. */
-void job_recover(struct disk *disk);
+int job_recover(struct disk *disk, struct bm_error *error);
 
 /* This process ends: what the next one needs to go on is on stable storage. Blocks. */
 void job_park(struct job *job);

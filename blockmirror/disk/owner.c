@@ -4,6 +4,7 @@
  * is gone owns nothing. A block device bears no mark: the records beside our own are asked.
  */
 #include <dirent.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -114,6 +115,15 @@ static int check_device(const char *path, dev_t device, const char *folder, enum
 	return r;
 }
 
+/* However it is named. */
+static bool same_folder(const char *a, const char *b)
+{
+	struct stat one, other;
+
+	return !strcmp(a, b) || (!stat(a, &one) && !stat(b, &other) && one.st_dev == other.st_dev &&
+				 one.st_ino == other.st_ino);
+}
+
 int owner_check(const char *uri, const char *folder, enum owner_use use, struct bm_error *error)
 {
 	const char *path = bm_uri_path(uri);
@@ -126,13 +136,36 @@ int owner_check(const char *uri, const char *folder, enum owner_use use, struct 
 		return check_device(path, st.st_rdev, folder, use, error);
 	if (bm_mark_read(path, &mark) < 0 || !mark.state[0])
 		return 0;
-	if (!strcmp(mark.state, "active") && strcmp(mark.folder, folder))
+	if (!strcmp(mark.state, "active") && !same_folder(mark.folder, folder))
 		return check_active(path, &mark, use, error);
 	if (use == OWNER_SERVE && !strcmp(mark.state, "retired"))
 		return retired(error, path, mark.where);
 	if ((use == OWNER_SERVE || use == OWNER_READ) && !strcmp(mark.state, "incomplete"))
 		return unusable(error, path, use);
 	return 0;
+}
+
+int owner_check_record(struct bm_record *record, const char *folder, bool force,
+		       struct bm_error *error)
+{
+	const char *path = bm_uri_path(record->uri);
+	struct bm_mark mark = {0};
+	bool older = path && !bm_mark_read(path, &mark) && !strcmp(mark.disk, record->disk) &&
+		     mark.generation > record->generation;
+
+	if (older && !force)
+		return bm_fail(error, BM_E_RECORD,
+			       "the record in %s is older (generation %" PRIu64
+			       ") than the mark on %s (%s, generation %" PRIu64
+			       "): is it from a backup? See \"blockmirror whois %s\"; --force "
+			       "believes the record",
+			       folder, record->generation, path, mark.state, mark.generation, path);
+	if (older) {
+		record->generation = mark.generation;
+		json_decref(record->job); /* of a time that is gone, as are its maps */
+		record->job = NULL;
+	}
+	return owner_check(record->uri, folder, OWNER_FORCE, error);
 }
 
 int owner_mark(const char *uri, const char *state, const struct bm_record *record,
@@ -146,6 +179,7 @@ int owner_mark(const char *uri, const char *state, const struct bm_record *recor
 	snprintf(mark.state, sizeof(mark.state), "%s", state);
 	snprintf(mark.disk, sizeof(mark.disk), "%s", record->disk);
 	snprintf(mark.folder, sizeof(mark.folder), "%s", folder);
+	mark.generation = record->generation;
 	if (!strcmp(state, "retired"))
 		bm_uri_redact(record->uri, mark.where, sizeof(mark.where));
 	return bm_mark_write(path, &mark);

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "blockmirror/base/cleanup.h"
+#include "blockmirror/base/file_util.h"
 #include "blockmirror/base/log.h"
 #include "blockmirror/base/memory.h"
 #include "blockmirror/base/uri.h"
@@ -123,19 +124,37 @@ static struct job *job_again(struct disk *d, const struct past *p)
 }
 
 /*
+ * What the folder says is durable. A process that died in a switch may have left a record that is
+ * not; the guest would write to the image that it names, and a loss of power bring back the other.
+ */
+static int sync_records(const struct disk *d, struct bm_error *error)
+{
+	int r = bm_sync_folder_of(d->parked_path);
+
+	return r < 0 ? bm_fail_errno(error, r,
+				     "cannot sync %s: what its record says may not last; disk %s "
+				     "is not served until that works",
+				     d->folder, d->name)
+		     : 0;
+}
+
+/*
  * The map of the process that is gone: its own, where the host lives; else the one it parked. From
  * here on it belongs to a new record. That is written first: a map is believed only by the record
  * that names it, so a parked one that could not be removed counts no more.
  *
  *	Without: the parked map is taken, the guest writes, the host loses power before the removal
  *	is durable; the next process takes the same map again, and what was written is not copied.
+ *
+ * Where no record can be written, the removal must be durable before the guest writes.
  */
-static void take_map(struct job *job, uint64_t generation)
+static int take_map(struct job *job, uint64_t generation, struct bm_error *why)
 {
 	struct disk *d = job->disk;
 	uint8_t *parked = NULL;
 	struct bm_error error;
 	struct bm_record record;
+	int r;
 
 	job->map = mapfile_open(d, d->map_path, generation);
 	job->resumed_from = job->map ? "map" : "nothing";
@@ -146,7 +165,8 @@ static void take_map(struct job *job, uint64_t generation)
 	record = d->record;
 	record.generation = job->step_generation;
 	record.job = job->snapshot;
-	if (!bm_record_write(d->folder, &record, &error)) {
+	r = bm_record_write(d->folder, &record, &error);
+	if (!r) {
 		job_believe_record(job);
 		if (!job->map)
 			job->map = mapfile_create(d, job->map_generation);
@@ -155,28 +175,40 @@ static void take_map(struct job *job, uint64_t generation)
 		if (parked && job->map) {
 			mapfile_copy(d, job->map, parked);
 			job->resumed_from = "parked map";
+			/* A backup of record and map, put back later, is refused. */
+			owner_mark(d->record.uri, "active", &d->record, d->folder);
 		}
 	} else {
 		bm_log(BM_LOG_ERROR, "%s: %s", d->name, error.text);
 	}
 	mapfile_close(d, parked);
 	unlink(d->parked_path);
+	return r < 0 ? sync_records(d, why) : 0;
 }
 
-/* The guest is served at once; writes are noted, and the other side is opened meanwhile. */
-static bool go_on(struct disk *d, const struct past *p)
+/*
+ * The guest is served at once; writes are noted, and the other side is opened meanwhile. Returns 1,
+ * 0 where it cannot go on, or -errno where the disk must not be served.
+ */
+static int go_on(struct disk *d, const struct past *p, struct bm_error *error)
 {
 	struct job *job = job_again(d, p);
 	struct bm_mirror_stats stats;
+	int r;
 
 	if (!job)
-		return false;
-	take_map(job, (uint64_t)p->map);
+		return 0;
+	r = take_map(job, (uint64_t)p->map, error);
+	if (r < 0) {
+		mapfile_close(d, job->map);
+		job_free(job);
+		return r;
+	}
 	job_set_limits(job);
 	if (bm_mirror_resume(d->mirror, job->map) < 0) {
 		mapfile_remove(d, job->map);
 		job_free(job);
-		return false;
+		return 0;
 	}
 	bm_mirror_get_stats(d->mirror, &stats);
 	job->redo_bytes = stats.dirty * stats.granule;
@@ -187,13 +219,14 @@ static bool go_on(struct disk *d, const struct past *p)
 	d->job = job;
 	job->phase = job->switched ? job_open_window(job) : PHASE_COPYING;
 	away_begin(job);
-	return true;
+	return 1;
 }
 
-void job_recover(struct disk *d)
+int job_recover(struct disk *d, struct bm_error *why)
 {
 	struct bm_error error;
 	struct past past;
+	int r;
 
 	if (!d->record.job || !read_past(d, &past) || strcmp(past.state, "running") != 0) {
 		unlink(d->map_path);
@@ -201,14 +234,19 @@ void job_recover(struct disk *d)
 		d->jobs = (unsigned)json_integer_value(json_object_get(d->record.job, "number"));
 		if (d->record.job)
 			json_array_append_new(d->past, report_past(d));
-		return;
+		return 0;
 	}
+	r = sync_records(d, why);
+	if (r < 0)
+		return r;
 	d->jobs = (unsigned)past.number;
 	if (is_complete(&past) || is_undone(d, &past) || (is_on_target(d, &past) && !past.window))
 		finish_again(d, &past);
-	else if (go_on(d, &past))
-		return;
 	else
+		r = go_on(d, &past, why);
+	if (r)
+		return r < 0 ? r : 0;
+	if (!strcmp(json_string_value(json_object_get(d->record.job, "state")), "running"))
 		interrupted(d, &past);
 	unlink(d->map_path);
 	unlink(d->parked_path);
@@ -217,6 +255,7 @@ void job_recover(struct disk *d)
 	if (bm_record_write(d->folder, &d->record, &error) < 0)
 		bm_log(BM_LOG_ERROR, "%s: %s; the next start tries again", d->name, error.text);
 	json_array_append_new(d->past, report_past(d));
+	return 0;
 }
 
 void job_park(struct job *job)

@@ -147,14 +147,18 @@ static void finish_copy(struct job *job)
 		note(job, bm_mark_remove(path), "take the mark from", job->target.uri);
 }
 
-/* Which image is the truth now, and which one was. */
-static void mark_both(struct job *job, const struct bm_record *record)
+/*
+ * Which image is the truth now, and which one was. By the record that is durable, not the one that
+ * comes next: an image that is marked with a higher generation than the record's is not served.
+ */
+static void mark_both(struct job *job)
 {
+	struct bm_record record = record_of(job, job->final_uri, job->disk->record.generation);
 	const char *folder = job->disk->folder, *live = job_uri(job, BACK),
 		   *old = job_uri(job, FORWARD);
 
-	note(job, owner_mark(live, "active", record, folder), "mark", live);
-	note(job, owner_mark(old, "retired", record, folder), "mark", old);
+	note(job, owner_mark(live, "active", &record, folder), "mark", live);
+	note(job, owner_mark(old, "retired", &record, folder), "mark", old);
 }
 
 void step_marks(struct bm_work *work)
@@ -162,7 +166,7 @@ void step_marks(struct bm_work *work)
 	struct job *job = bm_container(work, struct job, marks);
 	struct bm_record record = record_of(job, job->final_uri, job->step_generation);
 
-	mark_both(job, &record);
+	mark_both(job);
 	bm_record_write(job->disk->folder, &record, &job->step_error);
 }
 
@@ -178,7 +182,7 @@ void step_finish(struct bm_work *work)
 	struct bm_record record = record_of(job, job->final_uri, job->step_generation);
 
 	if (job->switched || job->undone)
-		mark_both(job, &record);
+		mark_both(job);
 	else if (!job->error.code)
 		finish_copy(job);
 	if (job->switched && job->options.delete_source)

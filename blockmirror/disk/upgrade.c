@@ -283,7 +283,7 @@ static int go_back(struct upgrade *u, const json_t *orders, struct bm_error *err
 		bm_rpc_own(d->rpc, d->control_path);
 	}
 	if (parked && !r)
-		job_recover(d);
+		r = job_recover(d, error);
 	if (parked && d->job)
 		bm_list_move_all(&d->job->waiters, &parked->waiters);
 	else if (parked) {
