@@ -98,6 +98,12 @@ const struct command commands[] = {
 	 "[--on-target-loss wait|pause|TIME]",
 	 "jobs: list, look at, wait for, change",
 	 "JOB is NAME.NUMBER, or NAME for the disk's last job.\n", cmd_job},
+	{"whois", "IMAGE", "which image is the truth, and why",
+	 "IMAGE is a path or a URI. Reads its mark and the records in STATE; needs no process.\n"
+	 "Exit status 0: it is the truth of a disk; 1: it is not, and it is said where that is;\n"
+	 "4: no disk is known to have to do with it; 6: do not serve it before you know more:\n"
+	 "record and mark contradict each other, or the record is damaged.\n",
+	 cmd_whois},
 	{"events", "[NAME]", "print events of all disks, or one, as they happen", NULL, cmd_events},
 	{0},
 };
