@@ -33,13 +33,6 @@ clean_up() {
 }
 is_running() { [ "$(show "$1" '.supervision.state // .state')" = running ]; }
 state_is() { [ "$("$bm" list --json | jq -r --arg n "$1" '.disks[] | select(.name == $n) | .supervision.state // .state')" = "$2" ]; }
-disk_is_on() { [ "$(show disk .uri)" = "$1" ] || { show disk .uri; return 1; }; }
-works() { # the guest got answers since
-	local before
-	before=$(show disk .requests.write)
-	wait_for 10 more_writes "$before" && ! lib_gone "$load"
-}
-more_writes() { [ "$(show disk .requests.write)" -gt "$1" ]; }
 
 # killed SIGNAL PID SOCKET: prints the milliseconds until another process answers a call there.
 killed() {

@@ -44,14 +44,6 @@ crash() {
 	lib_pids+=("$disk_pid")
 }
 
-disk_is_on() { [ "$(show disk .uri)" = "$1" ] || { show disk .uri; return 1; }; }
-works() { # the guest got answers since
-	local before
-	before=$(show disk .requests.write)
-	wait_for 10 more_writes "$before" && ! lib_gone "$load"
-}
-more_writes() { [ "$(show disk .requests.write)" -gt "$1" ]; }
-
 # goes_on PHASE SOURCE TARGET: a crash now; the disk stays, and its job goes on.
 goes_on() {
 	check "$1: another process takes over" crash

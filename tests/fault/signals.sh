@@ -38,7 +38,6 @@ hangs() {
 }
 speaks() { kill -CONT "$server"; }
 
-disk_is_on() { [ "$(show disk .uri)" = "$1" ] || { show disk .uri; return 1; }; }
 phase_of() { [ "$("$bm" job show disk --json 2>>"$dir/log" | jq -r .phase)" = "$1" ]; }
 
 terminating() {

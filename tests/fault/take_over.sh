@@ -21,12 +21,6 @@ started() { # a disk on the image, with a guest at work
 	serve disk "$1"
 	start_load disk --reconnect 60 --iops 500 --sizes 512:64k
 }
-works() { # the guest got answers since
-	local before
-	before=$(show disk .requests.write)
-	wait_for 10 more_writes "$before" && ! lib_gone "$load"
-}
-more_writes() { [ "$(show disk .requests.write)" -gt "$1" ]; }
 is_there() { ! lib_gone "$1"; }
 record_says() { head -n 1 "$record" | jq -e "$1"; }
 

@@ -18,8 +18,6 @@ room() {
 	on_exit "umount -l '$1'"
 }
 target_is() { job_is disk .progress.target "$1"; }
-disk_is_on() { [ "$(show disk .uri)" = "$1" ] || { show disk .uri; return 1; }; }
-more_writes() { [ "$(show disk .requests.write)" -gt "$1" ]; }
 waits() { # what was begun as $pid
 	sleep 1.5
 	! lib_gone "$pid"

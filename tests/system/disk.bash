@@ -88,6 +88,17 @@ job() { "$bm" job show "$1" --json | jq -r "$2"; }
 job_is() { [ "$(job "$1" "$2")" = "$3" ]; }
 phase_is() { job_is "$1" .phase "$2"; }
 
+# disk_is_on URI: what the disk named "disk" is on now.
+disk_is_on() { [ "$(show disk .uri)" = "$1" ] || { show disk .uri; return 1; }; }
+
+# works: the guest of "disk", $load, gets answers.
+works() {
+	local before
+	before=$(show disk .requests.write)
+	wait_for 10 more_writes "$before" && ! lib_gone "$load"
+}
+more_writes() { [ "$(show disk .requests.write)" -gt "$1" ]; }
+
 # mark FILE: prints the state that its mark has.
 mark() { getfattr --only-values -n user.blockmirror "$1" 2>/dev/null | jq -r .state; }
 marked() { [ "$(mark "$1")" = "$2" ] || { echo "$1 is marked: $(mark "$1")"; return 1; }; }

@@ -27,8 +27,6 @@ manual_switch() {
 	check_fails "there is nothing to switch any more" 4 E_NOT_FOUND "$bm" switch disk
 }
 
-disk_is_on() { [ "$(show disk .uri)" = "$1" ] || { show disk .uri; return 1; }; }
-
 copied_bytes() { job disk '.progress.copied_bytes + .progress.zero_bytes'; }
 
 # A target that takes its time, so that there is something to pause, cancel, and limit.

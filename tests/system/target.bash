@@ -14,7 +14,6 @@ head -c $image_size /dev/urandom >"$image"
 target_is() { job_is disk .progress.target "$1"; }
 target_lost() { wait_for 15 target_is target-lost; }
 state_is() { job_is disk .state "$1"; }
-more_writes() { [ "$(show disk .requests.write)" -gt "$1" ]; }
 guest_goes_on() { wait_for 10 more_writes "$(show disk .requests.write)"; }
 is_on() { [ "$(show disk .uri)" = "$1" ] || { show disk .uri; return 1; }; }
 losses() { job disk .progress.target_losses; }

@@ -12,13 +12,6 @@ mkdir "$dir/a" "$dir/b"
 head -c $image_size /dev/urandom >"$a"
 cp "$a" "$dir/original"
 
-disk_is_on() { [ "$(show disk .uri)" = "$1" ] || { show disk .uri; return 1; }; }
-works() { # the guest got answers since
-	local before
-	before=$(show disk .requests.write)
-	wait_for 10 more_writes "$before" && ! lib_gone "$load"
-}
-more_writes() { [ "$(show disk .requests.write)" -gt "$1" ]; }
 in_sync() { [ "$(show disk .state)" = in-sync ]; }
 move() { "$bm" relocate disk "$@"; }
 state_is() { job_is disk '"\(.state) \(.phase)"' "$1"; }
