@@ -157,10 +157,17 @@ static void compared(void *arg, int error)
 				     (json_int_t)stats.mismatch_offset));
 }
 
+/* One comparison at a time: what a move is to compare before it switches comes first. */
+static bool move_compares(const struct job *job)
+{
+	return job_runs(job) && job->options.verify && job->phase < PHASE_IN_SYNC;
+}
+
 static void method_verify(void *arg, struct bm_rpc_call *call, json_t *params)
 {
 	struct disk *d = arg;
-	int r = d->verify_call ? -EBUSY : bm_mirror_verify(d->mirror, compared, d);
+	int r = d->verify_call || move_compares(d->job) ? -EBUSY
+							: bm_mirror_verify(d->mirror, compared, d);
 
 	(void)params;
 	if (!r)

@@ -11,7 +11,6 @@ mkdir -p "$dir/b" "$dir/c" "$dir/d"
 make_image "$a"
 cp --sparse=always "$a" "$dir/original"
 serve disk "$a"
-disk_is_on() { [ "$(show disk .uri)" = "$1" ] || { show disk .uri; return 1; }; }
 
 # damage FILE MIB: some bytes of it are others now; no guest writes there.
 damage() { head -c 1000 /dev/urandom | dd of="$1" bs=1000 seek=$(($2 * M / 1000 + 1)) conv=notrunc 2>/dev/null; }
@@ -24,6 +23,15 @@ good_copies() {
 	check "it has switched" disk_is_on "$b"
 	check "the guest noticed nothing" end_load
 	check "the disk serves the target, byte for byte" serves disk "$b"
+}
+
+# One comparison at a time: that of a move is not in doubt because somebody else asks for one.
+asked_meanwhile() {
+	check "back, with --verify, and slowly" "$bm" relocate disk "$a" --overwrite --verify --rate 64M --detach
+	check_fails "asked to compare meanwhile: refused" 3 E_BUSY timeout 60 "$bm" verify disk
+	check "the move compares, and switches" "$bm" job wait disk
+	check "the disk is back" disk_is_on "$a"
+	check "and there again" "$bm" relocate disk "$b" --overwrite
 }
 
 # Slow enough that there is time to do harm.
@@ -78,6 +86,7 @@ at_any_time() {
 }
 
 good_copies
+asked_meanwhile
 bad_copies
 at_any_time
 check "it is stopped in the end" unserve disk
