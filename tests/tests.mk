@@ -6,7 +6,7 @@ MODEL_TESTS := $(patsubst tests/model/%.c,$(BUILD)/tests/model/%,$(wildcard test
 # networks that fail, and whole moves under the sanitizers, which see the engine and the server in
 # the tests below.
 LONG_TESTS := tests/system/hammer_guest.sh tests/system/hammer_detects.sh tests/system/sanitized.sh \
-	tests/fault/stale_session.sh tests/fault/network.sh
+	tests/fault/stale_session.sh tests/fault/network.sh tests/fault/power_teeth.sh
 SYSTEM_TESTS := $(filter-out %/lib.sh $(LONG_TESTS),$(wildcard tests/system/*.sh tests/fault/*.sh))
 ASAN := $(BUILD)/asan
 TSAN := $(BUILD)/tsan
@@ -59,6 +59,8 @@ check-long: all tests asan-tests tsan-tests
 		$(BUILD)/tests/model/mirror_test:-n:1000000:-s:100000 \
 		$(ASAN)/tests/model/mirror_test:-n:100000:-s:2000000 tests/model/mutants.sh \
 		tests/conformance/mutants.sh
+	$(Q)BUILD=$(BUILD) CYCLES=100 JOBS=2 TEST_TIMEOUT=3600 tests/run $(BUILD)/test-logs \
+		tests/fault/power.sh
 	$(Q)BUILD=$(BUILD) ANALYZE=1 LONG=1 TEST_TIMEOUT=3600 tests/run $(BUILD)/test-logs \
 		tests/lint.sh tests/system/nbd_conformance.sh tests/fault/lying.sh \
 		$(LONG_TESTS)

@@ -34,7 +34,7 @@ import traceback
 
 from lab import (BUILD, M, Control, Lab, Refused, Server, Violation, answer_of, become_reaper, call,
                  descendants, is_gone, mark_of, process_name, reap, same, wait_for)
-from storage import SIZES, Filesystem, Power, Supply, make_templates, possible, unmount_all
+from storage import SIZES, Filesystem, Power, Supply, make_templates, own_mounts, possible, unmount_all
 
 SIZE = 8 * M
 SET = 20    # cycles on one scene
@@ -54,27 +54,30 @@ class Scene(Lab):
 
     def __init__(self, folder, seed, kind, templates):
         super().__init__(folder, seed)
-        r = self.random
-        self.volatile, self.templates = kind == "volatile", templates
+        self.volatile, self.templates, self.name = kind == "volatile", templates, kind
         self.far = None  # the NBD server of image b, and its supply
+        self.supply, self.images, self.place = {}, {}, {}
+
+    def build(self):
+        r = self.random
         self.remote = r.random() < 0.4
         fs = {name: r.choice(("xfs", "ext4")) for name in ("state", "a", "b")}
-        self.supply = {name: self.make_supply(name, fs) for name in
-                       ("state", "host") + (("far",) if self.remote else ())}
-        self.place = {}
+        for name in ("state", "host") + (("far",) if self.remote else ()):
+            self.supply[name] = self.make_supply(name, fs)
+        own_mounts()
         state = self.add_filesystem("state", "state", fs["state"])
         self.state = os.path.join(state.folder, "state")
         self.env["BLOCKMIRROR_STATE_DIR"] = self.state
         self.record = os.path.join(self.state, "disks/disk/record")
         a = self.put_image("a", "host", state, fs["a"])
         b = self.put_image("b", "far" if self.remote else "host", state, fs["b"])
-        self.images = {a: a}
+        self.images[a] = a
         if self.remote:
-            self.far = Server(self, "far", r.choices(("blockmirror-nbd", "nbdkit"), (4, 1))[0], b)
+            self.far = Server(self, "far", r.choices(("blockmirror-nbd", "qemu-nbd"), (4, 1))[0], b)
             self.far.start()
         self.here, self.there = a, self.far.uri if self.far else b
         self.images[self.there] = b
-        self.name = f"{kind}: state on {fs['state']}, a {self.place['a']}, b {self.place['b']}" + \
+        self.name += f": state on {fs['state']}, a {self.place['a']}, b {self.place['b']}" + \
             (f" behind {self.far.kind}" if self.far else "")
 
     def make_supply(self, name, fs):
@@ -169,9 +172,18 @@ class Scene(Lab):
     def disk_log(self):
         return self.log_tail("disk.log")
 
-    def end(self):
+    def keep_log(self):
         with contextlib.suppress(OSError):
             shutil.copy(os.path.join(self.run, "disks/disk.log"), os.path.join(self.dir, "disk.log"))
+
+    def keep(self):
+        """What is on the file systems as long as these are mounted."""
+        self.keep_log()
+        for name, path in [("record", self.record)] + [(os.path.basename(p), p) for p in self.images.values()]:
+            with contextlib.suppress(OSError):
+                shutil.copy(path, os.path.join(self.dir, "kept-" + name))
+
+    def end(self):
         if self.load:
             self.load.kill()
         for pid in self.processes():
@@ -388,12 +400,9 @@ class Cycle:
         if "far" in self.who:
             time.sleep(self.r.uniform(0, 0.2))
             lab.far.start()
-        elif lab.far and lab.far.has_died():
-            lab.far.start()
         if self.who == ("far",):
             return
-        with contextlib.suppress(OSError):
-            shutil.copy(os.path.join(lab.run, "disks/disk.log"), os.path.join(lab.dir, "disk.log"))
+        lab.keep_log()
         shutil.rmtree(lab.run)
         record = self.read_record()
         authority = record["uri"]
@@ -424,7 +433,8 @@ class Cycle:
         was = record.get("job")
         if not was or was["target"] != self.there:
             raise Violation(f"the job is not in the record: {was}")
-        if was["state"] == "running" and job["state"] not in ("running", "done"):
+        over = "done" if record["uri"] == self.there else "undone" if self.place == "undoing" else None
+        if was["state"] == "running" and job["state"] not in ("running", over):
             raise Violation(f"the job did not go on: {job}")
 
     def serve_the_other(self, authority):
@@ -520,10 +530,9 @@ def one_set(kind, seed, cycles, folder, templates):
     become_reaper()
     figures = {"seed": seed, "cycles": 0, "cuts": {}, "resumes": {}, "dirty": 0, "kept": 0, "sent": 0,
                "compared": 0, "refused": 0, "stable": 0, "lost": 0, "scene": ""}
-    scene = Scene.__new__(Scene)
-    scene.supply, cycle = {}, None
+    scene, cycle = Scene(folder, seed, kind, templates), None
     try:
-        scene.__init__(folder, seed, kind, templates)
+        scene.build()
         figures["scene"] = scene.name
         if scene.serve(scene.here).wait(LONG):
             raise Violation("the disk is not served: " + scene.log_tail("log"))
@@ -537,8 +546,10 @@ def one_set(kind, seed, cycles, folder, templates):
     except Exception as e:  # pylint: disable=broad-except
         why = str(e) if isinstance(e, (Violation, Refused)) else traceback.format_exc()
         about = f", {cycle.place}, {'+'.join(cycle.who)} cut ({getattr(cycle, 'how', '')})" if cycle else ""
+        scene.keep()
         figures["violation"] = f"cycle {figures['cycles'] + 1}{about}: {why}"
     finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         scene.end()
         for supply in scene.supply.values():
             figures["stable"] += supply.kept
@@ -561,9 +572,12 @@ class Campaign:
         if not pid:
             os.close(read)
             os.setpgid(0, 0)
-            with os.fdopen(write, "w") as out:
-                json.dump(one_set(self.options.kind, seed, cycles, folder, self.dir), out)
-            os._exit(0)
+            try:
+                figures = one_set(self.options.kind, seed, cycles, folder, self.dir)
+                with os.fdopen(write, "w") as out:
+                    json.dump(figures, out)
+            finally:
+                os._exit(0)
         os.close(write)
         self.running[pid] = (seed, read, folder)
 
@@ -576,18 +590,26 @@ class Campaign:
         if "violation" in figures:
             print(f"# violation: seed {seed}: {figures.get('scene')}: {figures['violation']}", flush=True)
             if self.options.keep:
-                subprocess.run(["cp", "-r", "--sparse=always", folder, self.options.keep], check=False,
-                               stderr=subprocess.DEVNULL)
+                shutil.copytree(folder, os.path.join(self.options.keep, f"{self.options.kind}-{seed}"),
+                                dirs_exist_ok=True, ignore=lambda d, names: [
+                                    n for n in names if not os.path.isfile(os.path.join(d, n)) and
+                                    not os.path.isdir(os.path.join(d, n)) or n.endswith(".fs")])
+        elif self.options.sets:
+            print(f"# seed {seed}: {figures['cycles']} cycles, {figures['scene']}", flush=True)
+        unmount_all(folder)
         shutil.rmtree(folder, ignore_errors=True)
         self.results.append(figures)
 
     def end(self):
         """Nothing stays, whatever happened."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         for pid in self.running:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
-        while self.running:
-            self.running.pop(os.wait()[0])
+        for pid in self.running:
+            os.waitpid(pid, 0)
+        if self.results:
+            report(self.options, self.results)
         unmount_all(self.dir)
         shutil.rmtree(self.dir, ignore_errors=True)
 
@@ -606,7 +628,6 @@ class Campaign:
             seed, left = seed + 1, left - SET
         while self.running:
             self.finish_one()
-        report(o, self.results)
         return any("violation" in f for f in self.results)
 
 
@@ -649,6 +670,7 @@ def main():
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--seed", type=int, default=random.randrange(1000000000))
     parser.add_argument("--first", action="store_true", help="no set begins after a violation")
+    parser.add_argument("--sets", action="store_true", help="a line for each set")
     parser.add_argument("--keep", help="a folder for what a violation leaves behind")
     options = parser.parse_args()
     missing = possible()

@@ -41,6 +41,16 @@ def must(*argv):
     return said
 
 
+def own_mounts():
+    """What is mounted from here on nobody else sees. Somebody's copy of the mounts, made in passing for
+    a namespace of his own, would keep a file system alive that was unmounted here, and its old state
+    would be written over the new one. A powerfs must be older than this: it would be the last one in
+    here, and wait at its end for what is mounted on its own disks."""
+    if libc.unshare(0x20000):  # CLONE_NEWNS
+        raise OSError(ctypes.get_errno(), "unshare")
+    must("mount", "--make-rprivate", "/")
+
+
 def unmount_all(folder):
     """Whatever is mounted beneath it."""
     with open("/proc/mounts", encoding="utf-8") as f:
@@ -122,6 +132,7 @@ class Filesystem:
     def mount(self):
         """The loop device writes through its own cache, or around it."""
         loop, path = loop_device(self.disk, self.lab.random.random() < 0.5)
+        self.loop = os.path.basename(path)
         options = b"nouuid" if self.kind == "xfs" else b""  # all have the identity of their template
         try:
             if libc.mount(path.encode(), self.folder.encode(), self.kind.encode(), 0, options):
@@ -137,7 +148,16 @@ class Filesystem:
             os.close(fd)
 
     def unmount(self):
-        wait_for(lambda: not libc.umount2(self.folder.encode(), 0), 20, f"unmounting {self.folder}")
+        """Nobody has it any more, and nothing of it will be written."""
+        wait_for(lambda: not libc.umount2(self.folder.encode(), 0), 60, f"unmounting {self.folder}")
+        wait_for(lambda: not os.path.exists(f"/sys/block/{self.loop}/loop/backing_file") or
+                 self.is_reused(), 60, f"{self.loop} is free")
+
+    def is_reused(self):
+        with contextlib.suppress(OSError):
+            with open(f"/sys/block/{self.loop}/loop/backing_file", encoding="utf-8") as f:
+                return f.read().strip() != self.disk
+        return True
 
 
 class Supply:
@@ -200,7 +220,7 @@ def possible():
     for path in ("/dev/loop-control", "/dev/fuse"):
         if not os.path.exists(path):
             return f"{path} is missing"
-    for program in ("mkfs.xfs", "mkfs.ext4", "nbdkit"):
+    for program in ("mkfs.xfs", "mkfs.ext4", "qemu-nbd"):
         if not shutil.which(program, path=PATH):
             return f"{program} is missing"
     return None
