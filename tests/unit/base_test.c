@@ -302,7 +302,8 @@ static void a_damaged_record_is_refused(void **state)
 
 static void a_mark_is_read_as_it_was_written(void **state)
 {
-	const struct bm_mark mark = {.state = "retired", .disk = "d", .folder = "/f", .where = "w"};
+	const struct bm_mark mark = {
+		.state = "retired", .disk = "d", .folder = "/f", .where = "w", .generation = 9};
 	struct bm_mark read;
 	char path[200];
 
