@@ -12,6 +12,7 @@ source=$dir/a.img target=$dir/b.img
 delay=20000 # µs from the call of switch to the kill
 stayed=0 passed=0
 head -c $half /dev/urandom >"$source"
+truncate -s $half "$target" # one that a job has made goes with it when that is cancelled
 
 # crash: SIGKILL; the next process begins while the kernel may still end the old one's I/O.
 crash() {
