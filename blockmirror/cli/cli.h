@@ -135,6 +135,9 @@ int cli_begin(const struct cli *cli, struct bm_client *client, const char *metho
 int cli_follow(const struct cli *cli, struct bm_client *client, const char *id, bool stop_in_sync,
 	       bool cancel_on_interrupt, json_t **job);
 
+/* All is copied but what cannot be read, and was to be left out: it comes no further by itself. */
+bool cli_left_out(const json_t *job);
+
 /* The last lines about a job; returns the exit code. */
 int cli_job_ended(const struct cli *cli, const json_t *job);
 

@@ -138,7 +138,7 @@ static int wait(struct request *q, struct bm_client *client, const char *id)
 	r = cli_begin(cli, client, "job.wait", bm_steal(q->params), id, &job);
 	if (r)
 		return r;
-	if (json_object_get(job, "error")) {
+	if (json_object_get(job, "error") || cli_left_out(job)) {
 		r = cli_job_ended(cli, job);
 	} else {
 		r = 0;

@@ -42,7 +42,8 @@ const struct command commands[] = {
 	{"relocate",
 	 "NAME TARGET [--rate BYTES] [--guest-latency MS|off] [--switch auto|manual] [--overwrite] "
 	 "[--verify] [--accept-repair] [--undo-window TIME] [--delete-source] [--detach] "
-	 "[--target-deadline TIME] [--on-target-loss wait|pause|TIME]",
+	 "[--target-deadline TIME] [--on-target-loss wait|pause|TIME] "
+	 "[--on-source-error stop|skip]",
 	 "move a running disk to other storage",
 	 "TARGET is a directory (the image is created in it, under its name), a path that does "
 	 "not\n"
@@ -71,6 +72,12 @@ const struct command commands[] = {
 	 "(the\n"
 	 "                      default); pause until \"job resume\"; give up when it was away for "
 	 "TIME\n"
+	 "  --on-source-error stop|skip\n"
+	 "                      when the source cannot be read somewhere: end the job (the "
+	 "default); or\n"
+	 "                      copy all else, say where, and do not switch over until it can be "
+	 "read, or\n"
+	 "                      the guest has written it anew\n"
 	 "\n"
 	 "Ctrl-C leaves the job running.\n",
 	 cmd_relocate},

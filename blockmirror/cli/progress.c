@@ -128,6 +128,9 @@ void cli_progress_line(const json_t *job, char *line, size_t width)
 				   : "?");
 	if (*obstacle(p))
 		used = add(line, width, used, ", limit: %s", obstacle(p));
+	if (json_object_get(job, "unreadable"))
+		used = add(line, width, used, ", %s unreadable",
+			   bm_format_size(text, cli_number(job, "unreadable_bytes")));
 	if (has_time_left(p))
 		add(line, width, used, ", %s left",
 		    bm_format_duration(text, cli_number(p, "left_ns")));
@@ -218,11 +221,16 @@ static int interrupt(const struct cli *cli, struct bm_client *client, const char
 	return 130;
 }
 
+bool cli_left_out(const json_t *job)
+{
+	return json_is_true(json_object_get(job, "rest_copied"));
+}
+
 static bool over(const json_t *job, bool stop_in_sync)
 {
 	const char *phase = cli_text(job, "phase");
 
-	return !strcmp(phase, "ended") || !strcmp(phase, "undo-window") ||
+	return cli_left_out(job) || !strcmp(phase, "ended") || !strcmp(phase, "undo-window") ||
 	       (stop_in_sync && !strcmp(phase, "in-sync"));
 }
 
@@ -309,6 +317,27 @@ static void print_summary(const json_t *job)
 		       cli_text(job, "id"));
 }
 
+static void say_left_out(const struct cli *cli, const json_t *job)
+{
+	bm_free char *hint = cli_hint(cli);
+	const char *id = cli_text(job, "id");
+	const json_t *range;
+	size_t i;
+
+	fprintf(stderr,
+		"blockmirror: job %s: E_IO: %" PRIu64
+		" bytes of the source cannot be read, and are not on the target:\n",
+		id, cli_number(job, "unreadable_bytes"));
+	json_array_foreach(json_object_get(job, "unreadable"), i, range)
+		fprintf(stderr, "  from %" PRIu64 " to %" PRIu64 "\n", cli_number(range, "offset"),
+			cli_number(range, "offset") + cli_number(range, "length"));
+	fprintf(stderr,
+		"All else is copied. The disk stays on %s, and is mirrored: it switches over as "
+		"soon as the guest has written these anew, or they can be read again (tried once a "
+		"minute). '%s job cancel %s' gives it up.\n",
+		cli_text(job, "source"), hint, id);
+}
+
 int cli_job_ended(const struct cli *cli, const json_t *job)
 {
 	const json_t *failure = json_object_get(job, "error");
@@ -321,9 +350,11 @@ int cli_job_ended(const struct cli *cli, const json_t *job)
 	}
 	if (cli->json)
 		cli_print_json(json_incref((json_t *)job));
+	else if (cli_left_out(job))
+		say_left_out(cli, job);
 	else if (failure)
 		cli_fail(cli, &error);
 	else
 		print_summary(job);
-	return failure ? 1 : 0; /* a job that failed, whatever for */
+	return failure || cli_left_out(job) ? 1 : 0; /* a job that failed, whatever for */
 }

@@ -19,7 +19,8 @@ enum {
 	OPT_REPAIR,
 	OPT_WINDOW,
 	OPT_DEADLINE,
-	OPT_LOSS
+	OPT_LOSS,
+	OPT_SOURCE
 };
 
 struct request {
@@ -82,6 +83,12 @@ static int take(int option, const char *value, void *arg)
 		if (bm_parse_duration(value, &ns) < 0 || !ns)
 			r = cli_usage(q->cli, "--undo-window %s: a time like 10m is wanted", value);
 		set(q, "undo_window", json_integer((json_int_t)ns));
+		break;
+	case OPT_SOURCE:
+		if (strcmp(value, "stop") != 0 && strcmp(value, "skip") != 0)
+			r = cli_usage(q->cli, "--on-source-error %s: stop or skip is wanted",
+				      value);
+		set(q, "on_source_error", json_string(value));
 		break;
 	case OPT_REPAIR:
 		set(q, "verify", json_true());
@@ -161,6 +168,7 @@ int cmd_relocate(struct cli *cli, int argc, char **argv)
 		{"undo-window", required_argument, NULL, OPT_WINDOW},
 		{"target-deadline", required_argument, NULL, OPT_DEADLINE},
 		{"on-target-loss", required_argument, NULL, OPT_LOSS},
+		{"on-source-error", required_argument, NULL, OPT_SOURCE},
 		{0},
 	};
 	struct request q = {.cli = cli, .params = json_object()};

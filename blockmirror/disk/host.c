@@ -95,12 +95,28 @@ static void kept(struct bm_work *work)
 static void source_error(struct disk *d)
 {
 	struct bm_mirror_stats stats;
-	char text[200];
+	char text[300];
 
 	bm_mirror_get_stats(d->mirror, &stats);
-	snprintf(text, sizeof(text), "the source cannot be read at %" PRIu64 ": %s",
-		 stats.error_offset, strerror(-stats.error));
-	job_stop(d->job, BM_E_IO, text);
+	snprintf(text, sizeof(text),
+		 "the source cannot be read from %" PRIu64 " to %" PRIu64 ": %s",
+		 stats.error_offset, stats.error_offset + stats.granule, strerror(-stats.error));
+	bm_log(BM_LOG_ERROR, "%s.%u: %s", d->name ? d->name : "", d->job->number, text);
+	if (!d->job->options.skip)
+		job_stop(d->job, BM_E_IO, text);
+}
+
+static void rest_copied(struct disk *d)
+{
+	struct bm_mirror_stats stats;
+
+	bm_mirror_get_stats(d->mirror, &stats);
+	if (d->job->options.skip)
+		bm_log(BM_LOG_WARN,
+		       "%s.%u: all is copied but %" PRIu64 " bytes that cannot be read; the disk "
+		       "stays where it is",
+		       d->name, d->job->number, stats.unreadable * stats.granule);
+	job_tell_waiters(d->job);
 }
 
 static void host_event(void *arg, enum bm_mirror_event event)
@@ -148,6 +164,9 @@ static void host_event(void *arg, enum bm_mirror_event event)
 		break;
 	case BM_MIRROR_SOURCE_ERROR:
 		source_error(d);
+		break;
+	case BM_MIRROR_REST_COPIED:
+		rest_copied(d);
 		break;
 	default:
 		break;

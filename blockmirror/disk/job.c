@@ -416,10 +416,21 @@ bool job_in_sync(const struct job *job)
 	return stats.state == BM_STATE_IN_SYNC;
 }
 
+bool job_rest_copied(const struct job *job)
+{
+	struct bm_mirror_stats stats;
+
+	if (job->phase < PHASE_COPYING || job->phase > PHASE_SWITCHING || !job->options.skip)
+		return false;
+	bm_mirror_get_stats(job->disk->mirror, &stats);
+	return stats.rest_copied;
+}
+
 void job_tell_waiters(struct job *job)
 {
 	enum job_goal reached = job->phase == PHASE_ENDED                        ? GOAL_END
 				: job->phase == PHASE_WINDOW                     ? GOAL_DONE
+				: job_rest_copied(job)                           ? GOAL_DONE
 				: job->phase > PHASE_IN_SYNC || job_in_sync(job) ? GOAL_SYNC
 										 : GOAL_NONE;
 

@@ -57,6 +57,7 @@ struct job_options {
 	enum job_kind kind;
 	char *target;
 	bool overwrite, manual, delete_source, verify, accept_repair;
+	bool skip; /* what cannot be read of the source is left out; else it ends the job */
 	uint64_t rate, latency;
 	uint64_t window;   /* ns in which the switch can be undone */
 	uint64_t loss;     /* ns that the target may be away; or one of these: */
@@ -193,6 +194,9 @@ static inline struct job *job_of(const struct disk *disk)
 }
 
 bool job_in_sync(const struct job *job);
+
+/* All is copied but what cannot be read of the source: that is as far as it comes by itself. */
+bool job_rest_copied(const struct job *job);
 
 /* The image that has authority when a switch that is asked for now comes to that. */
 static inline const char *job_uri(const struct job *job, enum outcome outcome)

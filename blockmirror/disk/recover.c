@@ -19,7 +19,7 @@
 /* What the record says of the job. Strings are the record's. */
 struct past {
 	const char *state, *kind, *source, *target;
-	int number, created, delete_source, manual, verify, accept_repair, resumes;
+	int number, created, delete_source, manual, verify, accept_repair, skip, resumes;
 	json_int_t rate, latency, window, window_ends, started, map, deadline;
 	json_t *loss;
 };
@@ -27,16 +27,16 @@ struct past {
 static bool read_past(const struct disk *d, struct past *p)
 {
 	*p = (struct past){.state = "", .kind = "", .latency = (json_int_t)BM_LATENCY_AUTO};
-	return !json_unpack(d->record.job,
-			    "{s:s s:s s:s s:s s:i s?b s?b s?b s?b s?b s?i s?I s?I s?I s?I s?I "
-			    "s?I s?I s?o}",
-			    "state", &p->state, "kind", &p->kind, "source", &p->source, "target",
-			    &p->target, "number", &p->number, "created", &p->created,
-			    "delete_source", &p->delete_source, "manual", &p->manual, "verify",
-			    &p->verify, "accept_repair", &p->accept_repair, "resumes", &p->resumes,
-			    "rate", &p->rate, "latency", &p->latency, "window", &p->window,
-			    "window_ends", &p->window_ends, "started", &p->started, "map", &p->map,
-			    "target_deadline", &p->deadline, "on_target_loss", &p->loss);
+	return !json_unpack(
+		d->record.job,
+		"{s:s s:s s:s s:s s:i s?b s?b s?b s?b s?b s?i s?I s?I s?I s?I s?I "
+		"s?I s?b s?I s?o}",
+		"state", &p->state, "kind", &p->kind, "source", &p->source, "target", &p->target,
+		"number", &p->number, "created", &p->created, "delete_source", &p->delete_source,
+		"manual", &p->manual, "verify", &p->verify, "accept_repair", &p->accept_repair,
+		"resumes", &p->resumes, "rate", &p->rate, "latency", &p->latency, "window",
+		&p->window, "window_ends", &p->window_ends, "started", &p->started, "map", &p->map,
+		"skip", &p->skip, "target_deadline", &p->deadline, "on_target_loss", &p->loss);
 }
 
 static bool is_on_target(const struct disk *d, const struct past *p)
@@ -98,6 +98,7 @@ static struct job *job_again(struct disk *d, const struct past *p)
 		.delete_source = p->delete_source,
 		.verify = p->verify,
 		.accept_repair = p->accept_repair,
+		.skip = p->skip,
 		.rate = (uint64_t)p->rate,
 		.latency = (uint64_t)p->latency,
 		.window = (uint64_t)p->window,

@@ -9,7 +9,7 @@
 #include "blockmirror/base/uri.h"
 #include "blockmirror/disk/job.h"
 
-enum { SHOWN = 500, CLIENTS = 32 };
+enum { SHOWN = 500, CLIENTS = 32, RANGES = 64 };
 
 const char *report_phase(const struct job *job)
 {
@@ -108,6 +108,22 @@ json_t *report_loss(uint64_t loss)
 				    : number(loss);
 }
 
+static void put_unreadable(const struct job *job, const struct bm_mirror_stats *stats, json_t *j)
+{
+	uint64_t offset = 0, length = 0;
+	json_t *list = json_array();
+
+	while (json_array_size(list) < RANGES &&
+	       bm_mirror_next_unreadable(job->disk->mirror, &offset, &length)) {
+		json_array_append_new(list, json_pack("{s:I s:I}", "offset", (json_int_t)offset,
+						      "length", (json_int_t)length));
+		offset += length;
+	}
+	json_object_set_new(j, "unreadable", list);
+	json_object_set_new(j, "unreadable_bytes", number(stats->unreadable * stats->granule));
+	json_object_set_new(j, "rest_copied", json_boolean(job_rest_copied(job)));
+}
+
 json_t *report_job(const struct job *job)
 {
 	struct bm_mirror_stats stats;
@@ -136,6 +152,9 @@ json_t *report_job(const struct job *job)
 		j, "target_deadline",
 		number(job->options.deadline ? job->options.deadline : BM_MIRROR_DEADLINE));
 	json_object_set_new(j, "on_target_loss", report_loss(job->options.loss));
+	json_object_set_new(j, "on_source_error", json_string(job->options.skip ? "skip" : "stop"));
+	if (stats.unreadable)
+		put_unreadable(job, &stats, j);
 	json_object_set_new(j, "started", number(job->started));
 	json_object_set_new(j, "took_ns",
 			    number((job->ended ? job->ended : job_realtime()) - job->started));
@@ -170,6 +189,7 @@ json_t *report_record(const struct job *job, const char *state)
 	json_object_set_new(j, "manual", json_boolean(job->options.manual));
 	json_object_set_new(j, "verify", json_boolean(job->options.verify));
 	json_object_set_new(j, "accept_repair", json_boolean(job->options.accept_repair));
+	json_object_set_new(j, "skip", json_boolean(job->options.skip));
 	json_object_set_new(j, "rate", number(job->options.rate));
 	json_object_set_new(j, "latency", number(job->options.latency));
 	json_object_set_new(j, "window", number(job->options.window));

@@ -18,11 +18,9 @@
 
 #include "blockmirror/mirror/engine.h"
 
-#define MISS_EVERY        2000000ull    /* ns */
-#define SOURCE_RETRY      1000000000ull /* ns */
-#define SOURCE_ERRORS_MAX 3             /* in a row, then the host is told */
-#define ZERO_UNIT         4096ull       /* bytes looked at together for zeros */
-#define ZERO_RUN          (32u << 10)   /* the shortest run of zeros worth a request less */
+#define MISS_EVERY 2000000ull  /* ns */
+#define ZERO_UNIT  4096ull     /* bytes looked at together for zeros */
+#define ZERO_RUN   (32u << 10) /* the shortest run of zeros worth a request less */
 
 static void copy_done(struct bm_request *rq, int error);
 static void window_done(struct bm_request *rq, int error);
@@ -37,11 +35,6 @@ static uint64_t end_of(const struct bm_mirror *m, uint64_t g)
 	uint64_t end = (g + 1) << m->granule_shift;
 
 	return end < m->size ? end : m->size;
-}
-
-static void source_retry(struct bm_timer *timer)
-{
-	mirror_kick(bm_container(timer, struct bm_mirror, source_retry));
 }
 
 int copy_init(struct bm_mirror *m)
@@ -62,7 +55,6 @@ int copy_init(struct bm_mirror *m)
 	}
 	m->window.rq.done = window_done;
 	m->window.granules = 0;
-	m->source_retry.run = source_retry;
 	/* The held granule's copy has a buffer of its own: waiting for one could never end. */
 	m->pool = bm_pool_new(m->loop, COPIES * (size_t)BM_BUF_MAX + m->config.granule);
 	m->hold_copy = &m->copy[COPIES];
@@ -350,11 +342,7 @@ static void source_failed(struct copy *c, int error)
 {
 	struct bm_mirror *m = c->mirror;
 
-	m->stats.error = error;
-	m->stats.error_offset = c->pos;
-	if (++m->source_errors == SOURCE_ERRORS_MAX)
-		mirror_tell(m, BM_MIRROR_SOURCE_ERROR);
-	(void)bm_timer_set(m->loop, &m->source_retry, bm_loop_now(m->loop) + SOURCE_RETRY);
+	unreadable_failed(m, c->first, c->granules, error);
 	copy_end_hold(m);
 	end(c, false);
 }
@@ -369,7 +357,6 @@ static void read_done(struct copy *c, int error)
 		source_failed(c, error);
 		return;
 	}
-	m->source_errors = 0;
 	if (m->link != LINK_UP || all_collided(c)) {
 		end(c, false);
 		return;
@@ -416,7 +403,7 @@ static void copy_done(struct bm_request *rq, int error)
 static bool may_copy(const struct bm_mirror *m, uint64_t g)
 {
 	return bm_bitmap_test(&m->map.dirty, g) && !bm_bitmap_test(&m->map.copying, g) &&
-	       !m->map.granule[g].busy;
+	       !m->map.granule[g].busy && unreadable_may_copy(m, g);
 }
 
 static void start(struct copy *c, uint64_t first, unsigned granules)
@@ -481,9 +468,9 @@ static bool start_data(struct bm_mirror *m, uint64_t g)
 	struct copy *c;
 	uint64_t length;
 
-	most = !most ? 1 : most > MASK ? MASK : most;
+	most = !most || bm_bitmap_test(&m->map.alone, g) ? 1 : most > MASK ? MASK : most;
 	while (n < most && g + n < m->map.granules && may_copy(m, g + n) &&
-	       !known_hole(&m->window, g + n))
+	       !known_hole(&m->window, g + n) && !bm_bitmap_test(&m->map.alone, g + n))
 		n++;
 	length = end_of(m, g + n - 1) - start_of(m, g);
 	buf = bm_buf_get(m->pool, length);

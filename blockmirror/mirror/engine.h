@@ -5,6 +5,7 @@
  *   mirror.c    life: attach, loss, reattach, detach, events, statistics
  *   write.c     guest requests: what goes where, and what an answer means
  *   copy.c      the baseline copy, and the bounded wait of a write for it
+ *   unreadable.c  what cannot be read of the authority
  *   check.c     comparing both sides while the guest writes
  *   again.c     the other side comes back: whether it is the same, and done with its past
  *   flush.c     flushes: unstable becomes settled
@@ -234,8 +235,10 @@ struct bm_mirror {
 	struct bm_pool *pool;   /* the copies' buffers */
 	struct window window;
 	struct bm_task kick; /* something changed: copy on, switch on */
-	unsigned source_errors;
-	struct bm_timer source_retry;
+	uint64_t failing;    /* the granule that cannot be read, so far */
+	unsigned failures;   /* … and how often in a row */
+	bool rest_told;
+	struct bm_timer source_retry, unreadable_timer;
 	struct bm_timer full_timer;
 
 	struct {
@@ -332,6 +335,15 @@ void copy_forget_window(struct bm_mirror *m);
 void copy_miss(struct bm_mirror *m, uint64_t granule);
 /* Of set only granules that are written to are left. */
 void copy_miss_busy(struct bm_mirror *m, const struct bm_bitmap *set);
+
+/* unreadable.c */
+void unreadable_init(struct bm_mirror *m);
+void unreadable_fini(struct bm_mirror *m);
+bool unreadable_may_copy(const struct bm_mirror *m, uint64_t granule);
+void unreadable_forget(struct bm_mirror *m, uint64_t granule);  /* it is equal on both sides */
+void unreadable_written(struct bm_mirror *m, uint64_t granule); /* a guest write goes to it */
+void unreadable_failed(struct bm_mirror *m, uint64_t first, unsigned granules, int error);
+void unreadable_run(struct bm_mirror *m);
 
 /* check.c */
 void check_init(struct bm_mirror *m);

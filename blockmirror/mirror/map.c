@@ -17,6 +17,7 @@ int bm_map_init(struct bm_map *map, uint64_t size, unsigned shift, uint8_t *sett
 	map->granule = calloc(granules, sizeof(*map->granule));
 	if (!map->granule || bm_bitmap_init(&map->dirty, granules) ||
 	    bm_bitmap_init(&map->copying, granules) || bm_bitmap_init(&map->zero, granules) ||
+	    bm_bitmap_init(&map->alone, granules) || bm_bitmap_init(&map->unreadable, granules) ||
 	    bm_bitmap_init(&map->open, granules) || bm_bitmap_init(&map->closed, granules) ||
 	    bm_bitmap_init(&map->flushed, granules) || bm_bitmap_init(&map->covered, granules) ||
 	    bm_bitmap_init(&map->quarantine, granules) || bm_bitmap_init(&map->sample, granules)) {
@@ -39,6 +40,8 @@ void bm_map_fini(struct bm_map *map)
 	bm_bitmap_fini(&map->dirty);
 	bm_bitmap_fini(&map->copying);
 	bm_bitmap_fini(&map->zero);
+	bm_bitmap_fini(&map->alone);
+	bm_bitmap_fini(&map->unreadable);
 	bm_bitmap_fini(&map->open);
 	bm_bitmap_fini(&map->closed);
 	bm_bitmap_fini(&map->flushed);

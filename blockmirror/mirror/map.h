@@ -35,6 +35,7 @@ struct bm_map {
 	uint64_t granules;
 	unsigned shift; /* granule = 1 << shift bytes */
 	struct bm_bitmap dirty, copying, zero;
+	struct bm_bitmap alone, unreadable; /* dirty: is copied by itself; is not copied */
 	struct bm_bitmap open, closed, flushed, covered; /* unstable */
 	struct bm_bitmap quarantine, sample;
 	struct bm_granule *granule;

@@ -67,6 +67,7 @@ void mirror_mark_dirty(struct bm_mirror *m, uint64_t granule)
 void mirror_mark_clean(struct bm_mirror *m, uint64_t granule)
 {
 	bm_bitmap_clear(&m->map.dirty, granule);
+	unreadable_forget(m, granule);
 	m->map.granule[granule].misses = 0;
 	if (m->hold && m->hold_granule == granule && !check_wants(m, granule))
 		copy_end_hold(m);
@@ -169,7 +170,7 @@ static int begin(struct bm_mirror *m, uint8_t *settled, bool resumed)
 	m->trim_zeroes = m->full = m->in_sync_told = m->detach_wanted = false;
 	m->cursor = 0;
 	m->recents = 0;
-	m->source_errors = 0;
+	unreadable_init(m);
 	memset(&m->stats, 0, sizeof(m->stats));
 	write_count_in_flight(m);
 	set_geometry(m);
@@ -310,7 +311,7 @@ static void forget_other(struct bm_mirror *m)
 	bm_timer_clear(m->loop, &m->flusher.timer);
 	bm_timer_clear(m->loop, &m->full_timer);
 	bm_timer_clear(m->loop, &m->grace_timer);
-	bm_timer_clear(m->loop, &m->source_retry);
+	unreadable_fini(m);
 	bm_timer_clear(m->loop, &m->switch_timer);
 	m->switch_after = m->slow_flushes = 0;
 	m->covering = NULL;
@@ -367,6 +368,7 @@ static void run_kick(struct bm_task *task)
 		m->in_sync_told = true;
 		mirror_tell(m, BM_MIRROR_IN_SYNC);
 	}
+	unreadable_run(m);
 	check_run(m);
 	switch_run(m);
 	if (m->flush_done && m->phase == PHASE_IDLE && mirror_in_sync(m))
@@ -510,7 +512,7 @@ void bm_mirror_free(struct bm_mirror *m)
 	bm_timer_clear(m->loop, &m->switch_timer);
 	bm_timer_clear(m->loop, &m->full_timer);
 	bm_timer_clear(m->loop, &m->grace_timer);
-	bm_timer_clear(m->loop, &m->source_retry);
+	unreadable_fini(m);
 	governor_fini(m);
 	for (int i = 0; i < OPS; i++)
 		bm_buf_unref(m->op[i].buf);
@@ -558,6 +560,8 @@ void bm_mirror_get_stats(const struct bm_mirror *m, struct bm_mirror_stats *stat
 	stats->size = m->size;
 	stats->dirty = m->map.dirty.count;
 	stats->quarantined = m->map.quarantine.count;
+	stats->unreadable = m->map.unreadable.count;
+	stats->rest_copied = m->rest_told && m->map.dirty.count;
 	stats->unstable = m->map.open.count + m->map.closed.count + m->map.flushed.count +
 			  m->map.covered.count;
 	stats->rate = m->governor.speed;

@@ -134,6 +134,8 @@ static void classify(struct op *op)
 			op->both |= bit, op->heal |= bit;
 		else if (!dirty)
 			mirror_mark_dirty(m, g);
+		if (m->map.unreadable.count)
+			unreadable_written(m, g);
 		if (op->both & bit)
 			bm_bitmap_clear(&m->map.zero, g);
 		if (copying || m->window.granules)

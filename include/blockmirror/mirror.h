@@ -35,12 +35,14 @@ enum bm_mirror_event {
 	BM_MIRROR_RESUMED,       /* by itself, after BM_MIRROR_FULL */
 	BM_MIRROR_TRACKING,      /* writes go to the authority alone, to spare the guest */
 	BM_MIRROR_MIRRORING,     /* ... and to both again */
-	BM_MIRROR_SOURCE_ERROR,  /* the copy cannot read the authority: see the statistics */
+	BM_MIRROR_SOURCE_ERROR,  /* a granule of the authority cannot be read, and is left out: see
+				    the statistics */
 	BM_MIRROR_SWITCHED,      /* authority passed; still mirroring, the other way round */
 	BM_MIRROR_SWITCH_FAILED, /* authority stayed; ask again, with new records */
 	BM_MIRROR_DETACHED,      /* the mirror is done with the other side: close it */
 	BM_MIRROR_BACK,          /* after bm_mirror_reattach(): it is the one that was here */
-	BM_MIRROR_FOREIGN        /* ... it is another one: nothing was written; detach */
+	BM_MIRROR_FOREIGN,       /* ... it is another one: nothing was written; detach */
+	BM_MIRROR_REST_COPIED    /* all is copied but what cannot be read: it is not in sync */
 };
 
 /* What the host does for the mirror. Called from the loop, never inside a call of the host's. */
@@ -202,8 +204,10 @@ struct bm_mirror_stats {
 	enum bm_mirror_state state;
 	int authority; /* side */
 	bool tracking;
+	bool rest_copied; /* after BM_MIRROR_REST_COPIED, until a guest writes to what is left */
 	uint64_t granule, size; /* bytes */
 	uint64_t dirty;         /* granules */
+	uint64_t unreadable;    /* of them, that the copy cannot read and leaves out */
 	uint64_t unstable;      /* granules not flushed on both sides */
 	uint64_t copied_bytes;  /* sent to the target by the copy, as data */
 	uint64_t zero_bytes;    /* not sent: holes and zeros */
@@ -228,6 +232,12 @@ struct bm_mirror_stats {
 };
 
 void bm_mirror_get_stats(const struct bm_mirror *mirror, struct bm_mirror_stats *stats);
+
+/*
+ * The next range at or after *offset that the copy cannot read of the authority, in granules; it is
+ * tried again when it is written to, and once a minute. False: there is none.
+ */
+bool bm_mirror_next_unreadable(const struct bm_mirror *mirror, uint64_t *offset, uint64_t *length);
 
 /* "copying", "in sync" … */
 const char *bm_mirror_state_name(enum bm_mirror_state state);
