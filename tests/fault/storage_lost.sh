@@ -8,18 +8,28 @@
 
 have nbdkit nbdcopy jq || { skip "storage that is lost" "nbdkit, libnbd-bin, jq"; exit; }
 half=$((16 * M)) image_size=$((24 * M))
-KILLS=${KILLS:-2}
+KILLS=${KILLS:-$([ -n "${LONG:-}" ] && echo 10 || echo 1)}
 remote=$dir/remote.img
 
 storage_is() { [ "$(show disk .storage.state)" = "$1" ]; }
 storage_says() { show disk .storage.why | grep -q "$1"; }
 losses() { [ "$(show disk .storage.losses)" -ge "$1" ]; }
 rewritten() { [ "$(show disk .storage.rewritten_bytes)" -gt 0 ]; }
-own() { start_blockmirror_nbd "$dir/s" "$remote"; }
+own() {
+	start_blockmirror_nbd "$dir/s" "$remote" || return
+	server=$pid
+}
 # It keeps what is not flushed in a file that has no name: killed, it has forgotten. A trim passes its
 # cache by: what was trimmed reads as it was, until the server is killed.
-forgetful() { start_nbdkit "$dir/s" --filter=cache file "$remote" cache=writeback; }
-no_trim=(--mix read=30,write=50,zero=5,nohole=3,flush=2)
+forgetful() {
+	start_nbdkit "$dir/s" --filter=cache file "$remote" cache=writeback || return
+	server=$pid
+}
+unit() {
+	fixtures/tgt.sh start "$dir/tgt" 24 >"$dir/tgt.uri" 2>>"$dir/log" || return
+	uri=$(cat "$dir/tgt.uri"):disk/1 server=''
+}
+no_trim=(--mix "read=30,write=50,zero=5,nohole=3,flush=2")
 
 # on_server NAME [OPTION…]: a disk that has moved to the server at $uri, under load.
 on_server() {
@@ -38,16 +48,19 @@ new_server() {
 	rm -f "$remote"
 	truncate -s $image_size "$remote"
 	check "$1: it serves" "$2"
-	server=$pid target=$uri
+	target=$uri
+}
+
+kill_server() {
+	if [ -n "$server" ]; then kill9 "$server"; else fixtures/tgt.sh kill "$dir/tgt"; fi
 }
 
 # dies START: the server, and is started again.
 dies() {
-	kill9 "$server"
+	kill_server
 	wait_for 10 storage_is unreachable || not_ok "the loss is noticed" <("$bm" show disk)
 	sleep 0.$((1 + RANDOM % 5))
 	"$1" || not_ok "it is started again" "$dir/log"
-	server=$pid
 	wait_for 20 storage_is reachable || not_ok "it is back" <("$bm" show disk)
 	sleep 0.$((2 + RANDOM % 8))
 }
@@ -67,7 +80,7 @@ ends() {
 	check "$1: the guest noticed nothing" end_load
 	check "$1: the disk is what was written" state_fits "$(disk_uri disk)"
 	check "$1: it is stopped" unserve disk
-	stop "$server"
+	[ -z "$server" ] || stop "$server"
 }
 
 stops_for_a_while() {
@@ -83,7 +96,6 @@ is_refused() {
 	head -c $image_size /dev/urandom >"$remote"
 	fingerprint "$remote"
 	own
-	server=$pid
 	wait_for 10 storage_says 'other content' && storage_is unreachable && untouched "$remote"
 }
 
@@ -91,7 +103,6 @@ comes_back() {
 	kill9 "$server"
 	mv "$dir/right.img" "$remote"
 	own
-	server=$pid
 	wait_for 20 storage_is reachable
 }
 
@@ -108,6 +119,13 @@ name="a server that forgets"
 kills "$name" forgetful "${no_trim[@]}"
 check "$name: what it forgot was written again" rewritten
 ends "$name"
+
+if [ -n "${LONG:-}" ] && have tgtd tgtadm; then
+	on_exit "fixtures/tgt.sh stop '$dir/tgt' >>'$dir/log' 2>&1"
+	name="tgtd"
+	kills "$name" unit
+	ends "$name"
+fi
 
 # The time is over: errors, and it comes back all the same.
 name="a time limit"
