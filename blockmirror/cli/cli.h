@@ -128,12 +128,12 @@ int cli_begin(const struct cli *cli, struct bm_client *client, const char *metho
 	      const char *name, json_t **job);
 
 /*
- * Follows a job until it has ended (or is in sync, when stop_in_sync), showing progress. SIGINT
- * leaves the job alone, says so, and gives 130; with cancel_on_interrupt it cancels the job. job is
- * its last state.
+ * Follows a job until it has ended (or is in sync, when stop_in_sync), showing progress, also when
+ * another process takes the disk over: then *client is one of that one. SIGINT leaves the job
+ * alone, says so, and gives 130; of a one-off it cancels the job. job is its last state.
  */
-int cli_follow(const struct cli *cli, struct bm_client *client, const char *id, bool stop_in_sync,
-	       bool cancel_on_interrupt, json_t **job);
+int cli_follow(const struct cli *cli, struct bm_client **client, const char *id, bool stop_in_sync,
+	       bool one_off, json_t **job);
 
 /* All is copied but what cannot be read, and was to be left out: it comes no further by itself. */
 bool cli_left_out(const json_t *job);

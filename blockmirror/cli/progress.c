@@ -15,7 +15,14 @@
 #include "blockmirror/base/units.h"
 #include "blockmirror/cli/cli.h"
 
-enum { POLL_MS = 150, POLLS_PER_LINE = 7, LINE = 512, BAR_WIDTH = 20, BAR_LEAST = 4 };
+enum {
+	POLL_MS = 150,
+	AGAIN_MS = 3000,
+	POLLS_PER_LINE = 7,
+	LINE = 512,
+	BAR_WIDTH = 20,
+	BAR_LEAST = 4
+};
 
 static volatile sig_atomic_t interrupted;
 
@@ -264,8 +271,23 @@ int cli_begin(const struct cli *cli, struct bm_client *client, const char *metho
 	return r == -ECONNRESET && name ? job_interrupted(cli, name) : cli_fail(cli, &error);
 }
 
-int cli_follow(const struct cli *cli, struct bm_client *client, const char *id, bool stop_in_sync,
-	       bool cancel_on_interrupt, json_t **job)
+/* Another process may have the disk soon: after an upgrade, or where there is a daemon. */
+static bool find_again(const struct cli *cli, const char *id, struct bm_client **client)
+{
+	bm_free char *name = strndup(id, (size_t)(strrchr(id, '.') - id));
+
+	bm_client_close(*client);
+	*client = NULL;
+	for (int i = 0; name && i < AGAIN_MS / POLL_MS && !interrupted; i++) {
+		if (!cli_connect(cli, name, client, NULL))
+			return true;
+		poll(NULL, 0, POLL_MS);
+	}
+	return false;
+}
+
+int cli_follow(const struct cli *cli, struct bm_client **client, const char *id, bool stop_in_sync,
+	       bool one_off, json_t **job)
 {
 	struct bm_error error;
 	char phase[32] = "";
@@ -274,9 +296,10 @@ int cli_follow(const struct cli *cli, struct bm_client *client, const char *id, 
 	catch_interrupt();
 	for (int n = 0;; n++) {
 		if (interrupted)
-			return interrupt(cli, client, id, cancel_on_interrupt, job);
-		if (bm_client_call(client, "job.show", number_of(id), &now, &error) < 0) {
-			if (interrupted)
+			return interrupt(cli, *client, id, one_off, job);
+		if (bm_client_call(*client, "job.show", number_of(id), &now, &error) < 0) {
+			if (interrupted || (error.code == BM_E_UNREACHABLE && !one_off &&
+					    find_again(cli, id, client)))
 				continue;
 			end_bar(cli);
 			return error.code == BM_E_UNREACHABLE ? job_interrupted(cli, id)

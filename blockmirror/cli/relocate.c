@@ -114,13 +114,13 @@ static int finish(const struct request *q, const char *id, const json_t *job)
 }
 
 /* Calls method, then follows the job that it began; takes q->params over. */
-static int begin(struct request *q, struct bm_client *client, const char *method, const char *name)
+static int begin(struct request *q, struct bm_client **client, const char *method, const char *name)
 {
 	const struct cli *cli = q->cli;
 	bool one_off = !name;
 	bm_free char *id = NULL;
 	json_t *job = NULL;
-	int r = cli_begin(cli, client, method, bm_steal(q->params), name, &job);
+	int r = cli_begin(cli, *client, method, bm_steal(q->params), name, &job);
 
 	if (r)
 		return r;
@@ -183,7 +183,7 @@ int cmd_relocate(struct cli *cli, int argc, char **argv)
 	if (!r)
 		r = set_path(&q, "target", argv[optind + 1]);
 	if (!r)
-		r = begin(&q, client, "relocate", argv[optind]);
+		r = begin(&q, &client, "relocate", argv[optind]);
 	bm_client_close(client);
 	json_decref(q.params);
 	return r < 0 ? 0 : r;
@@ -205,7 +205,7 @@ static int call_on_disk(struct cli *cli, int argc, char **argv, const char *meth
 	if (!r && ends)
 		r = cli_begin(cli, client, method, NULL, argv[optind], &job);
 	else if (!r)
-		r = begin(&q, client, method, argv[optind]);
+		r = begin(&q, &client, method, argv[optind]);
 	if (!r && job)
 		r = cli_job_ended(cli, job);
 	json_decref(job);
@@ -252,7 +252,7 @@ int cmd_copy(struct cli *cli, int argc, char **argv)
 	if (!r)
 		r = set_path(&q, "target", argv[optind + 1]);
 	if (!r)
-		r = begin(&q, client, "copy", served ? argv[optind] : NULL);
+		r = begin(&q, &client, "copy", served ? argv[optind] : NULL);
 	bm_client_close(client);
 	json_decref(q.params);
 	return r < 0 ? 0 : r;

@@ -12,6 +12,7 @@
 #include "blockmirror/disk/job.h"
 
 #define LEAST_DEADLINE 10000000 /* ns */
+#define PARKED         "the disk is just being upgraded; try again"
 
 static void fail(struct bm_rpc_call *call, enum bm_code code, const char *text)
 {
@@ -191,6 +192,10 @@ static void method_switch(void *arg, struct bm_rpc_call *call, json_t *params)
 		fail(call, BM_E_NOT_FOUND, "the disk is not being moved");
 		return;
 	}
+	if (d->job->parked) {
+		fail(call, BM_E_BUSY, PARKED);
+		return;
+	}
 	job_event(d->job, EV_SWITCH);
 	bm_rpc_reply(call, report_job(d->job));
 }
@@ -204,6 +209,10 @@ static void end_window(struct disk *d, struct bm_rpc_call *call, enum job_event 
 	    job->phase >= PHASE_DETACHING) {
 		fail(call, BM_E_NOT_FOUND,
 		     "the disk has not moved, or not with an undo window that is still open");
+		return;
+	}
+	if (job->parked) {
+		fail(call, BM_E_BUSY, PARKED);
 		return;
 	}
 	job_event(job, event);
@@ -290,9 +299,11 @@ static struct job *want_running(struct disk *d, struct bm_rpc_call *call, json_t
 	struct job *job = find_job(d, params);
 	struct bm_error error;
 
-	if (job_runs(job))
+	if (job_runs(job) && !job->parked)
 		return job;
-	if (job || past_job(d, params))
+	if (job_runs(job))
+		bm_fail(&error, BM_E_BUSY, PARKED);
+	else if (job || past_job(d, params))
 		bm_fail(&error, BM_E_FINISHED, "the job has ended already");
 	else
 		bm_fail(&error, BM_E_NOT_FOUND, "disk %s has no such job", d->name);

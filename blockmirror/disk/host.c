@@ -56,7 +56,7 @@ static void host_commit(void *arg, int side)
  */
 static bool may_keep(const struct job *job)
 {
-	return job->disk->folder && !job->keeping && !job->preparing_records &&
+	return job->disk->folder && !job->parked && !job->keeping && !job->preparing_records &&
 	       (job->phase == PHASE_COPYING || job->phase == PHASE_VERIFYING ||
 		job->phase == PHASE_IN_SYNC || job->phase == PHASE_WINDOW);
 }
@@ -135,7 +135,7 @@ static void host_event(void *arg, enum bm_mirror_event event)
 		job_event(d->job, EV_SWITCH_FAILED);
 		break;
 	case BM_MIRROR_DETACHED:
-		if (d->upgrade) {
+		if (d->job->parked) {
 			upgrade_detached(d);
 		} else if (d->leaving) { /* the record says that the job runs: the next process goes
 					    on */

@@ -375,13 +375,7 @@ void job_event(struct job *job, enum job_event event)
 {
 	enum job_phase from = job->phase;
 
-	if (job->parked) { /* whoever goes on with it gets these orders (upgrade.c) */
-		job->switch_wanted |= event == EV_SWITCH;
-		job->undo_wanted |= event == EV_UNDO;
-		job->release_wanted |= event == EV_RELEASE;
-		return;
-	}
-	if (!table[from][event])
+	if (job->parked || !table[from][event])
 		return;
 	job->phase = table[from][event](job);
 	if (job->phase == from)

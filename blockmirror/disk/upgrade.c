@@ -120,38 +120,25 @@ json_t *upgrade_orders(const struct disk *d)
 
 	if (!job_runs(job))
 		return json_object();
-	return json_pack("{s:b s:b s:b s:b s:b s:I s:I}", "paused", job->paused, "switch",
-			 job->switch_wanted, "undo", job->undo_wanted, "release",
-			 job->release_wanted, "cancel", job->error.code == BM_E_CANCELLED, "rate",
-			 (json_int_t)job->options.rate, "latency",
-			 (json_int_t)job->options.latency);
+	return json_pack("{s:b s:b s:b s:b}", "paused", job->paused, "switch", job->switch_wanted,
+			 "undo", job->undo_wanted, "release", job->release_wanted);
 }
 
 void upgrade_give_orders(struct disk *d, const json_t *orders)
 {
-	int paused = 0, switching = 0, undo = 0, release = 0, cancel = 0;
-	json_int_t rate, latency;
-	struct job *job = d->job;
+	int paused = 0, switching = 0, undo = 0, release = 0;
 
-	if (!job_runs(job) ||
-	    json_unpack((json_t *)orders, "{s?b s?b s?b s?b s?b s:I s:I}", "paused", &paused,
-			"switch", &switching, "undo", &undo, "release", &release, "cancel", &cancel,
-			"rate", &rate, "latency", &latency))
+	if (!job_runs(d->job) ||
+	    json_unpack((json_t *)orders, "{s?b s?b s?b s?b}", "paused", &paused, "switch",
+			&switching, "undo", &undo, "release", &release))
 		return;
-	job->options.rate = (uint64_t)rate;
-	job->options.latency = (uint64_t)latency;
-	job->paused = paused;
-	bm_mirror_set_rate(d->mirror, job->options.rate);
-	bm_mirror_set_latency(d->mirror, job->options.latency);
-	bm_mirror_pause(d->mirror, job->paused);
+	job_pause(d->job, paused);
 	if (switching)
-		job_event(job, EV_SWITCH);
+		job_event(d->job, EV_SWITCH);
 	if (undo)
-		job_event(job, EV_UNDO);
+		job_event(d->job, EV_UNDO);
 	if (release)
-		job_event(job, EV_RELEASE);
-	if (cancel)
-		job_stop(job, BM_E_CANCELLED, "cancelled");
+		job_event(d->job, EV_RELEASE);
 }
 
 /* Why the job cannot be parked at this moment, or NULL. */
@@ -161,7 +148,7 @@ static const char *obstacle(const struct job *job)
 		return NULL;
 	if (job->reopening)
 		return "its target is just being opened";
-	if (job->preparing_records ||
+	if (job->preparing_records || job->keeping ||
 	    (job->phase != PHASE_COPYING && job->phase != PHASE_VERIFYING &&
 	     job->phase != PHASE_IN_SYNC && job->phase != PHASE_WINDOW))
 		return report_phase(job);
@@ -183,7 +170,7 @@ static void park(struct job *job)
 {
 	if (!job_runs(job))
 		return;
-	bm_timer_clear(job->disk->loop, &job->reopen_timer);
+	away_clear_timers(job);
 	switch_clear_timers(job);
 	mapfile_close(job->disk, job->map);
 	job->map = NULL;

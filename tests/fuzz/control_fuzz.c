@@ -42,6 +42,11 @@ void daemon_adopt(void *arg, struct bm_rpc_call *call, json_t *params)
 	bm_rpc_reply(call, NULL);
 }
 
+void upgrade_begin(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	daemon_adopt(arg, call, params);
+}
+
 void job_begin(struct disk *d, struct job_options *options, struct bm_rpc_call *call)
 {
 	(void)d;

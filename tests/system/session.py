@@ -135,7 +135,7 @@ while not stop:
     request(FLUSH, cookie, 0, 0)
     answer(cookie)
     rounds += 1
-    time.sleep(0.005)
+    time.sleep(0.02)
 s.settimeout(0.1)
 try:
     assert not s.recv(1), "something comes that was not asked for"

@@ -4,14 +4,17 @@
 # move, while other clients keep sessions of each kind: nobody is cut off,
 # nothing is lost. New programs that are no good change nothing. Either process is killed in the
 # middle of it: the disk comes back. All of it with blockmirrord and without.
-# $UPGRADES: how many at rest, and as many in moves (default 4). $KILLS: of each (default 2).
+# LONG=1: more of all, and what takes long by itself. $UPGRADES: how many at rest, and in moves; $KILLS:
+# how many of each process.
 # shellcheck source-path=SCRIPTDIR source=disk.bash
 . "$(dirname "$0")/disk.bash"
 
 python=${PYTHON:-/usr/bin/python3}
 have jq getfattr nbdkit "$python" || { skip "upgrades" "jq, attr, nbdkit, python3"; exit; }
-image_size=$((64 * M)) half=$((32 * M)) # behind it no load touches
-upgrades=${UPGRADES:-4} kills=${KILLS:-2} daemon='' original=''
+half=$((32 * M)) # behind it no load touches
+long=${LONG:-} daemon='' original=''
+upgrades=${UPGRADES:-${long:+20}} kills=${KILLS:-${long:+25}}
+upgrades=${upgrades:-2} kills=${kills:-1}
 disks=$BLOCKMIRROR_RUN_DIR/disks
 
 # The programs as they are installed, and others in their place: blockmirror finds the disk's
@@ -35,16 +38,16 @@ put() {
 }
 script() { printf '#!/bin/bash\n%s\n' "$1" >"$dir/script"; put "$dir/script"; }
 
-# The disk's process, whichever it is now; $pids has had them all.
+# The disk's process, whichever it is now. $took: µs that the last upgrade has taken.
 
-pids=()
 new_pid() {
 	disk_pid=$(show disk .pid)
-	lib_pids+=("$disk_pid") pids+=("$disk_pid")
+	lib_pids+=("$disk_pid")
 }
 upgrade() {
-	local before=$disk_pid
+	local before=$disk_pid start=${EPOCHREALTIME/./}
 	"$bm" upgrade disk --json >"$dir/upgrade.json" 2>"$dir/said" || { cat "$dir/said"; return 1; }
+	took=$((${EPOCHREALTIME/./} - start))
 	jq -r '"\(.stall_ns / 1000 | round) \(.drain_ns / 1000 | round)"' <"$dir/upgrade.json" \
 		>>"$dir/stalls"
 	wait_for 5 lib_gone "$before" || { echo "process $before is still there"; return 1; }
@@ -88,8 +91,11 @@ to() { [ "$(show disk .uri)" = "$dir/a/disk.img" ] && echo "$dir/b" || echo "$di
 begin_move() { # ARGUMENT…
 	"$bm" relocate disk "$(to)" --overwrite --guest-latency off --detach "$@" >>"$dir/log" 2>&1
 }
-job_ended() { [ "$(job disk .state)" != running ]; }
-ends() { wait_for 60 job_ended && [ "$(job disk .state)" = "${1:-done}" ]; }
+ends() { # however it does
+	"$bm" job wait disk --for released >>"$dir/log" 2>&1
+	[ "$(job disk .state)" = "${1:-done}" ]
+}
+comes_to() { timeout 60 "$bm" job wait disk --for "$2" >>"$dir/log" && phase_is disk "$1"; }
 try_upgrade() { # one that may come in the middle of a step of the job
 	local i
 	for i in 1 2 3 4 5 6 7 8; do
@@ -113,7 +119,7 @@ at_rest() {
 in_moves() {
 	local name=$1 i
 	: >"$dir/stalls"
-	begin_move --rate 12M
+	begin_move --rate 5M
 	for i in $(seq $(((upgrades + 1) / 2))); do
 		check "$name: upgrade $i while it copies" try_upgrade
 		sleep 0.4
@@ -126,16 +132,17 @@ in_moves() {
 	"$bm" job set disk --rate 0 >>"$dir/log"
 	check "$name: it ends" ends
 	begin_move --switch manual --verify
-	check "$name: another one is in sync" wait_for 30 phase_is disk in-sync
-	sleep 6 # until what was written was flushed, too
+	check "$name: another one is in sync" comes_to in-sync in-sync
+	[ -z "$long" ] || sleep 6 # until what was written was flushed, too
 	check "$name: upgrade in sync" try_upgrade
 	echo "# $name: $(job disk '"\(.resumed.dirty_bytes) bytes to send again, \(.resumed.kept_bytes) kept"')"
-	check "$name: very little is sent again" job_is disk '.resumed.dirty_bytes < .resumed.kept_bytes' true
-	check "$name: in sync again" wait_for 30 phase_is disk in-sync
+	[ -z "$long" ] || check "$name: what is sent again is what was written since" \
+		job_is disk '.resumed.dirty_bytes < .resumed.kept_bytes' true
+	check "$name: in sync again" comes_to in-sync in-sync
 	check "$name: it switches" "$bm" switch disk
 	check "$name: it ends, too" ends
 	begin_move --undo-window 60s
-	check "$name: the undo window is open" wait_for 30 phase_is disk undo-window
+	check "$name: the undo window is open" comes_to undo-window done
 	for i in $(seq $((upgrades / 2))); do
 		check "$name: upgrade $i in the undo window" try_upgrade
 		check "$name: which is still open" wait_for 10 phase_is disk undo-window
@@ -145,7 +152,41 @@ in_moves() {
 	stalls
 }
 
+# An image that is no descriptor: the old process closes its session, the new one opens its own, or
+# the old one opens it again. Either way it is the writer's next session.
+elsewhere() {
+	local name=$1 before server
+	truncate -s "$image_size" "$dir/elsewhere.img"
+	start_blockmirror_nbd "$dir/elsewhere.sock" "$dir/elsewhere.img"
+	server=$pid
+	check "$name: to another server" "$bm" relocate disk "$uri" --overwrite --guest-latency off
+	check "$name: upgrade" upgrade
+	before=$disk_pid
+	ends_too_late
+	check_fails "$name: a program that ends when it is to take over: refused" 1 "stays with process $before" \
+		"$bm" upgrade disk
+	check "$name: the old process serves again" test "$(show disk .pid)" = "$before"
+	put "$BUILD/blockmirror-disk"
+	check "$name: upgrade in the way back" in_the_way_back
+	stop "$server"
+}
+# Who waits for the move sees its end, though it is another process's.
+in_the_way_back() {
+	local waits
+	"$bm" relocate disk "$dir/a" --overwrite --rate 10M >"$dir/waited" 2>&1 &
+	waits=$!
+	wait_for 10 phase_is disk copying
+	try_upgrade || return
+	"$bm" job set disk --rate 0 >>"$dir/log"
+	wait $waits || { cat "$dir/waited"; return 1; }
+	cat "$dir/waited"
+	[ "$(show disk .uri)" = "$dir/a/disk.img" ]
+}
+
 # What cannot take over does not.
+ends_too_late() {
+	script "exec $python -c 'import socket; s = socket.socket(fileno=3); s.send(b\"{\\\"v\\\":1,\\\"state\\\":1,\\\"clients\\\":1,\\\"version\\\":\\\"0.0.0\\\"}\"); s.recv(99)'"
+}
 no_good() {
 	local name=$1 before=$disk_pid
 	script 'echo "blockmirror-disk: E_INTERNAL: broken" >&2; exit 1'
@@ -156,17 +197,21 @@ no_good() {
 	script "exec $python -c 'import socket; socket.socket(fileno=3).send(b\"{\\\"v\\\":1,\\\"state\\\":99,\\\"clients\\\":1,\\\"version\\\":\\\"9.9.9\\\"}\")'"
 	check_fails "$name: one of another state: refused" 3 "E_UNSUPPORTED: .*stays with process $before .*9.9.9" \
 		"$bm" upgrade disk
-	script "exec $python -c 'import socket, time; s = socket.socket(fileno=3); s.send(b\"{\\\"v\\\":1,\\\"state\\\":1,\\\"clients\\\":1,\\\"version\\\":\\\"0.0.0\\\"}\"); s.recv(99); s.close()'"
+	ends_too_late
 	check_fails "$name: one that ends when it is to take over: refused" 1 "stays with process $before" "$bm" upgrade disk
-	# shellcheck disable=SC2016 # the script's own
-	script 'sleep 60 & child=$!; trap "kill $child" EXIT; echo $$ $child >"$BLOCKMIRROR_STATE_DIR/hung"; wait'
-	check_fails "$name: one that hangs: refused" 7 "E_UNREACHABLE: .*stays with process $before" "$bm" upgrade disk
-	hung
+	[ -z "$long" ] || hanging "$name"
 	rm "$original"
 	check_fails "$name: none at all: refused" 1 "stays with process $before" env PATH=/usr/bin:/bin "$bm" upgrade disk
 	put "$BUILD/blockmirror-disk"
 	check "$name: the old process serves all the while" test "$(show disk .pid)" = "$before"
 	check "$name: a good one takes over then" upgrade
+}
+hanging() {
+	local name=$1
+	# shellcheck disable=SC2016 # the script's own
+	script 'sleep 60 & child=$!; trap "kill $child" EXIT; echo $$ $child >"$BLOCKMIRROR_STATE_DIR/hung"; wait'
+	check_fails "$name: one that hangs: refused" 7 "E_UNREACHABLE: .*stays with process $disk_pid" "$bm" upgrade disk
+	hung
 }
 hung() { # what it has left
 	local p
@@ -175,26 +220,31 @@ hung() { # what it has left
 	done
 }
 
-# The new or the old process is killed while one hands over to the other.
+# The new or the old process is killed while one hands over to the other: at any moment of it, and
+# half of them towards its end, when most is under way.
 killed() {
-	local name=$1 i who new lost=0
+	local name=$1 i who new lost=0 after half_of handed=0
+	upgrade >>"$dir/log"
 	for i in $(seq $((2 * kills))); do
 		[ $((i % 3)) -ne 0 ] || begin_move --rate 20M
 		who=$((i % 2))
 		"$bm" upgrade disk >>"$dir/log" 2>&1 &
 		new=$!
-		sleep "$(printf '0.%03d' $((RANDOM % 60)))"
+		half_of=$((i / 2 % 2 * took / 2))
+		after=$((half_of + RANDOM * 64 % (1 + took * 5 / 4 - half_of)))
+		sleep "$((after / 1000000)).$(printf '%06d' $((after % 1000000)))"
 		if [ $who -eq 0 ]; then
 			kill -KILL "$disk_pid"
 		else
 			for p in $(pgrep -P "$disk_pid"); do kill -KILL "$p"; done
 		fi
-		wait $new
+		wait $new && handed=$((handed + 1))
 		back || { lost=$i; break; }
 		lib_forget "$disk_pid"
 		new_pid
 	done
 	check "$name: $((2 * kills)) times killed in the middle, the disk comes back" test "$lost" -eq 0
+	echo "# $name: $handed of them had handed over"
 	check "$name: there is one process" one_process
 }
 answers() { "$bm" show disk --json >>"$dir/log" 2>&1; }
@@ -242,7 +292,7 @@ begin_life() {
 	mkdir -p "$dir/b"
 	check "$name: a disk is served" "$bm" serve disk "$dir/a/disk.img"
 	new_pid
-	start_load disk --initial any --iops 400 --sizes 512:64k
+	start_load disk --initial any --iops 200 --sizes 512:64k
 	start_sessions
 	at_rest "$name"
 }
@@ -254,11 +304,11 @@ end_life() {
 	check "$name: the guest lost nothing" end_load
 	guest
 	check "$name: and was never cut off" never_cut
-	start_load disk --initial any --iops 400 --sizes 512:64k --reconnect 60
+	start_load disk --initial any --iops 200 --sizes 512:64k --reconnect 60
 	killed "$name"
 	check "$name: the guest of the killed lost nothing" end_load
 	guest
-	wait_for 60 job_ended
+	timeout 60 "$bm" job wait disk --for released >>"$dir/log" 2>&1
 	check "$name: what it wrote is there" state_fits "$(disk_uri disk)"
 	check "$name: an upgraded disk is stopped as any" wait_for 5 "$bm" stop disk
 	check "$name: its sockets are gone" test ! -e "$disks/disk.nbd" -a ! -e "$disks/disk.sock"
@@ -271,6 +321,7 @@ alone() {
 	check "alone: which is told" test "$(jq -r .version "$dir/upgrade.json")" = 9.9.9
 	put "$BUILD/blockmirror-disk"
 	in_moves alone
+	elsewhere "on another server"
 	no_good alone
 	end_life alone
 }
@@ -279,7 +330,7 @@ with_daemon() {
 	rm -r "$dir/state"
 	start_daemon
 	begin_life daemon
-	begin_move --rate 12M
+	begin_move --rate 5M
 	check "daemon: upgrade in a move" try_upgrade
 	"$bm" job set disk --rate 0 >>"$dir/log"
 	check "daemon: it ends" ends
