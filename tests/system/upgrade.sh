@@ -142,7 +142,7 @@ in_moves() {
 	check "$name: it switches" "$bm" switch disk
 	check "$name: it ends, too" ends
 	begin_move --undo-window 60s
-	check "$name: the undo window is open" comes_to undo-window done
+	check "$name: the undo window is open" comes_to undo-window "done"
 	for i in $(seq $((upgrades / 2))); do
 		check "$name: upgrade $i in the undo window" try_upgrade
 		check "$name: which is still open" wait_for 10 phase_is disk undo-window
