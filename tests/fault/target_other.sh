@@ -30,40 +30,61 @@ forgetful() {
 }
 differs() { ! cmp -s -i $half -n $half "$dir/original" "$file" || ! cmp -s "$image" "$file"; }
 
-# in_sync_with_qemu: with what the guest wrote flushed, a part of it after $dir/older was taken.
+# all_settled: flushed on both sides, says the map: a bit per granule.
+all_settled() {
+	local bytes=$((image_size / 65536 / 8))
+	cmp -n $bytes <(tail -c +4097 "$BLOCKMIRROR_RUN_DIR/disks/disk.map") \
+		<(head -c $bytes /dev/zero | tr '\0' '\377')
+}
+settle() {
+	qemu-io -f raw -c flush "$(disk_uri disk)" && wait_for 60 all_settled
+}
+
+# in_sync_with_qemu: with all settled, a part of it after $dir/older was taken.
 in_sync_with_qemu() {
 	fresh
 	start_qemu_nbd "$dir/t" "$file" || return
 	server=$pid
-	begin && sleep 6 && cp "$file" "$dir/older" || return
-	start_load disk --initial any --sizes 512:64k
+	begin && settle && cp "$file" "$dir/older" || return
+	BEFORE=2 start_load disk --initial any --sizes 512:64k
 	stop "$load"
-	sleep 6
+	settle
 }
 come_back() { start_qemu_nbd "$dir/t" "$1"; }
 
+# write_little: elsewhere than before.
+write_little() { start_load disk --initial any --sizes 4k:4k --iops 60 --fill 0 --seed $((seed + 1)); }
+
 shrunk() {
 	name="a smaller one"
+	write_little
 	kill9 "$server"
-	check "$name: the server dies" target_lost
+	check "$name: the server dies, and is lost" target_lost
 	truncate -s $((image_size / 2)) "$file"
 	fingerprint "$file"
 	check "$name: it exports less" come_back "$file"
 	ends_with E_TOO_SMALL
 	check "$name: nothing was written to it" untouched "$file"
+	kill -TERM "$load"
+	check "$name: the guest saw no error" wait "$load"
+	lib_forget "$load"
 	stop "$pid"
 }
 
+# other NAME IMAGE: takes the target's place. Little is written meanwhile: that is not compared.
 other() {
 	name=$1
-	kill9 "$server"
-	check "$name: the server dies" target_lost
-	start_load disk --initial any --sizes 4k --iops 60 # what it writes to is not compared
 	fingerprint "$2"
+	write_little
+	kill9 "$server"
+	check "$name: the server dies, and is lost" target_lost
 	check "$name: it is in its place" come_back "$2"
 	ends_with E_FOREIGN
 	check "$name: nothing was written to it" untouched "$2"
-	guest_content
+	check "$name: the guest goes on" guest_goes_on
+	kill -TERM "$load"
+	check "$name: it saw no error" wait "$load"
+	lib_forget "$load"
 	stop "$pid"
 }
 
