@@ -31,7 +31,11 @@
 
 #define READY_WITHIN  5000000000ull /* ns from the start of the new process */
 #define FROZEN_WITHIN 2000000000ull /* ns that requests in flight get */
-enum { TAKEN_WITHIN = 5 /* s that the new process gets for each message */, ARGUMENTS = 24 };
+enum {
+	TAKEN_WITHIN = 5 /* s that the new process gets for each message */,
+	ARGUMENTS = 24,
+	NUMBER = 24
+};
 static_assert(BM_SPAWN_FIRST_FD == 3, "the number in start()");
 
 struct upgrade {
@@ -155,10 +159,15 @@ static const char *obstacle(const struct job *job)
 	return NULL;
 }
 
-static int check_job(const struct disk *d, struct bm_error *error)
+static int check_disk(const struct disk *d, struct bm_error *error)
 {
 	const char *what = obstacle(d->job);
 
+	if (storage_is_lost(d))
+		return bm_fail(
+			error, BM_E_BUSY,
+			"its storage is unreachable, and requests wait for it; try again when "
+			"it is back");
 	return what ? bm_fail(error, BM_E_BUSY,
 			      "its job %s.%u is in the middle of a step (%s); "
 			      "try again",
@@ -333,7 +342,7 @@ static void frozen(void *arg, const char *busy)
 			"its client %s is in the middle of a request, or does not take the "
 			"answers; try again",
 			busy);
-	if (busy || check_job(d, &error) < 0) {
+	if (busy || check_disk(d, &error) < 0) {
 		give_up(u, &error);
 		return;
 	}
@@ -390,7 +399,7 @@ static void says(struct bm_watch *watch, uint32_t events)
 	else
 		r = understand(u, text, (size_t)n, &error);
 	if (!r)
-		r = check_job(d, &error);
+		r = check_disk(d, &error);
 	if (!r) {
 		u->frozen = now();
 		r = nbd_server_freeze(d->nbd, FROZEN_WITHIN, frozen, u);
@@ -409,12 +418,12 @@ static void not_ready(struct bm_timer *timer)
 	give_up(bm_container(timer, struct upgrade, timer), &error);
 }
 
-/* Not at its default; scale divides. */
+/* Unless it is at its default. */
 static int put_number(char **argv, int n, const char *option, uint64_t value, char *text)
 {
 	if (!value)
 		return n;
-	snprintf(text, 24, "%" PRIu64, value);
+	snprintf(text, NUMBER, "%" PRIu64, value);
 	argv[n] = (char *)option;
 	argv[n + 1] = text;
 	return n + 2;
@@ -437,7 +446,7 @@ static int spawn(struct upgrade *u, int end)
 				 state,
 				 (char *)"--take-over",
 				 (char *)"3"};
-	char text[5][24];
+	char text[6][NUMBER];
 	int n = 9;
 
 	if (!run || !state)
@@ -447,6 +456,8 @@ static int spawn(struct upgrade *u, int end)
 	n = put_number(argv, n, "--max-data", limits->max_data, text[2]);
 	n = put_number(argv, n, "--handshake-timeout", limits->handshake_ns / 1000000000, text[3]);
 	n = put_number(argv, n, "--idle-timeout", limits->idle_ns / 1000000000, text[4]);
+	if (d->reconnect != UINT64_MAX) /* a number alone is milliseconds */
+		n = put_number(argv, n, "--reconnect-timeout", d->reconnect / 1000000, text[5]);
 	argv[n] = NULL;
 	return bm_spawn_disk(&(struct bm_spawn){
 		.argv = argv, .log = u->log, .append = true, .fds = &end, .n_fds = 1});
@@ -504,7 +515,7 @@ void upgrade_begin(void *arg, struct bm_rpc_call *call, json_t *params)
 	u->timer.run = not_ready;
 	u->go_on.run = hand_over;
 	d->upgrade = u;
-	if (check_job(d, &error) < 0 || start(u, &error) < 0)
+	if (check_disk(d, &error) < 0 || start(u, &error) < 0)
 		give_up(u, &error);
 }
 
