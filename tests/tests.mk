@@ -35,7 +35,7 @@ check:
 	$(Q)$(MAKE) --no-print-directory $(PARALLEL) all tests asan-tests tsan-tests
 	$(Q)BUILD=$(BUILD) tests/run $(BUILD)/test-logs tests/lint.sh $(SYSTEM_TESTS) tests/model/promela.sh \
 		$(BUILD)/tests/model/mirror_test:-n:$(MODEL_SEEDS) \
-		$(foreach seed,$(FOUND_SEEDS),$(BUILD)/tests/model/mirror_test:-s:$(seed):-n:1) \
+		$(foreach seed,$(FOUND_SEEDS),$(BUILD)/tests/model/mirror_test:-c:-s:$(seed):-n:1) \
 		$(ASAN)/tests/model/mirror_test:-n:700 $(TSAN)/tests/model/mirror_test:-n:200 \
 		$(UNIT_TESTS) $(UNIT_TESTS:$(BUILD)/%=$(ASAN)/%) $(TSAN)/tests/unit/loop_test \
 		$(foreach target,$(FUZZ_TARGETS),$(call replay,$(target))) tests/valgrind.sh

@@ -206,7 +206,7 @@ static int go_on(struct disk *d, const struct past *p, struct bm_error *error)
 		return r;
 	}
 	job_set_limits(job);
-	if (bm_mirror_resume(d->mirror, job->map) < 0) {
+	if (bm_mirror_resume(d->mirror, job->map, NULL) < 0) {
 		mapfile_remove(d, job->map);
 		job_free(job);
 		return 0;

@@ -400,10 +400,10 @@ static void copy_done(struct bm_request *rq, int error)
 
 /* Starting */
 
-static bool may_copy(const struct bm_mirror *m, uint64_t g)
+static bool may_copy(struct bm_mirror *m, uint64_t g)
 {
 	return bm_bitmap_test(&m->map.dirty, g) && !bm_bitmap_test(&m->map.copying, g) &&
-	       !m->map.granule[g].busy && unreadable_may_copy(m, g);
+	       !m->map.granule[g].busy && unreadable_may_copy(m, g) && claims_let_copy(m, g);
 }
 
 static void start(struct copy *c, uint64_t first, unsigned granules)

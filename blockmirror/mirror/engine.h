@@ -11,6 +11,7 @@
  *   flush.c     flushes: unstable becomes settled
  *   switch.c    the switchover
  *   governor.c  how much the copy may take
+ *   claims.c    the durable checkpoint of the settled map
  *   dirty.c     the dirty map, for others to read
  */
 #ifndef BM_MIRROR_ENGINE_H
@@ -188,6 +189,24 @@ struct governor {
 	struct bm_hist leg[2]; /* latency of guest writes' legs, by side */
 };
 
+/* What the host's durable checkpoint may say. A bit per extent; claims.c has the rule. */
+struct claims {
+	bool active;                /* there may be a checkpoint */
+	bool kept;                  /* it stays as it is: this process ends */
+	unsigned shift;             /* an extent is 1 << shift granules */
+	struct bm_bitmap claimed;   /* it may call something in there settled */
+	struct bm_bitmap asked;     /* ... and something is to be sent there */
+	struct bm_bitmap taken;     /* ... and the host is withdrawing it */
+	struct bm_bitmap hot, warm; /* something was sent there in this interval, the one before */
+	struct bm_list waiting;     /* guest requests that wait for a withdrawal */
+	bool due; /* extents from cursor on are to be claimed where they are cold */
+	uint64_t cursor;
+	unsigned ticks, patience; /* of how many intervals one is made */
+	uint64_t writes, waits;   /* of the guest, in this interval */
+	struct bm_timer timer;
+	struct bm_task tell;
+};
+
 struct bm_mirror {
 	struct bm_dev dev;       /* what the order device sees */
 	struct bm_dev dirty_dev; /* bm_mirror_dirty_dev() */
@@ -259,6 +278,8 @@ struct bm_mirror {
 	struct bm_timer grace_timer;
 	bool foreign; /* the sample differs */
 
+	struct claims claims;
+
 	struct flusher flusher;
 	enum phase phase;
 	bool both_durable; /* FUA and FLUSH go to both */
@@ -317,9 +338,10 @@ void mirror_take_target(struct bm_mirror *m, struct bm_dev *target, enum link li
 
 /* write.c */
 void write_submit(struct bm_dev *dev, struct bm_request *rq);
-void write_release_answers(struct bm_mirror *m); /* authority is settled */
-void write_release_held(struct bm_mirror *m);    /* the held granule is free */
-void write_count_in_flight(struct bm_mirror *m); /* a target is being attached */
+void write_arrive(struct bm_mirror *m, struct bm_request *rq); /* again, after a wait */
+void write_release_answers(struct bm_mirror *m);               /* authority is settled */
+void write_release_held(struct bm_mirror *m);                  /* the held granule is free */
+void write_count_in_flight(struct bm_mirror *m);               /* a target is being attached */
 void write_init(struct bm_mirror *m);
 void write_check_deadline(struct bm_timer *timer);
 
@@ -376,6 +398,18 @@ void switch_flushed(struct bm_mirror *m, bool good); /* a flush of the other sid
 void switch_interrupted(struct bm_mirror *m);        /* the other side is lost, full, leaving */
 void switch_too_slow(struct bm_mirror *m);           /* a flush ran into the deadline */
 void switch_init(struct bm_mirror *m);
+
+/* claims.c */
+void claims_init(struct bm_mirror *m);
+/* A target is attached; checkpoint (NULL: none) is what the host's says, as the settled map. */
+int claims_begin(struct bm_mirror *m, const uint8_t *checkpoint);
+void claims_fini(struct bm_mirror *m);
+void claims_leave(struct bm_mirror *m);      /* the other side is let go */
+bool claims_left(const struct bm_mirror *m); /* ... and may be */
+/* Whether a copy may be sent there now; the mirror is kicked when it may. */
+bool claims_let_copy(struct bm_mirror *m, uint64_t granule);
+/* Whether the request waits until a claim is withdrawn; then it arrives again. */
+bool claims_hold(struct bm_mirror *m, struct bm_request *rq);
 
 /* dirty.c */
 void dirty_init(struct bm_mirror *m);

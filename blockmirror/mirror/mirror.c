@@ -19,6 +19,8 @@ static const struct bm_mirror_config defaults = {
 	.flush_every = 5000000000,
 	.full_retry = 10000000000,
 	.grace = 5000000000,
+	.extent = 64,
+	.claim_every = 5000000000,
 };
 
 /* Events are told from the loop, never inside a call of the host's. */
@@ -150,7 +152,7 @@ void mirror_take_target(struct bm_mirror *m, struct bm_dev *target, enum link li
 }
 
 /* From here on there are two sides, though the other one may not be here yet. */
-static int begin(struct bm_mirror *m, uint8_t *settled, bool resumed)
+static int begin(struct bm_mirror *m, uint8_t *settled, bool resumed, const uint8_t *checkpoint)
 {
 	int r;
 
@@ -161,7 +163,10 @@ static int begin(struct bm_mirror *m, uint8_t *settled, bool resumed)
 		return r;
 	m->map.doubtful = &m->doubtful;
 	r = copy_init(m);
+	if (!r)
+		r = claims_begin(m, checkpoint);
 	if (r < 0) {
+		copy_fini(m);
 		bm_map_fini(&m->map);
 		return r;
 	}
@@ -186,7 +191,7 @@ int bm_mirror_attach(struct bm_mirror *m, struct bm_dev *target, bool zeroed, ui
 
 	if (!mirror_fits_target(m, target))
 		return -EINVAL;
-	r = begin(m, settled, false);
+	r = begin(m, settled, false, NULL);
 	if (r < 0)
 		return r;
 	if (zeroed)
@@ -195,9 +200,9 @@ int bm_mirror_attach(struct bm_mirror *m, struct bm_dev *target, bool zeroed, ui
 	return 0;
 }
 
-int bm_mirror_resume(struct bm_mirror *m, uint8_t *settled)
+int bm_mirror_resume(struct bm_mirror *m, uint8_t *settled, const uint8_t *checkpoint)
 {
-	int r = begin(m, settled, true);
+	int r = begin(m, settled, true, checkpoint);
 
 	if (!r)
 		again_resumed(m);
@@ -211,8 +216,8 @@ int bm_mirror_resume(struct bm_mirror *m, uint8_t *settled)
  */
 static void distrust_unstable(struct bm_mirror *m)
 {
-	for (uint64_t d = 0; m->doubted >> other(m) & 1 && d < m->map.granules; d++)
-		mirror_mark_dirty(m, d);
+	if (m->doubted >> other(m) & 1)
+		bm_mirror_distrust(m);
 	bm_bitmap_each(g, &m->map.open)
 		mirror_mark_dirty(m, g);
 	bm_bitmap_each(h, &m->map.closed)
@@ -282,6 +287,7 @@ void mirror_other_failed(struct bm_mirror *m, int error)
 void bm_mirror_keep_map(struct bm_mirror *m)
 {
 	m->map.settled = NULL;
+	m->claims.kept = true;
 }
 
 int bm_mirror_detach(struct bm_mirror *m)
@@ -298,6 +304,7 @@ int bm_mirror_detach(struct bm_mirror *m)
 	m->phase = PHASE_IDLE;
 	m->both_durable = false;
 	drop_other(m, LINK_LEAVING);
+	claims_leave(m);
 	return 0;
 }
 
@@ -317,6 +324,7 @@ static void forget_other(struct bm_mirror *m)
 	m->covering = NULL;
 	check_stop(m);
 	copy_fini(m);
+	claims_fini(m);
 	bm_map_unsettle_all(&m->map); /* writes are not noted in it any more */
 	bm_map_fini(&m->map);
 	m->link = LINK_NONE;
@@ -339,7 +347,7 @@ static void check_leaving(struct bm_mirror *m)
 		m->side[other(m)] = NULL; /* the host closes it */
 		mirror_tell(m, BM_MIRROR_LOST_IDLE);
 	} else if (m->link == LINK_LEAVING && !m->map.copying.count && !m->window.asked &&
-		   !m->flusher.active && !m->check.running) {
+		   !m->flusher.active && !m->check.running && claims_left(m)) {
 		forget_other(m);
 	}
 }
@@ -449,10 +457,13 @@ static int take_config(struct bm_mirror *m, const struct bm_mirror_config *confi
 	OR_DEFAULT(flush_every);
 	OR_DEFAULT(full_retry);
 	OR_DEFAULT(grace);
+	OR_DEFAULT(extent);
+	OR_DEFAULT(claim_every);
 	granule = m->config.granule;
 	if (granule < 512 || granule > BM_BUF_MAX || granule & (granule - 1) ||
 	    m->config.window > WINDOW || m->config.misses > BM_MISSES_MAX ||
-	    m->config.chunk > BM_BUF_MAX)
+	    m->config.chunk > BM_BUF_MAX || m->config.extent > 64 ||
+	    m->config.extent & (m->config.extent - 1))
 		return -EINVAL;
 	m->granule_shift = (unsigned)__builtin_ctz(granule);
 	m->block = m->side[0]->geometry.block;
@@ -491,6 +502,7 @@ int bm_mirror_new(struct bm_loop *loop, struct bm_dev *source,
 	m->full_timer.run = full_retry;
 	bm_later_init(&m->later, loop);
 	write_init(m);
+	claims_init(m);
 	check_init(m);
 	governor_init(m);
 	dirty_init(m);
@@ -518,6 +530,7 @@ void bm_mirror_free(struct bm_mirror *m)
 		bm_buf_unref(m->op[i].buf);
 	check_fini(m);
 	copy_fini(m);
+	claims_fini(m);
 	bm_map_fini(&m->map);
 	free(m);
 }
@@ -564,6 +577,7 @@ void bm_mirror_get_stats(const struct bm_mirror *m, struct bm_mirror_stats *stat
 	stats->rest_copied = m->rest_told && m->map.dirty.count;
 	stats->unstable = m->map.open.count + m->map.closed.count + m->map.flushed.count +
 			  m->map.covered.count;
+	stats->checkpoint_bytes = m->claims.claimed.count << (m->granule_shift + m->claims.shift);
 	stats->rate = m->governor.speed;
 	stats->guest_p99 = m->governor.p99;
 	stats->guest_p50 = m->governor.p50;

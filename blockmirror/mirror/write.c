@@ -17,7 +17,6 @@
 #include "blockmirror/mirror/engine.h"
 
 static void leg_done(struct bm_request *rq, int error);
-static void begin(struct bm_mirror *m, struct bm_request *rq);
 
 void write_init(struct bm_mirror *m)
 {
@@ -252,7 +251,7 @@ static void answer(struct op *op)
 	free_op(op);
 	node = bm_list_take(&m->waiting);
 	if (node)
-		begin(m, bm_container(node, struct bm_request, link));
+		write_arrive(m, bm_container(node, struct bm_request, link));
 	rq->done(rq, result);
 }
 
@@ -489,11 +488,13 @@ static bool waits_for_copy(const struct bm_mirror *m, const struct bm_request *r
 	       (rq->offset + rq->length - 1) >> m->granule_shift >= m->hold_granule;
 }
 
-static void arrive(struct bm_mirror *m, struct bm_request *rq)
+void write_arrive(struct bm_mirror *m, struct bm_request *rq)
 {
 	if (waits_for_copy(m, rq)) {
 		m->stats.held_writes++;
 		bm_list_append(&m->held, &rq->link);
+	} else if (claims_hold(m, rq)) {
+		return;
 	} else if (bm_list_empty(&m->free)) {
 		bm_list_append(&m->waiting, &rq->link);
 	} else {
@@ -508,7 +509,7 @@ void write_submit(struct bm_dev *dev, struct bm_request *rq)
 	if (rq->op == BM_TRIM && m->link != LINK_NONE && !m->trim_zeroes)
 		bm_later_done(&m->later, rq, 0); /* a hint, dropped on both */
 	else
-		arrive(m, rq);
+		write_arrive(m, rq);
 }
 
 void write_release_held(struct bm_mirror *m)
@@ -518,7 +519,7 @@ void write_release_held(struct bm_mirror *m)
 	bm_list_init(&held);
 	bm_list_move_all(&held, &m->held);
 	while ((node = bm_list_take(&held)))
-		arrive(m, bm_container(node, struct bm_request, link));
+		write_arrive(m, bm_container(node, struct bm_request, link));
 }
 
 void write_count_in_flight(struct bm_mirror *m)

@@ -54,6 +54,11 @@ struct bm_mirror_host {
 	 */
 	void (*commit)(void *arg, int side);
 	void (*event)(void *arg, enum bm_mirror_event event);
+	/*
+	 * The checkpoint is to be changed: bm_mirror_take_claims(), at once or when the changes
+	 * taken before have been answered. NULL: there is no checkpoint.
+	 */
+	void (*claims)(void *arg);
 };
 
 #define BM_MIRROR_DEADLINE 2000000000ull
@@ -69,6 +74,8 @@ struct bm_mirror_config {
 	uint64_t full_retry;    /* ns before a full target is tried again; 0: 10 s */
 	uint64_t grace;         /* ns that a target without BM_DEV_FENCED may take to end old
 				   requests; 0: 5 s */
+	unsigned extent;        /* granules, a power of two up to 64; 0: 64 */
+	uint64_t claim_every;   /* ns that an extent must be left alone to be claimed; 0: 5 s */
 	struct bm_meter *meter; /* what the guest feels; NULL: the governor does nothing */
 };
 
@@ -117,14 +124,37 @@ int bm_mirror_attach(struct bm_mirror *mirror, struct bm_dev *target, bool zeroe
 
 /*
  * Goes on where a process was that is gone: as bm_mirror_attach(), but what settled, which that one
- * left, calls settled is not copied again. The other side is not here yet: writes are noted until
- * bm_mirror_reattach() brings it. -EBUSY, -ENOMEM.
+ * left, calls settled is not copied again. checkpoint is what the checkpoint says now, if it is
+ * (still) to be believed by who comes next; NULL: nothing. It is not kept. The other side is not
+ * here yet: writes are noted until bm_mirror_reattach() brings it. -EBUSY, -ENOMEM.
  */
-int bm_mirror_resume(struct bm_mirror *mirror, uint8_t *settled);
+int bm_mirror_resume(struct bm_mirror *mirror, uint8_t *settled, const uint8_t *checkpoint);
+
+/* After bm_mirror_resume(): what was taken for equal may not be. All is copied again. */
+void bm_mirror_distrust(struct bm_mirror *mirror);
 
 /*
- * What settled says stays as it is: nothing is written any more, and this process ends. A detach
- * that follows does not clear it.
+ * The checkpoint: a copy of the settled map that outlives a power cut. The host changes it when it
+ * is told to (host->claims), an extent at a time: its bits are replaced by settled, all of them, or
+ * none (0: the claim is withdrawn, and a guest may wait for that). Where something goes wrong any
+ * bit may have the old or the new value. Takes at most room changes; returns how many, 0 when there
+ * is nothing to do. All that was taken is answered before more is: by _durable() when it is on
+ * stable storage; or by _void() when nobody will believe that checkpoint, whatever it says, any
+ * more: that may be called at any time, and what was taken before counts as answered.
+ */
+struct bm_claim {
+	uint64_t extent;  /* the number of the extent */
+	uint64_t settled; /* bit n: granule n of it */
+};
+unsigned bm_mirror_take_claims(struct bm_mirror *mirror, struct bm_claim *v, unsigned room);
+void bm_mirror_claims_durable(struct bm_mirror *mirror);
+void bm_mirror_claims_void(struct bm_mirror *mirror);
+/* Whether something waits for a withdrawal. */
+bool bm_mirror_claims_awaited(const struct bm_mirror *mirror);
+
+/*
+ * What settled says stays as it is, and the checkpoint: nothing is written any more, and this
+ * process ends. A detach that follows does not clear them.
  */
 void bm_mirror_keep_map(struct bm_mirror *mirror);
 
@@ -219,6 +249,8 @@ struct bm_mirror_stats {
 	uint64_t quarantined;                 /* granules that wait to be read back after a loss */
 	uint64_t late_writes;                 /* old writes that were found when they were */
 	uint64_t foreign_offset;              /* BM_MIRROR_FOREIGN: where it differs */
+	uint64_t checkpoint_bytes;            /* in extents that the checkpoint claims */
+	uint64_t checkpoint_waits;            /* guest writes that waited for a withdrawal */
 	uint64_t checked_bytes;               /* compared and found equal, since it was asked for */
 	uint64_t mismatches, mismatch_offset; /* granules that were not; the first one's place */
 	uint64_t rate;                        /* bytes/s over the last second */

@@ -4,7 +4,9 @@
  * worst disk may do (fake_disk.h), under simulated time, with random guests, errors, cuts, crashes,
  * switches and detachments; and an oracle that knows what the guest was promised (oracle.h).
  *
- *	mirror_test [-n SEEDS] [-s FIRST] [-v] [-q]
+ *	mirror_test [-n SEEDS] [-s FIRST] [-v] [-q] [-c]
+ *
+ * -c: no checkpoints, as seeds were found before there were any.
  *
  * Checked all the time and at the end of every seed:
  *   I1  every acknowledged write is on the authoritative copy; no read goes back in time
@@ -25,6 +27,8 @@
 #include <unistd.h>
 
 #include "tests/model/world.h"
+
+static bool without; /* checkpoints */
 
 enum { STEPS = 2400, DRAIN_STEPS = 60000 };
 
@@ -136,8 +140,12 @@ static void park(void)
 static void parking_step(void)
 {
 	if (!w.attached) {
+		uint8_t settled = w.settled[0];
+
 		crash(false, false);
+		w.settled[0] = settled;
 		w.resumable = true;
+		checkpoint_park();
 		total.parks++;
 	} else if (percent(50)) {
 		disk_step();
@@ -199,7 +207,7 @@ static void fault_step(void)
 static bool quiet(void)
 {
 	return w.alive && !live() && !w.disk[0].pending && !w.disk[1].pending &&
-	       !w.record_pending && bm_loop_turn(w.loop, 0) == 0 &&
+	       !w.record_pending && !w.checkpoint.writing && bm_loop_turn(w.loop, 0) == 0 &&
 	       (!w.attached || (mirror_in_sync(w.m) && !w.m->check.done));
 }
 
@@ -229,6 +237,8 @@ static void live_step(void)
 {
 	int x = below(100);
 
+	if (w.checkpoint.on)
+		checkpoint_step();
 	if (w.faults && below(1000) < w.fault_permille)
 		fault_step();
 	else if (w.parking)
@@ -253,11 +263,14 @@ static void run_seed(uint64_t seed)
 	/* Hashed: states that differ by the generator's step would give one sequence, shifted. */
 	seed_state = seed;
 	seed_state = chance();
+	fate_state = seed_state ^ seed;
 	oracle_reset(&oracle);
 	for (int s = 0; s < SECTORS; s++) {
 		value[0][s] = s / 4 % 2 ? 0 : s + 1;
 		value[1][s] = 0;
 	}
+	w.checkpoint.on = !without && fate() % 2;
+	checkpoint_forget();
 	w.local = percent(50);
 	w.block1 = percent(50) ? SECTOR : 2 * SECTOR;
 	w.fault_permille = percent(30) ? 0 : 10;
@@ -289,6 +302,7 @@ static void run_seed(uint64_t seed)
 		check_clean("running");
 		check_settled("running");
 		check_proving();
+		check_checkpoint("running");
 		if (w.alive && w.m->hold && w.m->paused)
 			violation("a write waits for a copy while copying is paused");
 		if (w.draining && quiet())
@@ -316,17 +330,22 @@ static bool covered(void)
 	       "# comparisons %ld, differences found %ld, parked %ld, resumed %ld, granules "
 	       "not copied again %ld\n"
 	       "# targets back %ld, others in their place %ld, old requests overtaken %ld, found "
-	       "%ld\n",
+	       "%ld\n"
+	       "# extents claimed %ld, withdrawn %ld, checkpoints void %ld, claims checked %ld, "
+	       "granules not copied again after a power cut %ld\n",
 	       total.guest_ops, total.reads, total.mirrored, total.switches, total.switch_failures,
 	       total.aborted_records, total.losses, total.fulls, total.detaches, total.abandoned,
 	       total.holds, total.crashes, total.power_cuts, total.settled, total.verified,
 	       total.mismatches, total.parks, total.resumes, total.kept, total.backs,
-	       total.strangers, total.overtaken, total.late_writes);
+	       total.strangers, total.overtaken, total.late_writes, total.claims,
+	       total.withdrawals, total.voids, total.claimed, total.kept_by_checkpoint);
 	return total.switches && total.switch_failures && total.losses && total.fulls &&
 	       total.detaches && total.abandoned && total.holds && total.crashes &&
 	       total.power_cuts && total.settled && total.mirrored && total.verified &&
 	       total.mismatches && total.parks && total.resumes && total.kept && total.backs &&
-	       total.strangers && total.overtaken && total.late_writes;
+	       total.strangers && total.overtaken && total.late_writes &&
+	       (without || (total.claims && total.withdrawals && total.voids && total.claimed &&
+			    total.kept_by_checkpoint));
 }
 
 int main(int argc, char **argv)
@@ -335,11 +354,13 @@ int main(int argc, char **argv)
 	bool quick = false;
 	int c;
 
-	while ((c = getopt(argc, argv, "n:s:vq")) != -1) {
+	while ((c = getopt(argc, argv, "n:s:vqc")) != -1) {
 		if (c == 'n')
 			seeds = strtoull(optarg, NULL, 10);
 		else if (c == 's')
 			first = strtoull(optarg, NULL, 10);
+		else if (c == 'c')
+			without = true;
 		else if (c == 'v')
 			verbose = true;
 		else if (c == 'q')

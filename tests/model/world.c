@@ -115,6 +115,7 @@ static void host_event(void *arg, enum bm_mirror_event event)
 	case BM_MIRROR_DETACHED:
 		total.detaches++;
 		w.attached = w.reopen = false;
+		w.let_go = !w.parking;
 		break;
 	case BM_MIRROR_BACK:
 		total.backs++;
@@ -140,6 +141,8 @@ static void host_event(void *arg, enum bm_mirror_event event)
 	}
 }
 
+static const struct bm_mirror_host with_checkpoint = {
+	.commit = host_commit, .event = host_event, .claims = checkpoint_take};
 static const struct bm_mirror_host host = {.commit = host_commit, .event = host_event};
 
 static void close_fitted(int disk)
@@ -178,12 +181,15 @@ void start(void)
 		.misses = (unsigned)(1 + below(3)),
 		.flush_every = percent(50) ? 0 : 200000000,
 		.grace = percent(50) ? 0 : 100000000,
+		.extent = 1u << fate() % 2,
+		.claim_every = 100000000,
 	};
 
 	w.base = w.record;
 	w.loop = bm_loop_new_simulated();
 	w.pool = bm_pool_new(w.loop, 1 << 20);
-	if (bm_mirror_new(w.loop, open_disk(w.base, 0), &config, &host, NULL, &w.m) ||
+	if (bm_mirror_new(w.loop, open_disk(w.base, 0), &config,
+			  w.checkpoint.on ? &with_checkpoint : &host, NULL, &w.m) ||
 	    bm_order_new(bm_mirror_dev(w.m), 2 * SECTOR, NULL, &w.order))
 		abort();
 	bm_dev_start(w.order, w.loop);
@@ -231,18 +237,23 @@ void crash(bool host_power, bool target_power)
 	trace("CRASH%s%s", host_power ? " host power" : "", target_power ? " target power" : "");
 	total.crashes++;
 	total.power_cuts += host_power || target_power;
-	w.resumable = w.attached;
+	w.resumable = w.attached || (w.let_go && w.checkpoint.on && fate() % 2);
+	checkpoint_crash();
 	stop();
 	settle_record();
 	oracle_crash(&oracle);
 	if (w.flush_failed[w.record])
 		oracle_doubt(&oracle);
-	if (host_power) {
+	if (host_power)
 		fake_disk_power_cut(&w.disk[0]);
-		memset(w.settled, 0, sizeof(w.settled)); /* it was on tmpfs */
-	}
 	if (target_power)
 		fake_disk_power_cut(&w.disk[1]);
+	if (host_power || !w.attached) { /* the map was on tmpfs */
+		memset(w.settled, 0, sizeof(w.settled));
+		w.from_checkpoint = w.resumable && w.checkpoint.on;
+		if (w.from_checkpoint)
+			w.settled[0] = checkpoint_bits();
+	}
 	w.cut = w.record == 0 ? host_power : target_power;
 	w.power = w.cut || (w.record == 1 && w.target_power);
 	check_settled("after the crash");
@@ -258,22 +269,27 @@ void restart(void)
 	oracle_rebase(&oracle, w.disk[w.record].current, SECTORS, w.cut);
 	if (!w.resumable || percent(30)) /* the job is over, nobody keeps its map up to date */
 		w.resumable = false, memset(w.settled, 0, sizeof(w.settled));
+	if (!w.resumable)
+		checkpoint_forget();
 	start();
 	if (!w.resumable)
 		return;
 	trace("RESUME");
-	if (bm_mirror_resume(w.m, w.settled))
+	if (bm_mirror_resume(w.m, w.settled, w.checkpoint.valid ? &w.checkpoint.bits : NULL))
 		abort();
 	w.attached = w.reopen = true;
 	total.resumes++;
 	for (int g = 0; g < GRANULES; g++)
-		total.kept += !bm_bitmap_test(&w.m->map.dirty, g);
+		if (!bm_bitmap_test(&w.m->map.dirty, g))
+			total.kept++, total.kept_by_checkpoint += w.from_checkpoint;
+	w.let_go = w.from_checkpoint = false;
 }
 
 void attach(bool zeroed)
 {
 	if (w.attached || fake_disk_has_stale(disk_of(other(w.m))))
 		return;
+	checkpoint_forget();
 	if (!bm_mirror_attach(w.m, open_disk(other(w.m) ^ w.base, w.m->block), zeroed, w.settled)) {
 		w.attached = true;
 		w.damage_done = false;

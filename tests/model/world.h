@@ -29,6 +29,18 @@ struct guest {
 	struct bm_extent v[SECTORS];
 };
 
+/* The durable checkpoint of the settled map. */
+struct checkpoint {
+	bool on;      /* in this seed */
+	bool valid;   /* the next process would believe it */
+	bool writing; /* these changes are under way, any part of them may be there */
+	bool broken;  /* it cannot be written to */
+	bool marking; /* ... and that is being said where the next process will look */
+	struct bm_claim claim[GRANULES];
+	unsigned count;
+	uint8_t bits; /* as a power cut leaves them */
+};
+
 struct world {
 	struct bm_loop *loop;
 	struct bm_mirror *m;
@@ -54,6 +66,9 @@ struct world {
 	uint8_t damaged;  /* bit per granule of the other side: changed behind the mirror's back */
 	bool damage_done; /* ... since the target was attached */
 	uint8_t settled[8];
+	struct checkpoint checkpoint;
+	bool from_checkpoint; /* the settled map of the next process is */
+	bool let_go;          /* the target is, but the record may not say so yet */
 	int record, generation;
 	bool record_pending, record_applied;
 	int record_side;
@@ -68,7 +83,8 @@ struct totals {
 	long guest_ops, switches, switch_failures, losses, crashes, power_cuts, fulls, detaches,
 		holds, abandoned, verified, mismatches, heals, mirrored, held_answers, settled,
 		reads, aborted_records, resumes, kept, parks, backs, strangers, late_writes,
-		overtaken;
+		overtaken, claims, withdrawals, voids, claimed,
+		kept_by_checkpoint;
 };
 
 extern struct world w;
@@ -108,5 +124,16 @@ bool may_switch(void); /* a damaged side must not become the authority before it
 /* guest.c */
 void guest_op(void);
 int live(void); /* its requests in flight */
+
+/* checkpoint.c */
+extern uint64_t fate_state;
+uint64_t fate(void); /* chances that a seed without a checkpoint does not take */
+void checkpoint_take(void *arg);
+void checkpoint_step(void);
+void checkpoint_crash(void);
+void checkpoint_park(void);
+void checkpoint_forget(void);
+uint8_t checkpoint_bits(void);
+void check_checkpoint(const char *when);
 
 #endif
