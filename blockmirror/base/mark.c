@@ -14,6 +14,7 @@
 #include "blockmirror/base/record.h"
 
 #define ATTRIBUTE "user.blockmirror"
+#define VOID      "user.blockmirror.void"
 enum { LARGEST = 4096 };
 
 static char *sidecar(const char *path)
@@ -112,4 +113,21 @@ int bm_mark_remove(const char *path)
 	if (is_file(path) || access(path, F_OK))
 		unlink(beside);
 	return is_file(path) ? bm_sync_file(path) : 0;
+}
+
+int bm_mark_void(const char *path, const char *text)
+{
+	if (!path || !is_file(path))
+		return -ENOTSUP;
+	if (setxattr(path, VOID, text, strlen(text), 0) < 0)
+		return -errno;
+	return bm_sync_file(path);
+}
+
+bool bm_mark_is_void(const char *path, const char *text)
+{
+	char found[64];
+	ssize_t n = getxattr(path, VOID, found, sizeof(found));
+
+	return n == (ssize_t)strlen(text) && !memcmp(found, text, (size_t)n);
 }

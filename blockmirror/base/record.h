@@ -8,6 +8,7 @@
 #define BM_BASE_RECORD_H
 
 #include <jansson.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "blockmirror/error.h"
@@ -65,6 +66,13 @@ struct bm_mark {
 int bm_mark_read(const char *path, struct bm_mark *mark);
 int bm_mark_write(const char *path, const struct bm_mark *mark);
 int bm_mark_remove(const char *path);
+
+/*
+ * On any image that is a file, beside its mark: which checkpoint of its disk is not to be believed
+ * (text; the last one that was marked). -ENOTSUP where the file system has no attributes.
+ */
+int bm_mark_void(const char *path, const char *text);
+bool bm_mark_is_void(const char *path, const char *text);
 
 /* A new identity: 32 random hex digits and a zero byte. */
 void bm_identity(char id[33]);

@@ -154,6 +154,9 @@ static void reopen_done(struct bm_work *work)
 	else if (job->reopened && !storage_wrap(d, side, job_uri(job, FORWARD), &job->reopened) &&
 		 !bm_order_fit(&job->reopened, bm_mirror_dev(d->mirror)->geometry.block)) {
 		bm_dev_start(job->reopened, d->loop);
+		if (job->disbelieved)
+			checkpoint_disbelieve(job);
+		job->checkpoint.loaded_id = 0; /* from here on it is ours */
 		if (!bm_mirror_reattach(d->mirror, job->reopened)) {
 			d->side[side] = bm_steal(job->reopened); /* away_back() follows */
 			return;

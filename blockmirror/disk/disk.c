@@ -58,7 +58,7 @@ static int make_paths(struct disk *d, const struct disk_options *options, struct
 	    asprintf(&d->nbd_path, "%s/%s.nbd", run, d->name) < 0 ||
 	    asprintf(&d->control_path, "%s/%s.sock", run, d->name) < 0 ||
 	    asprintf(&d->map_path, "%s/%s.map", run, d->name) < 0 ||
-	    asprintf(&d->parked_path, "%s/map", d->folder) < 0)
+	    asprintf(&d->checkpoint_path, "%s/map", d->folder) < 0)
 		return bm_fail_errno(error, errno, "disk %s", options->name);
 	return 0;
 }
@@ -217,7 +217,11 @@ static int offer_dirty_map(struct disk *d, struct bm_error *error)
 
 static int build_devices(struct disk *d, struct bm_error *error)
 {
-	const struct bm_mirror_config config = {.size = d->record.size, .meter = &d->meter};
+	uint64_t every = checkpoint_interval();
+	const struct bm_mirror_config config = {.size = d->record.size,
+						.meter = &d->meter,
+						.flush_every = every,
+						.claim_every = every};
 	int r;
 
 	bm_dev_start(d->side[0], d->loop);
@@ -328,8 +332,9 @@ int disk_open(struct bm_loop *loop, const struct disk_options *asked, struct dis
 	d->past = json_array();
 	d->workers = bm_workers_new(OPENERS);
 	d->recorder = bm_workers_new(1);
+	d->keeper = bm_workers_new(1);
 	d->started = bm_loop_now(loop);
-	if (!r && (!d->past || !d->workers || !d->recorder))
+	if (!r && (!d->past || !d->workers || !d->recorder || !d->keeper))
 		r = bm_fail_errno(error, ENOMEM, "disk %s", options->name);
 	if (!r)
 		r = begin(d, options, &successor, error);
@@ -435,6 +440,7 @@ void disk_fini(struct disk *d)
 {
 	bm_workers_free(d->workers);
 	bm_workers_free(d->recorder);
+	bm_workers_free(d->keeper);
 	job_forget(d);
 	if (d->verify_call)
 		bm_rpc_reply(d->verify_call, NULL);
@@ -458,7 +464,7 @@ void disk_fini(struct disk *d)
 	free(d->nbd_path);
 	free(d->control_path);
 	free(d->map_path);
-	free(d->parked_path);
+	free(d->checkpoint_path);
 }
 
 void disk_close(struct disk *d)

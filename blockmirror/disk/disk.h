@@ -7,7 +7,8 @@
  *   owner.c     marks on images, and whom they belong to
  *   target.c    targets: names, checks, creation, opening (in a worker)
  *   storage.c   remote storage that is lost, and opened again
- *   mapfile.c   the settled map in RUN
+ *   mapfile.c   the settled map as files
+ *   checkpoint.c  the one of them that outlives the host, kept up to date
  *   job.c       the life of a relocation: states and events as a table
  *   host.c      what the mirror asks for and tells while a job runs
  *   away.c      a target that is lost, and how it comes back
@@ -53,7 +54,7 @@ struct disk {
 	char *name, *folder; /* STATE/disks/NAME; NULL for a one-off, which has no record */
 	char *records;       /* the same; of a one-off, STATE/disks/: whose images are whose */
 	char *nbd_path, *control_path;
-	char *map_path, *parked_path; /* of the settled map: in RUN, and in the folder */
+	char *map_path, *checkpoint_path; /* of the settled map: in RUN, and in the folder */
 	int folder_lock;
 	int image_fd; /* holds the image's locks while there is no device; 0: nothing does */
 	struct nbd_server_options limits;
@@ -61,6 +62,7 @@ struct disk {
 	uint64_t generation;         /* the highest that a write was begun with */
 	struct bm_workers *workers;  /* opening, creating, removing: may hang with a device */
 	struct bm_workers *recorder; /* one thread: records, in order */
+	struct bm_workers *keeper;   /* one thread: the checkpoint; guests may wait for it */
 	struct bm_dev *side[2];      /* as the mirror has them */
 	struct bm_list storage;      /* storage.c's: devices that are opened again */
 	uint64_t reconnect;          /* of disk_options */
@@ -186,18 +188,23 @@ void successor_free(struct successor *successor); /* NULL is allowed */
 enum { DISK_GRANULE = 64 << 10 };
 
 /*
- * mapfile.c: bm_mirror_map_bytes() bytes of a mapped file, which belongs to the record with that
- * generation. create: in RUN, all 0; NULL with errno set. open: NULL where there is none of that
- * record. stamp: it belongs to another record now. save: a copy in the folder, durable. remove:
- * both files, and the mapping.
+ * mapfile.c: bm_mirror_map_bytes() bytes, which belong to the record with that generation. create:
+ * a mapped file in RUN, all 0; NULL with errno set. open: NULL where there is none of that record.
+ * remove: both files, and the mapping.
  */
 uint8_t *mapfile_create(const struct disk *disk, uint64_t generation);
-uint8_t *mapfile_open(const struct disk *disk, const char *path, uint64_t generation);
-void mapfile_stamp(const struct disk *disk, uint8_t *map, uint64_t generation);
-void mapfile_copy(const struct disk *disk, uint8_t *to, const uint8_t *from);
-int mapfile_save(const struct disk *disk, const uint8_t *map);
+uint8_t *mapfile_open(const struct disk *disk, uint64_t generation);
 void mapfile_close(const struct disk *disk, uint8_t *map);
 void mapfile_remove(const struct disk *disk, uint8_t *map);
+
+/*
+ * The checkpoint in the folder; these block. save: a new one, with map or nothing in it, takes the
+ * place of the one that is there, durably. load: what it says, to be freed, and durable; -ENOENT:
+ * none of that record. Both return a descriptor for change, which is durable when it returns 0.
+ */
+int mapfile_save(const struct disk *disk, uint64_t generation, uint64_t id, const uint8_t *map);
+int mapfile_load(const struct disk *disk, uint64_t generation, uint64_t *id, uint8_t **map);
+int mapfile_change(int fd, const struct bm_claim *v, unsigned count);
 
 /* A target, found, checked, created where need be, and open. Blocks; in a worker. */
 struct target {

@@ -119,6 +119,21 @@ static void rest_copied(struct disk *d)
 	job_tell_waiters(d->job);
 }
 
+void host_detached(struct disk *d)
+{
+	if (d->job->parked)
+		upgrade_detached(d);
+	else if (d->leaving) /* the record says that the job runs: the next process goes on */
+		checkpoint_park(d->job);
+	else
+		job_event(d->job, EV_DETACHED);
+}
+
+static void host_claims(void *arg)
+{
+	checkpoint_go_on(((struct disk *)arg)->job);
+}
+
 static void host_event(void *arg, enum bm_mirror_event event)
 {
 	struct disk *d = arg;
@@ -135,15 +150,10 @@ static void host_event(void *arg, enum bm_mirror_event event)
 		job_event(d->job, EV_SWITCH_FAILED);
 		break;
 	case BM_MIRROR_DETACHED:
-		if (d->job->parked) {
-			upgrade_detached(d);
-		} else if (d->leaving) { /* the record says that the job runs: the next process goes
-					    on */
-			job_park(d->job);
-			bm_loop_stop(d->loop);
-		} else {
-			job_event(d->job, EV_DETACHED);
-		}
+		if (checkpoint_busy(d->job))
+			d->job->checkpoint.awaited = true;
+		else
+			host_detached(d);
 		break;
 	case BM_MIRROR_LOST:
 		away_lost(d->job);
@@ -177,7 +187,8 @@ static void host_event(void *arg, enum bm_mirror_event event)
 			json_pack("{s:i s:o}", "event", (int)event, "job", report_job(d->job)));
 }
 
-const struct bm_mirror_host job_host = {.commit = host_commit, .event = host_event};
+const struct bm_mirror_host job_host = {
+	.commit = host_commit, .event = host_event, .claims = host_claims};
 
 void host_init(struct job *job)
 {

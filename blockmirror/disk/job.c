@@ -292,6 +292,7 @@ static enum job_phase detached(struct job *job)
 		job->longest_stall = d->meter.longest;
 	away_clear_timers(job);
 	switch_clear_timers(job);
+	checkpoint_end(job);
 	bm_dev_close(d->side[side]);
 	d->side[side] = NULL;
 	return finish(job);
@@ -479,6 +480,7 @@ void job_forget(struct disk *d)
 		return;
 	away_clear_timers(d->job);
 	switch_clear_timers(d->job);
+	checkpoint_end(d->job);
 	bm_fail(&error, BM_E_INTERRUPTED, "the disk's process ends");
 	if (d->job->start_call)
 		bm_rpc_fail(d->job->start_call, &error);
@@ -521,6 +523,7 @@ struct job *job_new(struct disk *d, const struct job_options *options, unsigned 
 	job->start = (struct bm_work){.run = step_start, .done = start_done};
 	job->finish = (struct bm_work){.run = step_finish, .done = finish_done};
 	switch_init_job(job);
+	checkpoint_init(job);
 	host_init(job);
 	away_init(job);
 	return job;

@@ -73,6 +73,30 @@ struct job_waiter {
 	enum job_goal goal;
 };
 
+/* checkpoint.c: what a power cut leaves of the settled map, and the trouble with that. */
+enum { CHECKPOINT_CHANGES = 512 }; /* at a time: a guest may wait for the next ones */
+
+struct checkpoint {
+	enum {
+		CHECKPOINT_KEPT,
+		CHECKPOINT_BROKEN,
+		CHECKPOINT_RENEWED, /* a new one is being made */
+	} state;
+	int fd;             /* -1: there is none yet */
+	uint64_t id;        /* of the one that is there; 0: not known */
+	uint64_t loaded_id; /* of the one that was found; 0: there was none */
+	bool doubtful;      /* there may be one that could not be read */
+	bool writing, marking;
+	bool released; /* no guest waits, whatever becomes of the marks */
+	bool awaited;  /* the mirror has let go */
+	unsigned count;
+	struct bm_claim change[CHECKPOINT_CHANGES];
+	const char *image[2]; /* to be marked */
+	int error;            /* of the last write */
+	struct bm_work write, mark;
+	struct bm_timer deadline, retry;
+};
+
 struct job {
 	struct disk *disk;
 	struct job_options options;
@@ -98,7 +122,8 @@ struct job {
 	uint64_t map_generation; /* of the record that the map belongs to */
 	unsigned resumes;        /* times that a process went on with it where another one was */
 	uint64_t kept_bytes, redo_bytes; /* what the last one had not to copy again, and had to */
-	const char *resumed_from;        /* "map", "parked map", "nothing" */
+	const char *resumed_from;        /* "map", "checkpoint", "nothing" */
+	struct checkpoint checkpoint;
 
 	struct bm_work prepare, start, finish; /* each with one step of steps.c */
 	struct bm_work record;                 /* host->commit() */
@@ -117,6 +142,7 @@ struct job {
 	unsigned switch_failures;
 	struct bm_work reopen;
 	bool reopening;
+	bool disbelieved;           /* the attempt found that the checkpoint is void */
 	bool away;                  /* the target is lost, or was not there yet */
 	uint64_t away_since;        /* ns of the loop */
 	struct bm_timer away_timer; /* it was away for long enough */
@@ -135,7 +161,8 @@ struct job {
 /* host.c: what disk.c gives the mirror; and its part of a new job. */
 extern const struct bm_mirror_host job_host;
 void host_init(struct job *job);
-void host_keep(struct job *job); /* changed options go into the record, as soon as may be */
+void host_detached(struct disk *disk); /* the mirror has let go of the other side */
+void host_keep(struct job *job);       /* changed options go into the record, as soon as may be */
 
 /*
  * away.c: the target is lost, or was not there when a process took over: it is opened again, as the
@@ -176,8 +203,22 @@ void job_free(struct job *job);
 /* recover.c: at start, goes on with the job that the record speaks of. Blocks. */
 int job_recover(struct disk *disk, struct bm_error *error);
 
-/* This process ends: what the next one needs to go on is on stable storage. Blocks. */
-void job_park(struct job *job);
+/*
+ * checkpoint.c. go_on: the mirror has changes. load: at the start, what it says, to be freed.
+ * is_void: whether a mark says that nobody may believe what was found; blocks, in a worker. park:
+ * this process ends; what the next one needs is made durable, then the loop is stopped. end: it is
+ * not written to any more.
+ */
+uint64_t checkpoint_interval(void); /* ns; 0: the default */
+void checkpoint_init(struct job *job);
+void checkpoint_go_on(struct job *job);
+uint8_t *checkpoint_load(struct job *job);
+bool checkpoint_is_void(const struct job *job);
+void checkpoint_disbelieve(struct job *job);
+void checkpoint_park(struct job *job);
+bool checkpoint_busy(const struct job *job);
+bool checkpoint_hangs(const struct job *job); /* ... and may be for long */
+void checkpoint_end(struct job *job);
 
 /* The disk goes away. */
 void job_forget(struct disk *disk);

@@ -130,7 +130,7 @@ static struct job *job_again(struct disk *d, const struct past *p)
  */
 static int sync_records(const struct disk *d, struct bm_error *error)
 {
-	int r = bm_sync_folder_of(d->parked_path);
+	int r = bm_sync_folder_of(d->checkpoint_path);
 
 	return r < 0 ? bm_fail_errno(error, r,
 				     "cannot sync %s: what its record says may not last; disk %s "
@@ -140,51 +140,44 @@ static int sync_records(const struct disk *d, struct bm_error *error)
 }
 
 /*
- * The map of the process that is gone: its own, where the host lives; else the one it parked. From
- * here on it belongs to a new record. That is written first: a map is believed only by the record
- * that names it, so a parked one that could not be removed counts no more.
- *
- *	Without: the parked map is taken, the guest writes, the host loses power before the removal
- *	is durable; the next process takes the same map again, and what was written is not copied.
- *
- * Where no record can be written, the removal must be durable before the guest writes.
+ * The map of the process that is gone: its own, where the host lives; else what the checkpoint
+ * says. That one goes on as it is, and what it claims is withdrawn before a write goes there: it
+ * may be believed by whoever comes next, again.
  */
-static int take_map(struct job *job, uint64_t generation, struct bm_error *why)
+static int take_maps(struct job *job, uint64_t generation, uint8_t **checkpoint,
+		     struct bm_error *why)
 {
 	struct disk *d = job->disk;
-	uint8_t *parked = NULL;
 	struct bm_error error;
 	struct bm_record record;
 	int r;
 
-	job->map = mapfile_open(d, d->map_path, generation);
+	job->map_generation = generation;
+	*checkpoint = checkpoint_load(job);
+	job->map = mapfile_open(d, generation);
 	job->resumed_from = job->map ? "map" : "nothing";
-	if (!job->map)
-		parked = mapfile_open(d, d->parked_path, generation);
-	job->map_generation = d->generation + 1;
+	if (!job->map) {
+		job->map = mapfile_create(d, generation);
+		if (job->map && *checkpoint) {
+			memcpy(job->map, *checkpoint,
+			       bm_mirror_map_bytes(d->record.size, DISK_GRANULE));
+			job->resumed_from = "checkpoint";
+		}
+	}
 	job_take_snapshot(job, "running", d->record.uri);
 	record = d->record;
 	record.generation = job->step_generation;
 	record.job = job->snapshot;
 	r = bm_record_write(d->folder, &record, &error);
-	if (!r) {
-		job_believe_record(job);
-		if (!job->map)
-			job->map = mapfile_create(d, job->map_generation);
-		else
-			mapfile_stamp(d, job->map, job->map_generation);
-		if (parked && job->map) {
-			mapfile_copy(d, job->map, parked);
-			job->resumed_from = "parked map";
-			/* A backup of record and map, put back later, is refused. */
-			owner_mark(d->record.uri, "active", &d->record, d->folder);
-		}
-	} else {
+	if (r < 0) {
 		bm_log(BM_LOG_ERROR, "%s: %s", d->name, error.text);
+		return sync_records(d, why);
 	}
-	mapfile_close(d, parked);
-	unlink(d->parked_path);
-	return r < 0 ? sync_records(d, why) : 0;
+	job_believe_record(job);
+	/* A backup of record and checkpoint, put back later, is refused. */
+	if (!strcmp(job->resumed_from, "checkpoint"))
+		owner_mark(d->record.uri, "active", &d->record, d->folder);
+	return 0;
 }
 
 /*
@@ -194,20 +187,23 @@ static int take_map(struct job *job, uint64_t generation, struct bm_error *why)
 static int go_on(struct disk *d, const struct past *p, struct bm_error *error)
 {
 	struct job *job = job_again(d, p);
+	bm_free uint8_t *checkpoint = NULL;
 	struct bm_mirror_stats stats;
 	int r;
 
 	if (!job)
 		return 0;
-	r = take_map(job, (uint64_t)p->map, error);
+	r = take_maps(job, (uint64_t)p->map, &checkpoint, error);
 	if (r < 0) {
 		mapfile_close(d, job->map);
+		checkpoint_end(job);
 		job_free(job);
 		return r;
 	}
 	job_set_limits(job);
-	if (bm_mirror_resume(d->mirror, job->map, NULL) < 0) {
+	if (bm_mirror_resume(d->mirror, job->map, checkpoint) < 0) {
 		mapfile_remove(d, job->map);
+		checkpoint_end(job);
 		job_free(job);
 		return 0;
 	}
@@ -231,7 +227,7 @@ int job_recover(struct disk *d, struct bm_error *why)
 
 	if (!d->record.job || !read_past(d, &past) || strcmp(past.state, "running") != 0) {
 		unlink(d->map_path);
-		unlink(d->parked_path);
+		unlink(d->checkpoint_path);
 		d->jobs = (unsigned)json_integer_value(json_object_get(d->record.job, "number"));
 		if (d->record.job)
 			json_array_append_new(d->past, report_past(d));
@@ -250,20 +246,11 @@ int job_recover(struct disk *d, struct bm_error *why)
 	if (!strcmp(json_string_value(json_object_get(d->record.job, "state")), "running"))
 		interrupted(d, &past);
 	unlink(d->map_path);
-	unlink(d->parked_path);
+	unlink(d->checkpoint_path);
 	d->record.generation = ++d->generation;
 	/* Which image is the truth stands in the record already: that is enough to serve. */
 	if (bm_record_write(d->folder, &d->record, &error) < 0)
 		bm_log(BM_LOG_ERROR, "%s: %s; the next start tries again", d->name, error.text);
 	json_array_append_new(d->past, report_past(d));
 	return 0;
-}
-
-void job_park(struct job *job)
-{
-	if (job->map && mapfile_save(job->disk, job->map) < 0)
-		bm_log(BM_LOG_WARN,
-		       "%s.%u: its map cannot be kept; after a restart of the host all is copied "
-		       "again",
-		       job->disk->name, job->number);
 }

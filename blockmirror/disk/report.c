@@ -86,6 +86,8 @@ static json_t *progress(const struct job *job, const struct bm_mirror_stats *s)
 	json_object_set_new(p, "target_write_p50", number(s->write_p50));
 	json_object_set_new(p, "source_read_p50", number(s->read_p50));
 	json_object_set_new(p, "target_flush", number(s->flush_last));
+	json_object_set_new(p, "checkpoint_bytes", number(s->checkpoint_bytes));
+	json_object_set_new(p, "checkpoint_waits", number(s->checkpoint_waits));
 	json_object_set_new(p, "collisions", number(s->collisions));
 	json_object_set_new(p, "held_writes", number(s->held_writes));
 	json_object_set_new(p, "target_losses", number(s->losses));

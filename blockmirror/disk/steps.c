@@ -228,6 +228,7 @@ void step_reopen(struct bm_work *work)
 
 	job->reopened = NULL;
 	job->reopen_error = (struct bm_error){0};
+	job->disbelieved = job->checkpoint.loaded_id && checkpoint_is_void(job);
 	if (!bm_dev_open(uri, &options, &job->reopened, &job->reopen_error) &&
 	    is_ours(job, uri) < 0) {
 		bm_dev_close(job->reopened);

@@ -152,6 +152,8 @@ static const char *obstacle(const struct job *job)
 		return NULL;
 	if (job->reopening)
 		return "its target is just being opened";
+	if (checkpoint_hangs(job))
+		return "the state directory does not answer";
 	if (job->preparing_records || job->keeping ||
 	    (job->phase != PHASE_COPYING && job->phase != PHASE_VERIFYING &&
 	     job->phase != PHASE_IN_SYNC && job->phase != PHASE_WINDOW))
@@ -181,6 +183,7 @@ static void park(struct job *job)
 		return;
 	away_clear_timers(job);
 	switch_clear_timers(job);
+	checkpoint_end(job);
 	mapfile_close(job->disk, job->map);
 	job->map = NULL;
 }

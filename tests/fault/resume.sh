@@ -1,15 +1,15 @@
 #!/bin/bash
 # SPDX-License-Identifier: BSD-3-Clause
 # What a process that follows one that is gone knows of a move: its map as long as the host lives,
-# the parked one after an orderly end, nothing after a crash of the host, and whether the target is
-# still the one that was there.
+# the checkpoint after that, nothing where there is none of this job, and whether the target is still
+# the one that was there.
 # shellcheck source-path=SCRIPTDIR/../system source=../system/disk.bash
 . "$(dirname "$0")/../system/disk.bash"
 
 have jq getfattr nbdcopy || { skip "resuming" "jq, attr, libnbd-bin"; exit; }
 image_size=$((64 * M)) half=$((32 * M)) # behind it no load touches
 a=$dir/a.img b=$dir/b.img
-map=$BLOCKMIRROR_RUN_DIR/disks/disk.map parked=$BLOCKMIRROR_STATE_DIR/disks/disk/map
+map=$BLOCKMIRROR_RUN_DIR/disks/disk.map checkpoint=$BLOCKMIRROR_STATE_DIR/disks/disk/map
 head -c $image_size /dev/urandom >"$a"
 cp "$a" "$dir/original"
 
@@ -33,28 +33,44 @@ new_host() { rm -f "$map"; }
 orderly() {
 	check "a move, and an orderly end" begin
 	check "the process ends" ends_by TERM
-	check "it has parked its map" test -s "$parked"
+	check "it has left a checkpoint" test -s "$checkpoint"
+	cp "$checkpoint" "$dir/old"
 	new_host
 	check "the disk is served again, on a new host" serve disk
-	check "the job goes on from the parked map" resumed "parked map"
+	check "the job goes on from the checkpoint" resumed checkpoint
 	check "not from the beginning" kept "> 1e6"
-	check "which counts once: it is gone" test ! -e "$parked"
+	ends_by KILL
+	new_host
+	check "killed, on a new host again, it is served" serve disk
+	check "the job goes on from the same checkpoint" resumed checkpoint
+	check "of which something is left" kept "> 1e6"
 	check "it ends" ends
+	check "and its checkpoint with it" test ! -e "$checkpoint"
 }
 
-# The parked map that comes back, as after a power cut that undid its removal, is of an old record.
+# The checkpoint of another job.
 stale_map() {
-	check "a move, and an orderly end, again" begin --overwrite
-	check "the process ends, again" ends_by TERM
-	cp "$parked" "$dir/parked"
-	new_host
-	check "it is served again" serve disk
-	check "it goes on" resumed "parked map"
+	check "a move" begin --overwrite
 	ends_by KILL
-	cp "$dir/parked" "$parked"
+	cp "$dir/old" "$checkpoint"
 	new_host
-	check "a crash of the host, and the parked map is back" serve disk
+	check "a crash of the host, and there is an old checkpoint" serve disk
 	check "nobody believes it" resumed nothing
+	check "all is copied again" kept "== 0"
+	check "the job ends" ends
+}
+
+# A checkpoint that could not be kept: its id stands on the image that was the authority.
+void_map() {
+	local id
+	check "a move" begin --overwrite
+	check "an orderly end" ends_by TERM
+	id=$(od -An -tx8 -j 64 -N 8 "$checkpoint" | tr -d ' ').
+	id=$(od -An -tx8 -j 24 -N 8 "$checkpoint" | tr -d ' ').${id%.}
+	setfattr -n user.blockmirror.void -v "$id" "$1"
+	new_host
+	check "a checkpoint that is void: the disk is served" serve disk
+	check "nobody believes it" wait_for 10 resumed nothing
 	check "all is copied again" kept "== 0"
 	check "the job ends" ends
 }
@@ -103,6 +119,8 @@ orderly
 check "back" back
 stale_map
 check "back again" back
+void_map "$a"
+check "and back again" back
 replaced "$a"
 gone
 copying

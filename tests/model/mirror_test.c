@@ -337,8 +337,8 @@ static bool covered(void)
 	       total.aborted_records, total.losses, total.fulls, total.detaches, total.abandoned,
 	       total.holds, total.crashes, total.power_cuts, total.settled, total.verified,
 	       total.mismatches, total.parks, total.resumes, total.kept, total.backs,
-	       total.strangers, total.overtaken, total.late_writes, total.claims,
-	       total.withdrawals, total.voids, total.claimed, total.kept_by_checkpoint);
+	       total.strangers, total.overtaken, total.late_writes, total.claims, total.withdrawals,
+	       total.voids, total.claimed, total.kept_by_checkpoint);
 	return total.switches && total.switch_failures && total.losses && total.fulls &&
 	       total.detaches && total.abandoned && total.holds && total.crashes &&
 	       total.power_cuts && total.settled && total.mirrored && total.verified &&

@@ -83,8 +83,7 @@ struct totals {
 	long guest_ops, switches, switch_failures, losses, crashes, power_cuts, fulls, detaches,
 		holds, abandoned, verified, mismatches, heals, mirrored, held_answers, settled,
 		reads, aborted_records, resumes, kept, parks, backs, strangers, late_writes,
-		overtaken, claims, withdrawals, voids, claimed,
-		kept_by_checkpoint;
+		overtaken, claims, withdrawals, voids, claimed, kept_by_checkpoint;
 };
 
 extern struct world w;
