@@ -112,6 +112,17 @@ whois "nor of the old one" 1 retired "$dir/a.img"
 check "what no record owns is served by any name" serve new "$dir/c.img"
 check "and is that disk's" "$bm" whois "$dir/c.img"
 
+# What bears no mark.
+truncate -s 4M "$dir/export.img"
+start_qemu_nbd "$dir/export.sock" "$dir/export.img"
+export_uri=$uri
+whois "an export of nobody" 4 unknown "$export_uri"
+serve far "$export_uri"
+whois "the export that a disk is on" 0 truth "$export_uri" "blockmirror serve far"
+check "the disk comes home" "$bm" relocate far "$dir/far.img"
+whois "the export that it was on" 1 retired "$export_uri" "blockmirror serve far"
+unserve far
+
 # Undo, a failed target.
 "$bm" relocate new "$dir/e.img" --undo-window 1h --detach >/dev/null
 wait_for 20 phase_is new undo-window
