@@ -12,10 +12,11 @@
  * What the model is, and leaves out:
  *  - One granule, its content a number, one write at a time, a copy in one step: as in switch.pml.
  *    Authority passes in one step, as there it is shown to.
- *  - There are two maps: the one in RUN, which the process's death leaves and a loss of power takes,
- *    and the parked one in STATE, which a process that ends in good order leaves. Each belongs to the
- *    record with its generation; of that it is only kept whether it is the record's, as it is read,
- *    and as a loss of power leaves it. A removal is durable when the folder is synced, or by itself.
+ *  - There are two maps of this job: the one in RUN, which the process's death leaves and a loss of
+ *    power takes, and the checkpoint in STATE, where a settled granule is claimed, and the claim is
+ *    withdrawn durably before anything is sent there. Where STATE fails the checkpoint is made void
+ *    by marks on the images, until there is a new one; that neither can be marked is left out
+ *    (docs/record.md). A change of it is durable when it is synced, or by itself.
  */
 #define S 0
 #define T 1
@@ -32,18 +33,20 @@ byte broken;
 #define heals_in_its_session  6  /* write.c settle_granules() */
 #define old_requests_first    7  /* a side is opened again when no request may land any more */
 #define roles_change          8  /* flush.c flush_roles_changed() */
-#define map_of_a_new_record   9  /* recover.c take_map(): else a parked map is believed twice */
+#define withdrawn_first       9  /* checkpoint.c: a claim goes before anything is sent there */
 #define map_ends_first        10 /* job.c finish(): before the image goes */
-#define removal_is_durable    11 /* ... and when there can be no new record, one that is gone stays so */
+#define withdrawn_durably     11 /* ... for good */
+#define found_is_durable      12 /* checkpoint_load(): what is found is synced first */
+#define void_is_not_believed  13 /* checkpoint_load(): of a checkpoint that STATE's failure left */
 
 byte cur[2], dur[2];       /* images: what they hold; what of it outlives a loss of power */
 byte w;                    /* the last version issued */
 bool mm = 1, settled;      /* RUN: the map is there and the record's; its bit */
-bool pem, ped;             /* STATE: a parked map is there (as it is read; after a loss of power); */
-bool pmm, pmd, ps;         /* it is the record's; its bit */
+bool ck, ckd;              /* STATE: the granule is claimed (as it is read; after a loss of power) */
+bool voided;               /* the images say that nobody shall believe that */
 
-byte life = 3;             /* 0 dead, 1 has read the record, 2 has renamed a new one, 3 serves */
-bool cand, parked;         /* life 1, 2: what the map says; it is the parked one */
+bool life = 1;             /* the process serves */
+bool cand;                 /* one that begins: the granule is settled, says its map */
 bit A;                     /* the authority, as all records say */
 bool lost;                 /* the other side's requests are ending; then it is opened again */
 bool dead;                 /* T's session ended with its power */
@@ -62,7 +65,7 @@ byte fsn;
 bool ef; byte efsn;        /* the engine's flush of the other side */
 
 #define B (1 - A)
-#define UP (life == 3 && !ending)
+#define UP (life && !ending)
 #define INSYNC (!lost && !dirty)
 #define CAN(x) (x == S || !dead && (A == T || !lost))
 
@@ -90,6 +93,19 @@ inline lose()
 		if :: RULE(heals_in_its_session) -> wheal = false :: else fi;
 		if :: (uo || uc) && RULE(lost_is_dirty) -> mark_dirty() :: else fi;
 		uo = false; uc = false
+	:: else
+	fi
+}
+
+/* Something is about to be sent: the claim is withdrawn, or void where STATE fails. */
+inline withdraw()
+{
+	if
+	:: ck && !voided && RULE(withdrawn_first) ->
+		if
+		:: ck = false; if :: RULE(withdrawn_durably) -> ckd = false :: else fi
+		:: voided = true
+		fi
 	:: else
 	fi
 }
@@ -128,7 +144,8 @@ inline die()
 	fi;
 	leg[S] = 0; leg[T] = 0; wbusy = false; wheal = false;
 	fbusy = false; fall = false; fcovers = false; fsn = 0; ef = false; efsn = 0;
-	life = 0; cand = false; parked = false; lost = false; dead = false; ending = false;
+	if :: ck = false :: true fi; /* a claim was just being withdrawn */
+	life = false; cand = false; lost = false; dead = false; ending = false;
 	dirty = false; uo = false; uc = false; uf = false; uv = false; all = false
 }
 
@@ -151,7 +168,7 @@ inline serve()
 {
 	assert(!cand || cur[S] == cur[T]); /* I5 */
 	forget_what_was_lost();
-	life = 3; lost = true; dirty = !cand; cand = false; parked = false
+	life = true; lost = true; dirty = !cand; cand = false
 }
 
 init {
@@ -159,7 +176,7 @@ init {
 end:	do
 	/* The guest writes. */
 	:: atomic { UP && !wbusy && w < MAX && CAN(A) ->
-		w++; wbusy = true; leg[A] = FLIES;
+		withdraw(); w++; wbusy = true; leg[A] = FLIES;
 		if
 		:: INSYNC -> leg[B] = FLIES
 		:: !lost && dirty -> leg[B] = FLIES; wheal = !late /* all of the granule */
@@ -191,7 +208,11 @@ end:	do
 		norm() }
 	/* The copy; flushes of the other side; it comes back. */
 	:: atomic { UP && !lost && dirty && !wbusy && !late && CAN(S) && CAN(T) ->
-		cur[B] = cur[A]; dirty = false; uo = true; norm() }
+		withdraw(); cur[B] = cur[A]; dirty = false; uo = true; norm() }
+	/* The checkpoint: a claim; it is durable; a new one after STATE had failed. */
+	:: atomic { UP && settled && mm && !ck && !voided && !wbusy && !late -> ck = true }
+	:: atomic { ck != ckd && !voided -> ckd = ck }
+	:: atomic { UP && voided -> voided = false; ck = false; ckd = false }
 	:: atomic { UP && !lost && !ef && uo ->
 		ef = true; efsn = cur[B];
 		if :: RULE(flush_closes_the_set) -> uc = true; uo = false :: else fi }
@@ -218,40 +239,27 @@ end:	do
 	/* The job ends; a crash before its record says so lets it go on. */
 	:: atomic { UP && !wbusy && !fbusy && !ef && !late ->
 		ending = true;
-		if :: RULE(map_ends_first) -> mm = false; pem = false; settled = false :: else fi;
+		if :: RULE(map_ends_first) -> mm = false; settled = false; withdraw() :: else fi;
 		cur[B] = 0; dur[B] = 0 }
 	/* The process ends in good order, or not. */
 	:: atomic { UP && !wbusy && !fbusy && !ef && !late && leg[B] != FLIES ->
-		pem = true; ped = true; pmm = mm; pmd = mm; ps = settled; die() }
+		if :: ck = settled && mm; ckd = ck; voided = false :: true fi; die() }
 	:: atomic { life -> die(); norm() }
 	/* S's host loses power; T's does. */
 	:: atomic { true -> die();
 		if :: cur[S] = dur[S] :: dur[S] = cur[S] fi;
-		if
-		:: pmm = pmd; pem = ped
-		:: pmd = pmm; pem = ped /* the rename was written, the removal not */
-		:: pmd = pmm; ped = pem
-		fi;
+		if :: ck = ckd :: ckd = ck fi;
 		mm = false; settled = false; norm() }
 	:: atomic { !dead && cur[T] != dur[T] ->
-		if :: life == 3 && A == T -> die() :: life == 3 && A == S -> dead = true :: else fi;
+		if :: life && A == T -> die() :: life && A == S -> dead = true :: else fi;
 		cur[T] = dur[T]; norm() }
-	/* Another process: take_map(). */
-	:: atomic { life == 0 ->
+	/* Another process: take_maps(). */
+	:: atomic { !life ->
+		if :: RULE(found_is_durable) -> ckd = ck :: else fi;
 		if
 		:: mm -> cand = settled
-		:: !mm && pem && pmm -> cand = ps; parked = true
-		:: !mm && !(pem && pmm) -> cand = false
+		:: else -> cand = ck && (!voided || !RULE(void_is_not_believed))
 		fi;
-		life = 1 }
-	:: atomic { life == 1 && RULE(map_of_a_new_record) -> life = 2; mm = false; pmm = false }
-	:: atomic { life == 2 || life == 1 && !RULE(map_of_a_new_record) ->
-		if :: life == 2 -> pmd = pmm; ped = pem :: else fi;
-		mm = true; settled = cand; pem = false; serve(); norm() }
-	:: atomic { (life == 1 || life == 2) && RULE(map_of_a_new_record) ->
-		/* the record cannot be written: a parked map is not taken */
-		cand = cand && !parked; pem = false;
-		if :: RULE(removal_is_durable) -> pmd = pmm; ped = pem :: else fi;
-		serve(); norm() }
+		mm = true; settled = cand; serve(); norm() }
 	od
 }
