@@ -127,8 +127,8 @@ bad_records() {
 	unserve files
 }
 
-# Of a process that was killed: its record is made durable before anybody acts on it; and where no new
-# one can be written, the parked map is gone for good before the guest writes.
+# Of a process that was killed: its record is made durable before anybody acts on it, and once more
+# where no new one can be written.
 records_that_may_not_last() {
 	truncate -s $size "$dir/last.img"
 	serve last "$dir/last.img"
@@ -138,15 +138,17 @@ records_that_may_not_last() {
 	check_fails "a record that may not last is not acted on" 1 "sync $records/last: .*may not last" \
 		strace -f -qq -o "$dir/trace" -P "$records/last" -e inject=fsync:error=EIO "$bm" serve last
 	mkdir "$records/last/record.new"
-	spawn strace -f -qq -y -o "$dir/trace" -e trace=unlink,fsync "$bm" serve last
+	spawn strace -f -qq -y -o "$dir/trace" -e trace=openat,fsync "$bm" serve last
 	check "one that cannot be replaced is" wait_for 20 phase_is last in-sync
 	# shellcheck disable=SC2016 # awk has words in dollars, too
-	check "after that the parked map is gone for good" \
-		awk -v folder="$records/last" 'index($0, "unlink(\"" folder "/map\"") { gone = 1 }
-			gone && /fsync\(/ && index($0, "<" folder ">") { synced = 1 }
+	check "and what was found instead is synced before it serves" \
+		awk -v folder="$records/last" 'index($0, "\"" folder "/record.new\"") { tried = 1 }
+			tried && /fsync\(/ && index($0, "<" folder ">") { synced = 1 }
 			END { exit !synced }' "$dir/trace"
 	rmdir "$records/last/record.new"
-	unserve last
+	"$bm" job cancel last >>"$dir/log"
+	wait_for 20 job_is last .state cancelled
+	check "it is stopped in the end" unserve last
 }
 
 moves_that_cannot_begin
