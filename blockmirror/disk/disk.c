@@ -353,6 +353,8 @@ int disk_open(struct bm_loop *loop, const struct disk_options *asked, struct dis
 		r = job_recover(d, error);
 	if (!r && successor)
 		successor_finish(successor);
+	else if (successor)
+		successor_give_up(successor);
 	successor_free(successor);
 	if (r < 0) {
 		leave_nothing(d);

@@ -176,13 +176,14 @@ void upgrade_give_orders(struct disk *disk, const json_t *orders);
 /*
  * successor.c, in the order of calls, all block. begin: all there is to say against this process is
  * said before the other one lets go of anything; then the disk's lock, its sockets and image are
- * ours. clients: those are, too. finish: the other one ends, or has.
+ * ours. clients: those are, too. finish: the other one ends, or has. give_up: nothing is ours.
  */
 struct successor;
 int successor_begin(struct disk *disk, struct disk_options *options, struct successor **successor,
 		    struct bm_error *error);
 int successor_clients(struct successor *successor, struct bm_error *error);
 void successor_finish(struct successor *successor);
+void successor_give_up(struct successor *successor);
 void successor_free(struct successor *successor); /* NULL is allowed */
 
 enum { DISK_GRANULE = 64 << 10 };

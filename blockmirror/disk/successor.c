@@ -149,12 +149,20 @@ int successor_clients(struct successor *s, struct bm_error *error)
 
 	if (!r)
 		r = take_all(s);
-	if (!r)
-		return 0;
+	return r ? bm_fail_errno(error, r, "the clients of disk %s cannot be taken over", d->name)
+		 : 0;
+}
+
+/* They are the other process's still. */
+void successor_give_up(struct successor *s)
+{
+	struct disk *d = s->disk;
+
+	if (!d->nbd)
+		return;
 	nbd_server_abandon(d->nbd);
 	while (nbd_server_clients(d->nbd, NULL, 0))
 		bm_loop_turn(d->loop, 0);
-	return bm_fail_errno(error, r, "the clients of disk %s cannot be taken over", d->name);
 }
 
 /* The record knows the last job only. */
