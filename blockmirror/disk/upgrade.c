@@ -29,8 +29,8 @@
 #include "blockmirror/base/spawn.h"
 #include "blockmirror/disk/job.h"
 
-#define READY_WITHIN  5000000000ull /* ns from the start of the new process */
-#define FROZEN_WITHIN 2000000000ull /* ns that requests in flight get */
+#define READY_WITHIN  10000000000ull /* ns from the start of the new process */
+#define FROZEN_WITHIN 2000000000ull  /* ns that requests in flight get */
 enum {
 	TAKEN_WITHIN = 5 /* s that the new process gets for each message */,
 	ARGUMENTS = 24,
@@ -417,7 +417,7 @@ static void not_ready(struct bm_timer *timer)
 {
 	struct bm_error error;
 
-	bm_fail(&error, BM_E_UNREACHABLE, "the new process did not say in 5 s that it is ready");
+	bm_fail(&error, BM_E_UNREACHABLE, "the new process did not say in 10 s that it is ready");
 	give_up(bm_container(timer, struct upgrade, timer), &error);
 }
 

@@ -46,7 +46,8 @@ new_pid() {
 }
 upgrade() {
 	local before=$disk_pid start=${EPOCHREALTIME/./}
-	"$bm" upgrade disk --json >"$dir/upgrade.json" 2>"$dir/said" || { cat "$dir/said"; return 1; }
+	"$bm" upgrade disk --json >"$dir/upgrade.json" 2>"$dir/said" ||
+		{ cat "$dir/said" "$dir/upgrade.json"; return 1; }
 	took=$((${EPOCHREALTIME/./} - start))
 	jq -r '"\(.stall_ns / 1000 | round) \(.drain_ns / 1000 | round)"' <"$dir/upgrade.json" \
 		>>"$dir/stalls"
@@ -100,7 +101,7 @@ try_upgrade() { # one that may come in the middle of a step of the job
 	local i
 	for i in 1 2 3 4 5 6 7 8; do
 		upgrade >"$dir/tried" 2>&1 && return
-		grep -q 'E_BUSY.*try again' "$dir/tried" || break
+		grep -q 'try again' "$dir/tried" || break
 		sleep 0.2
 	done
 	cat "$dir/tried"
