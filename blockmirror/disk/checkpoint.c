@@ -324,6 +324,8 @@ void checkpoint_park(struct job *job)
 {
 	struct checkpoint *c = &job->checkpoint;
 
+	bm_timer_clear(job->disk->loop, &c->deadline);
+	bm_timer_clear(job->disk->loop, &c->retry);
 	if (!job->map) {
 		bm_loop_stop(job->disk->loop);
 		return;

@@ -301,3 +301,9 @@ void bm_mirror_distrust(struct bm_mirror *m)
 	for (uint64_t g = 0; g < m->map.granules; g++)
 		mirror_mark_dirty(m, g);
 }
+
+void bm_mirror_keep_map(struct bm_mirror *m)
+{
+	m->map.settled = NULL;
+	m->claims.kept = true;
+}

@@ -284,12 +284,6 @@ void mirror_other_failed(struct bm_mirror *m, int error)
 	mirror_tell(m, BM_MIRROR_FULL);
 }
 
-void bm_mirror_keep_map(struct bm_mirror *m)
-{
-	m->map.settled = NULL;
-	m->claims.kept = true;
-}
-
 int bm_mirror_detach(struct bm_mirror *m)
 {
 	if (m->link == LINK_NONE)
