@@ -203,11 +203,14 @@ static int is_ours(struct job *job, const char *uri)
 	const char *path = bm_uri_path(uri);
 	struct bm_mark mark;
 	struct stat st;
+	int r;
 
 	if (!job->disk->folder || !path || stat(path, &st) < 0 || !S_ISREG(st.st_mode))
 		return 0;
-	if (!bm_mark_read(path, &mark) && !strcmp(mark.disk, job->disk->record.disk) &&
-	    strcmp(mark.state, ""))
+	r = bm_mark_read(path, &mark);
+	if (r < 0) /* tells nothing: it is asked again */
+		return bm_fail_errno(&job->reopen_error, r, "cannot read the mark of %s", path);
+	if (!strcmp(mark.disk, job->disk->record.disk) && strcmp(mark.state, ""))
 		return 0;
 	return bm_fail(&job->reopen_error, BM_E_FOREIGN,
 		       "%s is not the image that was there before: it is not marked as this "
