@@ -5,7 +5,8 @@
 # shellcheck source-path=SCRIPTDIR/../system source=../system/lib.sh
 . "$(dirname "$0")/../system/lib.sh"
 
-have python3 || { skip "every call" "python3"; exit; }
+python=${PYTHON:-/usr/bin/python3}
+have "$python" || { skip "every call" "python3"; exit; }
 if nm -D "$BUILD/blockmirror-disk" | grep -qE '__(asan|tsan)_'; then
 	skip "every call" "a sanitizer wants to be the first library"
 	exit
@@ -17,7 +18,7 @@ kth() {
 	local name=$1 folder=$2
 	shift 2
 	mkdir -p "$folder"
-	check "$name" python3 tests/fault/kth.py "$BUILD" "$folder" --seed "$seed" "$@"
+	check "$name" "$python" tests/fault/kth.py "$BUILD" "$folder" --seed "$seed" "$@"
 	grep '^#' "$dir/out"
 }
 

@@ -13,12 +13,12 @@ import time
 
 from guest import Guest
 from liar import Liar
-from process import Disk, Violation
+from process import Disk, Violation, clean_up_on_sigterm
 
 SIZE = 8 << 20
 GUEST_BLOCKS = 1024
 DEADLINE = 2.0  # of the mirror, for a target that does not answer
-SLACK = float(os.environ.get("SLACK", 2.0))  # of a machine that has much to do
+SLACK = float(os.environ.get("SLACK", 4.0))  # of a machine that has much to do
 
 # How a lie of the target may show: "refused" before anything is written; "lost": the mirror gives
 # the session up, and begins another; "differs": --verify, or verify, finds it; an error code: the
@@ -192,6 +192,7 @@ def main():
     if sys.argv[1] == "--list":
         print("\n".join([f"target-{lie}" for lie in TARGET] + [f"source-{lie}" for lie in SOURCE]))
         return 0
+    clean_up_on_sigterm()
     build, scratch, name = sys.argv[1:4]
     role, lie = name.split("-", 1)
     seed = int(os.environ.get("SEED", random.randrange(1 << 31)))

@@ -5,14 +5,15 @@
 # shellcheck source-path=SCRIPTDIR/../system source=../system/lib.sh
 . "$(dirname "$0")/../system/lib.sh"
 
-have python3 || { skip "lies" "python3"; exit; }
+python=${PYTHON:-/usr/bin/python3}
+have "$python" || { skip "lies" "python3"; exit; }
 seed=${SEED:-$RANDOM}
 echo "# seed $seed"
 
-lies() { python3 tests/fault/lies.py --list; }
+lies() { "$python" tests/fault/lies.py --list; }
 some() { lies | grep -vE 'silence|never|half|flush|read-only' | shuf -n 4 --random-source=<(yes "$seed"); }
 
 for lie in $(if [ "${LONG:-}" ]; then lies; else some; fi); do
-	SEED=$seed check "$lie" python3 tests/fault/lies.py "$BUILD" "$dir" "$lie"
+	SEED=$seed check "$lie" "$python" tests/fault/lies.py "$BUILD" "$dir" "$lie"
 	sed 's/^/# /' "$dir/out" | head -n 1
 done

@@ -15,13 +15,13 @@ import sys
 import time
 
 from guest import Guest
-from process import Disk, Violation
+from process import Disk, Violation, clean_up_on_sigterm
 from proxy import DOWN, UP, Proxy
 
 SIZE = 16 << 20
 GUEST_BLOCKS = 2048
 DEADLINE = 2.0
-SLACK = float(os.environ.get("SLACK", 2.0))
+SLACK = float(os.environ.get("SLACK", 4.0))
 SERVERS = ["nbd", "tls", "nbdkit", "iscsi"]
 # Where messages begin and end: the greeting, options, requests (28), replies (16, 20), iSCSI (48).
 BOUNDARIES = [1, 8, 15, 16, 17, 18, 19, 20, 27, 28, 29, 43, 44, 47, 48, 49, 96, 4095, 4096, 4123, 4124, 4125,
@@ -354,12 +354,15 @@ def main():
     p.add_argument("fault", choices=FAULTS)
     p.add_argument("--seed", type=int, default=random.randrange(1 << 31))
     args = p.parse_args()
+    clean_up_on_sigterm()
     args.build = os.path.realpath(args.build)
     folder = f"{os.path.realpath(args.scratch)}/{args.server}-{args.fault}"
     shutil.rmtree(folder, ignore_errors=True)
     os.makedirs(folder)
-    net, case = Net(), None
+    net = case = None
+    status = 1
     try:
+        net = Net()
         case = Case(args, net, folder)
         case.begin()
         FAULTS[args.fault](case)
@@ -374,7 +377,8 @@ def main():
     finally:
         if case:
             case.close()
-        net.close()
+        if net:
+            net.close()
     sys.stdout.flush()
     os._exit(status)  # threads of the proxy may still wait
 

@@ -5,7 +5,8 @@
 # shellcheck source-path=SCRIPTDIR/../system source=../system/lib.sh
 . "$(dirname "$0")/../system/lib.sh"
 
-have python3 ip tc nbdkit tgtd || { skip "the network" "python3, iproute2, nbdkit, tgt"; exit; }
+python=${PYTHON:-/usr/bin/python3}
+have "$python" ip tc nbdkit tgtd || { skip "the network" "python3, iproute2, nbdkit, tgt"; exit; }
 ip netns add "bm-probe$$" 2>"$dir/out" || { skip "the network" "$(cat "$dir/out")"; exit; }
 ip netns del "bm-probe$$"
 seed=${SEED:-$RANDOM}
@@ -24,13 +25,14 @@ faults_of() {
 
 case_of() { # SERVER FAULT
 	local status
-	lib_run timeout -k 5 600 python3 tests/fault/network.py "$BUILD" "$dir" "$1" "$2" --seed "$seed"
+	LIMIT=900 lib_run "$python" tests/fault/network.py "$BUILD" "$dir" "$1" "$2" --seed "$seed"
 	status=$?
 	if [ $status -eq 77 ]; then
 		skip "$1 $2" "$(tail -n 1 "$dir/out")"
 	else
 		result $status "$1 $2" "$dir/out"
 		grep '^faults' "$dir/out" | sed 's/^/# /'
+		rm -rf "${dir:?}/$1-$2"
 	fi
 }
 

@@ -6,7 +6,11 @@ import selectors
 import signal
 import socket
 import subprocess
+import sys
 import time
+
+
+HANGS = 60  # s: what has not come by then does not come
 
 
 class Violation(Exception):
@@ -30,13 +34,13 @@ class Disk:
              self.dir + "/state"] + ([image] if image else []),
             stdout=subprocess.PIPE, stderr=self.log, env=env, stdin=subprocess.DEVNULL,
             cwd=self.dir)  # where it may leave a core
-        ready, _ = wait_readable(self.process.stdout, 15)
+        ready, _ = wait_readable(self.process.stdout, HANGS)
         if not ready:
             self.kill()
             raise Violation("it neither serves nor ends")
         if self.process.stdout.readline().startswith(b"ready "):
             return True
-        status = self.process.wait(10)
+        status = self.process.wait(HANGS)
         said = self.said(begin)
         if status <= 0 or "E_" not in said:
             raise Violation(f"it ended at start with {status}, and said: {said.strip()[-300:]}")
@@ -100,7 +104,7 @@ class Disk:
         """In good order."""
         self.process.send_signal(signal.SIGTERM)
         try:
-            self.process.wait(10)
+            self.process.wait(HANGS)
         except subprocess.TimeoutExpired:
             self.kill()
             raise Violation("it does not end on SIGTERM") from None
@@ -112,6 +116,11 @@ class Disk:
         if self.process:
             self.process.wait()
             self.process.stdout.close()
+
+
+def clean_up_on_sigterm():
+    """Who ends a test early lets its `finally` run."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 def wait_readable(file, timeout):
