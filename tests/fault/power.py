@@ -32,11 +32,11 @@ import tempfile
 import time
 import traceback
 
-from lab import (BUILD, M, Control, Lab, Refused, Server, Violation, answer_of, become_reaper, call,
+from lab import (BUILD, GRANULE, M, Control, Lab, Refused, Server, Violation, answer_of, become_reaper, call,
                  descendants, is_gone, mark_of, process_name, reap, same, wait_for)
 from storage import SIZES, Filesystem, Power, Supply, make_templates, own_mounts, possible, unmount_all
 
-SIZE = 8 * M
+SIZE = 12 * M  # three extents of the checkpoint
 SET = 20    # cycles on one scene
 LONG = 240  # s, on a machine that has much else to do
 PLACES = {"idle": 1, "copying": 4, "in-sync": 4, "switching": 6, "window": 3, "undoing": 3, "releasing": 3,
@@ -60,6 +60,7 @@ class Scene(Lab):
 
     def build(self):
         r = self.random
+        self.env["BLOCKMIRROR_CHECKPOINT"] = r.choice(("0.02", "0.05", "0.2", ""))
         self.remote = r.random() < 0.4
         fs = {name: r.choice(("xfs", "ext4")) for name in ("state", "a", "b")}
         for name in ("state", "host") + (("far",) if self.remote else ()):
@@ -145,7 +146,8 @@ class Scene(Lab):
         self.load = self.hammer(
             "load.json", "--time", "0", "--overlap", "20", "--cut-ok", "--resume", "--iops", str(iops),
             "--seed", str(r.randrange(1 << 30)), "--sizes", "512:32k", "--depth", "8",
-            "--connections", str(r.choice((1, 2))), "--patience", "30", "--fua", str(r.choice((0, 5))), "--mix",
+            "--connections", str(r.choice((1, 2))), "--patience", "30", "--fua", str(r.choice((0, 5))), "--hot",
+            f"{r.choice((0, 0, 90, 100))}@{r.randrange(SIZE // GRANULE) * GRANULE}", "--mix",
             f"read=20,write=60,zero=5,nohole=3,trim=4,flush={r.choice((0, 1, 4, 12))}", "--state",
             os.path.join(self.dir, "load.state"))
         until(lambda: self.requests() > before, "the load begins")
@@ -249,7 +251,7 @@ class Cycle:
         self.pid = disk["pid"]
         self.before = disk["job"]["number"] if disk["job"] else 0
         lab.generation = max(lab.generation, disk["generation"])
-        lab.begin_load(r.choice((100, 300, 800)))
+        lab.begin_load(r.choice((10, 50, 200, 800)))
         time.sleep(r.uniform(0, 0.15))
         getattr(self, "to_" + self.place.replace(" ", "_").replace("-", "_"))()
 
@@ -291,7 +293,7 @@ class Cycle:
 
     def to_in_sync(self):
         self.sync()
-        self.soon(0.1, 0.6)
+        self.soon(0.1, 0.6, 1.5)
 
     def to_switching(self):
         self.sync()
@@ -310,7 +312,7 @@ class Cycle:
 
     def to_window(self):
         self.moved()
-        self.soon(0.1, 0.5)
+        self.soon(0.1, 0.5, 1)
 
     def to_undoing(self):
         self.moved()
@@ -430,8 +432,8 @@ class Cycle:
         self.place, self.told, self.asked, self.begun = "resumed", {disk["uri"]}, None, True
         lab.generation = max(lab.generation, disk["generation"])
         self.who = self.choose_who()
-        lab.begin_load(300)
-        self.soon(0.05, 0.3)
+        lab.begin_load(self.r.choice((10, 50, 300)))
+        self.soon(0.05, 0.3, 1)
         return True
 
     def read_record(self):
