@@ -60,7 +60,7 @@ class Scene(Lab):
 
     def build(self):
         r = self.random
-        self.env["BLOCKMIRROR_CHECKPOINT"] = r.choice(("0.02", "0.05", "0.2", ""))
+        self.env["BLOCKMIRROR_CHECKPOINT"] = r.choice(("0.05", "0.2", "1", ""))
         self.remote = r.random() < 0.4
         fs = {name: r.choice(("xfs", "ext4")) for name in ("state", "a", "b")}
         for name in ("state", "host") + (("far",) if self.remote else ()):
@@ -251,13 +251,13 @@ class Cycle:
         self.pid = disk["pid"]
         self.before = disk["job"]["number"] if disk["job"] else 0
         lab.generation = max(lab.generation, disk["generation"])
-        lab.begin_load(r.choice((10, 50, 200, 800)))
+        lab.begin_load(r.choice((10, 50, 200, 400)))
         time.sleep(r.uniform(0, 0.15))
         getattr(self, "to_" + self.place.replace(" ", "_").replace("-", "_"))()
 
     def relocate(self, rate):
         return {"target": self.there, "overwrite": True, "manual": True, "verify": self.r.random() < 0.25,
-                "rate": rate, "guest_latency": "off",
+                "rate": rate, "guest_latency": "off", "target_deadline": LONG * 10 ** 9,
                 "undo_window": 600 * 10 ** 9 if self.window else 0,
                 "delete_source": self.lab.is_file(self.here) and self.r.random() < 0.2}
 
@@ -432,7 +432,7 @@ class Cycle:
         self.place, self.told, self.asked, self.begun = "resumed", {disk["uri"]}, None, True
         lab.generation = max(lab.generation, disk["generation"])
         self.who = self.choose_who()
-        lab.begin_load(self.r.choice((10, 50, 300)))
+        lab.begin_load(self.r.choice((10, 50, 200)))
         self.soon(0.05, 0.3, 1)
         return True
 
