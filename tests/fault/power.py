@@ -36,7 +36,6 @@ from lab import (BUILD, GRANULE, M, Control, Lab, Refused, Server, Violation, an
                  descendants, is_gone, mark_of, process_name, reap, same, wait_for)
 from storage import SIZES, Filesystem, Power, Supply, make_templates, own_mounts, possible, unmount_all
 
-SIZE = 12 * M  # three extents of the checkpoint
 SET = 20    # cycles on one scene
 LONG = 240  # s, on a machine that has much else to do
 PLACES = {"idle": 1, "copying": 4, "in-sync": 4, "switching": 6, "window": 3, "undoing": 3, "releasing": 3,
@@ -60,6 +59,7 @@ class Scene(Lab):
 
     def build(self):
         r = self.random
+        self.size = r.choice((4, 4, 12)) * M  # one or three extents of the checkpoint
         self.env["BLOCKMIRROR_CHECKPOINT"] = r.choice(("0.05", "0.2", "1", ""))
         self.remote = r.random() < 0.4
         fs = {name: r.choice(("xfs", "ext4")) for name in ("state", "a", "b")}
@@ -78,7 +78,7 @@ class Scene(Lab):
             self.far.start()
         self.here, self.there = a, self.far.uri if self.far else b
         self.images[self.there] = b
-        self.name += f": state on {fs['state']}, a {self.place['a']}, b {self.place['b']}" + \
+        self.name += f": {self.size // M} MiB, state on {fs['state']}, a {self.place['a']}, b {self.place['b']}" + \
             (f" behind {self.far.kind}" if self.far else "")
 
     def make_supply(self, name, fs):
@@ -87,8 +87,8 @@ class Scene(Lab):
         # xfs takes a block that is half written for one that is: its log is not replayed over it.
         blocks = {name: f"{SIZES[fs[name]]}:4096" for name in fs}
         disks = {"state": {"state": blocks["state"]},
-                 "host": {"a": SIZE, "b": SIZE, "fs-a": blocks["a"], "fs-b": blocks["b"]},
-                 "far": {"b": SIZE, "fs-b": blocks["b"]}}
+                 "host": {"a": self.size, "b": self.size, "fs-a": blocks["a"], "fs-b": blocks["b"]},
+                 "far": {"b": self.size, "fs-b": blocks["b"]}}
         return Supply(self, Power(self, "power-" + name, disks[name]))
 
     def add_filesystem(self, name, supply, kind):
@@ -109,9 +109,9 @@ class Scene(Lab):
         fs = state if where == "beside" else self.add_filesystem("fs-" + name, supply, kind)
         path = os.path.join(fs.folder, name + ".img")
         with open(path, "wb") as f:
-            f.truncate(SIZE)
+            f.truncate(self.size)
             if r.random() < 0.5:
-                os.posix_fallocate(f.fileno(), 0, SIZE)
+                os.posix_fallocate(f.fileno(), 0, self.size)
             os.fsync(f.fileno())
         return path
 
@@ -147,7 +147,7 @@ class Scene(Lab):
             "load.json", "--time", "0", "--overlap", "20", "--cut-ok", "--resume", "--iops", str(iops),
             "--seed", str(r.randrange(1 << 30)), "--sizes", "512:32k", "--depth", "8",
             "--connections", str(r.choice((1, 2))), "--patience", "30", "--fua", str(r.choice((0, 5))), "--hot",
-            f"{r.choice((0, 0, 90, 100))}@{r.randrange(SIZE // GRANULE) * GRANULE}", "--mix",
+            f"{r.choice((0, 0, 90, 100))}@{r.randrange(self.size // GRANULE) * GRANULE}", "--mix",
             f"read=20,write=60,zero=5,nohole=3,trim=4,flush={r.choice((0, 1, 4, 12))}", "--state",
             os.path.join(self.dir, "load.state"))
         until(lambda: self.requests() > before, "the load begins")
@@ -491,14 +491,14 @@ class Cycle:
         return disk["state"] == "in-sync" and disk["job"]["phase"] in ("in-sync", "undo-window")
 
     def compare(self):
-        if not same(self.lab.images[self.here], self.lab.images[self.there], 0, SIZE):
+        if not same(self.lab.images[self.here], self.lab.images[self.there], 0, self.lab.size):
             raise Violation("in sync, nobody writes, and the images differ: " + self.differences())
         self.figures["compared"] += 1
 
     def differences(self):
         with open(self.lab.images[self.here], "rb") as f, open(self.lab.images[self.there], "rb") as g:
             a, b = f.read(), g.read()
-        return str([i for i in range(0, SIZE, 512) if a[i:i + 512] != b[i:i + 512]][:20])
+        return str([i for i in range(0, len(a), 512) if a[i:i + 512] != b[i:i + 512]][:20])
 
     def count_resume(self, job):
         resumed = job.get("resumed")
