@@ -242,6 +242,7 @@ unsigned nbd_server_clients(const struct nbd_server *server, struct nbd_client_i
 			.bytes_read = conn->bytes_read,
 			.bytes_written = conn->bytes_written,
 			.in_flight = conn->busy,
+			.gone = conn->state >= NBD_ENDED,
 			.tls = conn->transport.tls,
 		};
 		describe_identity(conn->identity, info[count].identity);

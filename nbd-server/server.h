@@ -85,6 +85,7 @@ struct nbd_client_info {
 	uint64_t requests;  /* answered, errors too */
 	uint64_t bytes_read, bytes_written;
 	unsigned in_flight; /* requests not yet answered */
+	bool gone;          /* but the device has requests of it */
 	bool tls;
 	char identity[NBD_IDENTITY_TEXT]; /* "psk:NAME", "dn:DN", or "" */
 };

@@ -14,6 +14,8 @@
 #define LEAST_DEADLINE 10000000 /* ns */
 #define PARKED         "the disk is just being upgraded; try again"
 
+enum { MOST_CLIENTS = 32 };
+
 static void fail(struct bm_rpc_call *call, enum bm_code code, const char *text)
 {
 	struct bm_error error;
@@ -231,11 +233,22 @@ static void method_release(void *arg, struct bm_rpc_call *call, json_t *params)
 	end_window(arg, call, EV_RELEASE);
 }
 
+/* Clients that are gone count until their requests have ended: on lost storage they never do. */
+static unsigned clients_of(const struct disk *d)
+{
+	struct nbd_client_info info[MOST_CLIENTS];
+	unsigned count = nbd_server_clients(d->nbd, info, MOST_CLIENTS), gone = 0;
+
+	for (unsigned i = 0; storage_is_lost(d) && i < count && i < MOST_CLIENTS; i++)
+		gone += info[i].gone;
+	return count - gone;
+}
+
 static void method_stop(void *arg, struct bm_rpc_call *call, json_t *params)
 {
 	struct disk *d = arg;
 	struct bm_error error;
-	unsigned clients = nbd_server_clients(d->nbd, NULL, 0);
+	unsigned clients = clients_of(d);
 
 	(void)params;
 	if (job_runs(d->job) && d->job->phase == PHASE_WINDOW)

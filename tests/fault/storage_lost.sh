@@ -144,9 +144,8 @@ check "$name: it is stopped" unserve disk
 # Who ends the disk's process while its storage is away does not wait for it.
 check "$name: the disk is served again" serve disk
 kill9 "$server"
-reads_in_vain() { timeout 60 nbdcopy "$(disk_uri disk)" null: & pid=$!; }
-reads_in_vain >>"$dir/log" 2>&1
+spawn timeout 60 nbdcopy "$(disk_uri disk)" null:
+reader=$pid
 check "$name: its storage is away" wait_for 10 storage_is unreachable
-kill "$pid"
-wait "$pid"
+stop "$reader"
 check "$name: it can be stopped all the same" unserve disk
