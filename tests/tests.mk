@@ -7,7 +7,7 @@ MODEL_TESTS := $(patsubst tests/model/%.c,$(BUILD)/tests/model/%,$(wildcard test
 # the tests below.
 LONG_TESTS := tests/system/hammer_guest.sh tests/system/hammer_detects.sh tests/system/sanitized.sh \
 	tests/fault/stale_session.sh tests/fault/network.sh tests/fault/power_teeth.sh \
-	tests/fault/target_other.sh
+	tests/fault/target_other.sh tests/fault/target_trouble.sh
 # They do more with LONG=1.
 WIDE_TESTS := tests/system/nbd_conformance.sh tests/system/upgrade.sh tests/fault/storage_lost.sh \
 	tests/fault/lying.sh

@@ -45,7 +45,7 @@ in_sync_with_qemu() {
 	fresh
 	start_qemu_nbd "$dir/t" "$file" || return
 	server=$pid
-	begin && settle && cp "$file" "$dir/older" || return
+	begin --switch manual && settle && cp "$file" "$dir/older" || return
 	BEFORE=2 start_load disk --initial any --sizes 512:64k
 	stop "$load"
 	settle

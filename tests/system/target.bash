@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # Sourced by tests of targets that fail: disk.bash, and a disk in sync with a server that something is
 # done to. $server is its process, $file its image.
-# shellcheck source-path=SCRIPTDIR source=disk.bash
+# shellcheck source-path=SCRIPTDIR source=disk.bash disable=SC2034
 . "$(dirname "${BASH_SOURCE[0]}")/disk.bash"
 
 # Of few granules all are written to again and again, of these none are ever settled.
