@@ -7,7 +7,8 @@ MODEL_TESTS := $(patsubst tests/model/%.c,$(BUILD)/tests/model/%,$(wildcard test
 # the tests below.
 LONG_TESTS := tests/system/hammer_guest.sh tests/system/hammer_detects.sh tests/system/sanitized.sh \
 	tests/fault/stale_session.sh tests/fault/network.sh tests/fault/power_teeth.sh \
-	tests/fault/target_other.sh tests/fault/target_trouble.sh
+	tests/fault/death_teeth.sh tests/fault/soak.sh tests/fault/target_other.sh \
+	tests/fault/target_trouble.sh
 # They do more with LONG=1.
 WIDE_TESTS := tests/system/nbd_conformance.sh tests/system/upgrade.sh tests/fault/storage_lost.sh \
 	tests/fault/lying.sh
@@ -63,8 +64,8 @@ check-long: all tests asan-tests tsan-tests
 		$(BUILD)/tests/model/mirror_test:-n:1000000:-s:100000 \
 		$(ASAN)/tests/model/mirror_test:-n:100000:-s:2000000 tests/model/mutants.sh \
 		tests/conformance/mutants.sh
-	$(Q)BUILD=$(BUILD) CYCLES=100 JOBS=2 TEST_TIMEOUT=3600 tests/run $(BUILD)/test-logs \
-		tests/fault/power.sh
+	$(Q)BUILD=$(BUILD) CYCLES=100 RUNS=300 JOBS=2 TEST_TIMEOUT=3600 tests/run $(BUILD)/test-logs \
+		tests/fault/power.sh tests/fault/death.sh
 	$(Q)BUILD=$(BUILD) ANALYZE=1 LONG=1 TEST_TIMEOUT=3600 tests/run $(BUILD)/test-logs \
 		tests/lint.sh $(WIDE_TESTS) $(LONG_TESTS)
 	$(Q)BUILD=$(BUILD) LONG=1 TEST_TIMEOUT=36000 tests/run $(BUILD)/test-logs tests/fault/every_call.sh

@@ -10,6 +10,7 @@ import ctypes
 import json
 import os
 import random
+import select
 import signal
 import socket
 import subprocess
@@ -67,7 +68,7 @@ def is_gone(pid):
         return True
 
 
-def wait_for(condition, seconds, what, step=0.002):
+def wait_for(condition, seconds, what, step=0.01):
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -84,12 +85,18 @@ def reap():
 
 
 def kill_all(pids):
-    """SIGKILL, at once; returns when they are gone."""
+    """SIGKILL, at once; returns when they are gone, with all that the kernel did for them."""
+    victims = []
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    for pid in pids:
-        wait_for(lambda p=pid: is_gone(p), 60, f"process {pid} is killed")
+            victims.append(os.pidfd_open(pid))
+    for victim in victims:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(victim, signal.SIGKILL)
+    for victim in victims:
+        if not select.select([victim], [], [], 60)[0]:
+            raise Violation("a process outlives SIGKILL by a minute")
+        os.close(victim)
     reap()
 
 
@@ -165,7 +172,7 @@ def call(path, method, params=None, timeout=30):
 
 
 class Server:
-    """An NBD server with a file: blockmirror-nbd, nbdkit, qemu-nbd."""
+    """An NBD server with a file: blockmirror-nbd, nbdkit (also a slow one), qemu-nbd."""
 
     def __init__(self, lab, name, kind, path):
         self.lab, self.kind, self.path = lab, kind, path
@@ -178,6 +185,9 @@ class Server:
             os.unlink(self.socket)
         if self.kind == "nbdkit":
             argv = ["nbdkit", "-f", "-U", self.socket, "file", self.path]
+        elif self.kind == "slow":
+            argv = ["nbdkit", "-f", "-U", self.socket, "--filter=delay", "file", self.path, "wdelay=5ms",
+                    "rdelay=2ms"]
         elif self.kind == "qemu-nbd":
             argv = ["qemu-nbd", "-k", self.socket, "-t", "-e", "16", "-f", "raw",
                     "--discard=unmap", self.path]
@@ -188,11 +198,13 @@ class Server:
 
     def has_died(self):
         """Version 1.32 of nbdkit does when a client goes without a word."""
-        return self.kind == "nbdkit" and self.process.poll() is not None
+        return self.kind in ("nbdkit", "slow") and self.process.poll() is not None
 
     def listens(self):
         if self.process.poll() is not None:
             raise Violation(f"{self.kind} ended by itself: {self.lab.log_tail('log')}")
+        if not os.path.exists(self.socket):
+            return False
         with open("/proc/net/unix", encoding="utf-8", errors="replace") as f:
             return any(line.rstrip().endswith(" " + self.socket) and " 00010000 " in line for line in f)
 
@@ -256,9 +268,9 @@ class Lab:
         return call(self.control, "show", timeout=timeout)
 
     def answers(self, beside):
-        """Its answer to show, when another process than BESIDE serves the disk."""
+        """Its answer to show, when another process than BESIDE serves the disk; may take a while."""
         try:
-            disk = self.show(2)
+            disk = self.show(5)
         except (OSError, EOFError):
             return None
         return disk if disk["pid"] != beside else None
@@ -270,8 +282,8 @@ class Lab:
         out = open(report, "wb")  # pylint: disable=consider-using-with
         self.load = self.spawn(
             [os.path.join(BUILD, "fixtures/hammer"), "--json", "--time", "0", "--overlap", "20",
-             "--range", f"0:{length}", "--reconnect", "120", "--patience", "120", "--initial", "any", "--seed", str(self.seed),
-             "--state", os.path.join(self.dir, "load.state"), *options, self.disk_uri],
+             "--range", f"0:{length}", "--reconnect", "120", "--patience", "120", "--initial", "any",
+             "--seed", str(self.seed), "--state", os.path.join(self.dir, "load.state"), *options, self.disk_uri],
             log="load.log", stdout=out)
         out.close()
 
