@@ -58,6 +58,7 @@ static int make_paths(struct disk *d, const struct disk_options *options, struct
 	    asprintf(&d->nbd_path, "%s/%s.nbd", run, d->name) < 0 ||
 	    asprintf(&d->control_path, "%s/%s.sock", run, d->name) < 0 ||
 	    asprintf(&d->map_path, "%s/%s.map", run, d->name) < 0 ||
+	    asprintf(&d->doubt_path, "%s/%s.doubt", run, d->name) < 0 ||
 	    asprintf(&d->checkpoint_path, "%s/map", d->folder) < 0)
 		return bm_fail_errno(error, errno, "disk %s", options->name);
 	return 0;
@@ -221,7 +222,8 @@ static int build_devices(struct disk *d, struct bm_error *error)
 	const struct bm_mirror_config config = {.size = d->record.size,
 						.meter = &d->meter,
 						.flush_every = every,
-						.claim_every = every};
+						.claim_every = every,
+						.doubtful = doubt_found(d)};
 	int r;
 
 	bm_dev_start(d->side[0], d->loop);
@@ -466,6 +468,7 @@ void disk_fini(struct disk *d)
 	free(d->nbd_path);
 	free(d->control_path);
 	free(d->map_path);
+	free(d->doubt_path);
 	free(d->checkpoint_path);
 }
 

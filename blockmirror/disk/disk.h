@@ -7,7 +7,9 @@
  *   owner.c     marks on images, and whom they belong to
  *   target.c    targets: names, checks, creation, opening (in a worker)
  *   storage.c   remote storage that is lost, and opened again
+ *   doubt.c     that a flush failed, for the next process
  *   mapfile.c   the settled map as files
+ *   doubt.c     that a flush failed, for the process that follows
  *   checkpoint.c  the one of them that outlives the host, kept up to date
  *   job.c       the life of a relocation: states and events as a table
  *   host.c      what the mirror asks for and tells while a job runs
@@ -55,6 +57,7 @@ struct disk {
 	char *records;       /* the same; of a one-off, STATE/disks/: whose images are whose */
 	char *nbd_path, *control_path;
 	char *map_path, *checkpoint_path; /* of the settled map: in RUN, and in the folder */
+	char *doubt_path;
 	int folder_lock;
 	int image_fd; /* holds the image's locks while there is no device; 0: nothing does */
 	struct nbd_server_options limits;
@@ -185,6 +188,10 @@ int successor_clients(struct successor *successor, struct bm_error *error);
 void successor_finish(struct successor *successor);
 void successor_give_up(struct successor *successor);
 void successor_free(struct successor *successor); /* NULL is allowed */
+
+/* doubt.c: whether a flush has failed since the host was started; that one has. */
+bool doubt_found(const struct disk *disk);
+void doubt_note(const struct disk *disk);
 
 enum { DISK_GRANULE = 64 << 10 };
 

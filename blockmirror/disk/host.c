@@ -155,6 +155,9 @@ static void host_event(void *arg, enum bm_mirror_event event)
 		else
 			host_detached(d);
 		break;
+	case BM_MIRROR_DOUBTFUL:
+		doubt_note(d);
+		break;
 	case BM_MIRROR_LOST:
 		away_lost(d->job);
 		break;

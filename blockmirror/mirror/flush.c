@@ -101,6 +101,8 @@ void flush_guest_done(struct bm_mirror *m, struct op *op, bool good)
 	/* What it was to make durable no later flush will (the kernel counts it as written back).
 	 */
 	if (!good) {
+		if (!m->doubtful)
+			mirror_tell(m, BM_MIRROR_DOUBTFUL);
 		m->doubtful = true;
 		m->doubted |= 1u << op->authority;
 	}

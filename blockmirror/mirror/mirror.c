@@ -485,6 +485,8 @@ int bm_mirror_new(struct bm_loop *loop, struct bm_dev *source,
 		free(m);
 		return r;
 	}
+	m->doubtful = config->doubtful;
+	m->doubted = config->doubtful ? 3 : 0; /* it may have been of either */
 	m->dev.ops = &mirror_ops;
 	m->dev.loop = loop;
 	m->tell.run = tell_all;

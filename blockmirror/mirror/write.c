@@ -391,6 +391,9 @@ static void leg_done(struct bm_request *rq, int error)
 		return;
 	if (op->counted)
 		note_unstable(op, side);
+	/* It may have landed before the other side lost what it had not flushed. */
+	if (!error && op->counted && side == other(m) && op->session != m->session)
+		mark_all_dirty(op);
 	if (!error && side != op->authority && op->writes) {
 		/* An abandoned op's request is the guest's again, a lost session's is void. */
 		if (op->state == OP_RUNNING && op->session == m->session && send_next_run(op))

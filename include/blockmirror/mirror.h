@@ -40,6 +40,7 @@ enum bm_mirror_event {
 	BM_MIRROR_SWITCHED,      /* authority passed; still mirroring, the other way round */
 	BM_MIRROR_SWITCH_FAILED, /* authority stayed; ask again, with new records */
 	BM_MIRROR_DETACHED,      /* the mirror is done with the other side: close it */
+	BM_MIRROR_DOUBTFUL,      /* a flush of the authority failed: see bm_mirror_config */
 	BM_MIRROR_BACK,          /* after bm_mirror_reattach(): it is the one that was here */
 	BM_MIRROR_FOREIGN,       /* ... it is another one: nothing was written; detach */
 	BM_MIRROR_REST_COPIED    /* all is copied but what cannot be read: it is not in sync */
@@ -76,6 +77,8 @@ struct bm_mirror_config {
 				   requests; 0: 5 s */
 	unsigned extent;        /* granules, a power of two up to 64; 0: 64 */
 	uint64_t claim_every;   /* ns that an extent must be left alone to be claimed; 0: 5 s */
+	bool doubtful;          /* a flush failed that this process does not know of: what it was
+				   to make durable no later one will, so nothing is settled */
 	struct bm_meter *meter; /* what the guest feels; NULL: the governor does nothing */
 };
 

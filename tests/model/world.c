@@ -132,6 +132,9 @@ static void host_event(void *arg, enum bm_mirror_event event)
 		else
 			right_one_comes();
 		break;
+	case BM_MIRROR_DOUBTFUL:
+		w.doubtful = true;
+		break;
 	case BM_MIRROR_IN_SYNC:
 		if (!w.draining && percent(50) && may_switch())
 			bm_mirror_switch(w.m);
@@ -183,6 +186,7 @@ void start(void)
 		.grace = percent(50) ? 0 : 100000000,
 		.extent = 1u << fate() % 2,
 		.claim_every = 100000000,
+		.doubtful = w.doubtful,
 	};
 
 	w.base = w.record;
@@ -239,6 +243,9 @@ void crash(bool host_power, bool target_power)
 	total.power_cuts += host_power || target_power;
 	w.resumable = w.attached || (w.let_go && w.checkpoint.on && fate() % 2);
 	checkpoint_crash();
+	w.doubtful |= w.m->doubtful;
+	if (host_power && target_power)
+		w.doubtful = false;
 	stop();
 	settle_record();
 	oracle_crash(&oracle);
