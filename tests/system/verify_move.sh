@@ -27,8 +27,10 @@ good_copies() {
 
 # One comparison at a time: that of a move is not in doubt because somebody else asks for one.
 asked_meanwhile() {
-	check "back, with --verify, and slowly" "$bm" relocate disk "$a" --overwrite --verify --rate 64M --detach
-	check_fails "asked to compare meanwhile: refused" 3 E_BUSY timeout 60 "$bm" verify disk
+	check "back, with --verify, and slowly" "$bm" relocate disk "$a" --overwrite --verify --rate 2M --detach
+	check "it copies" phase_is disk copying
+	check_fails "asked to compare meanwhile: refused" 3 E_BUSY timeout 10 "$bm" verify disk
+	check "it may be quick" "$bm" job set disk --rate 0
 	check "the move compares, and switches" "$bm" job wait disk
 	check "the disk is back" disk_is_on "$a"
 	check "and there again" "$bm" relocate disk "$b" --overwrite
