@@ -391,9 +391,10 @@ class Cycle:
             with contextlib.suppress(EOFError, OSError):
                 line = self.asked.line(0.0001)
             self.asked.close()
-        if not line or self.place == "copying":
+        if not line:
             return
         job = answer_of(line)
+        self.begun = True
         if job["state"] in ("done", "undone") or job["phase"] == "undo-window":
             self.told = {self.here if job["state"] == "undone" else self.there}
 

@@ -7,7 +7,7 @@
 . "$(dirname "$0")/../system/lib.sh"
 
 python=${PYTHON:-/usr/bin/python3} cycles=${CYCLES:-3}
-have "$python" jq || { skip "power cuts" "python3"; exit; }
+have "$python" || { skip "power cuts" "python3"; exit; }
 for kind in shutdown volatile; do
 	log=$dir/figures-$kind spawn env TMPDIR="${TMPDIR:-/dev/shm}" "$python" tests/fault/power.py $kind \
 		--cycles "$cycles" --jobs "${JOBS:-1}" ${SEED:+--seed "$SEED"}

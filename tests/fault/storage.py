@@ -237,4 +237,6 @@ def possible():
     for program in ("mkfs.xfs", "mkfs.ext4", "qemu-nbd"):
         if not shutil.which(program, path=PATH):
             return f"{program} is missing"
+    if run("unshare", "-m", "true")[0]:
+        return "no mount namespace can be made"
     return None
