@@ -82,7 +82,7 @@ class Server:
             self.tgt = folder + "/tgt"
             uri = run("ip", "netns", "exec", net.b, "fixtures/tgt.sh", "start", self.tgt, str(SIZE >> 20)).split()[-1]
             address = uri.split("/")[2]
-            self.image, port = self.tgt + "/lun1.img", int(address.rsplit(":", 1)[1])
+            self.image, port = self.tgt + "/lun1.1.img", int(address.rsplit(":", 1)[1])
             self.path = uri.split("/", 3)[3] + ":disk/1"
         where = ("127.0.0.1" if kind == "iscsi" else "10.99.0.2", port)
         self.wait(where)
