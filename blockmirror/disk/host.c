@@ -157,7 +157,7 @@ static void host_event(void *arg, enum bm_mirror_event event)
 		break;
 	case BM_MIRROR_DOUBTFUL:
 		doubt_note(d);
-		break;
+		return; /* it may be that no job runs */
 	case BM_MIRROR_LOST:
 		away_lost(d->job);
 		break;

@@ -565,6 +565,7 @@ void bm_mirror_get_stats(const struct bm_mirror *m, struct bm_mirror_stats *stat
 	stats->state = state_of(m);
 	stats->authority = m->authority;
 	stats->tracking = m->tracking;
+	stats->doubtful = m->doubtful;
 	stats->granule = 1ull << m->granule_shift;
 	stats->size = m->size;
 	stats->dirty = m->map.dirty.count;

@@ -6,7 +6,8 @@
 # shellcheck source-path=SCRIPTDIR/../system source=../system/disk.bash
 . "$(dirname "$0")/../system/disk.bash"
 
-have jq getfattr nbdcopy || { skip "resuming" "jq, attr, libnbd-bin"; exit; }
+python=${PYTHON:-/usr/bin/python3}
+have jq getfattr nbdcopy "$python" || { skip "resuming" "jq, attr, libnbd-bin, python3"; exit; }
 image_size=$((64 * M)) half=$((32 * M)) # behind it no load touches
 a=$dir/a.img b=$dir/b.img
 map=$BLOCKMIRROR_RUN_DIR/disks/disk.map checkpoint=$BLOCKMIRROR_STATE_DIR/disks/disk/map
@@ -110,6 +111,26 @@ copying() {
 	check "and has no mark" test -z "$(mark "$dir/copy.img")"
 }
 
+# What a flush that failed has lost, no later one makes durable, in this process or the next.
+flush_failed() {
+	local failing=$dir/failing
+	flush() { "$python" -m nbd -u "$(disk_uri doubt)" -c 'h.pwrite(b"x" * 512, 0); h.flush()'; }
+	in_doubt() { [ "$(show doubt .flush_failed)" = "$1" ]; }
+	truncate -s 4M "$dir/doubt.img"
+	check "a disk whose flushes can fail" \
+		serve doubt "fault:while=$failing,error=EIO,op=flush;$dir/doubt.img"
+	check "they do not" flush
+	check "so that nothing is in doubt" in_doubt false
+	touch "$failing"
+	check_fails "one fails" 1 "Input/output error" flush
+	rm "$failing"
+	check "the next one does not, and is not trusted" eval "flush && in_doubt true"
+	check "the process is killed" ends_by KILL
+	check "another one serves the disk" serve doubt
+	check "and knows of it" eval "flush && in_doubt true"
+	check "it is stopped" unserve doubt
+}
+
 back() { "$bm" relocate disk "$a" --overwrite; }
 
 serve disk "$a"
@@ -127,3 +148,4 @@ check "the guest lost nothing, through all of that" end_load
 check "it is there for others, too" image_fits "$b"
 check "so is what it never touched" cmp -i $half -n $half "$b" "$dir/original"
 check "it is stopped in the end" unserve disk
+flush_failed
