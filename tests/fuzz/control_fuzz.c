@@ -74,6 +74,37 @@ bool job_in_sync(const struct job *j)
 	return j->phase == PHASE_IN_SYNC;
 }
 
+void job_pause(struct job *j, bool paused)
+{
+	j->paused = paused;
+}
+
+void job_set_limits(const struct job *j)
+{
+	demand(j == &job);
+}
+
+void host_keep(struct job *j)
+{
+	demand(j == &job && j->options.latency != 1);
+}
+
+void away_chosen(struct job *j)
+{
+	demand(j == &job);
+}
+
+void away_resumed(struct job *j)
+{
+	demand(j == &job && !j->paused);
+}
+
+bool storage_is_lost(const struct disk *d)
+{
+	demand(d == &disk);
+	return false;
+}
+
 /* Half of those who wait are answered at once, the others at the end. */
 void job_tell_waiters(struct job *j)
 {
