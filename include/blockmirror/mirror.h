@@ -237,7 +237,7 @@ struct bm_mirror_stats {
 	enum bm_mirror_state state;
 	int authority; /* side */
 	bool tracking;
-	bool doubtful; /* a flush of the authority failed: nothing is settled any more */
+	bool doubtful;    /* a flush of the authority failed: nothing is settled any more */
 	bool rest_copied; /* after BM_MIRROR_REST_COPIED, until a guest writes to what is left */
 	uint64_t granule, size; /* bytes */
 	uint64_t dirty;         /* granules */

@@ -53,7 +53,7 @@ struct world {
 	bool alive, attached, reopen, local, faults, draining;
 	bool resumable;       /* the process that is gone had two sides */
 	bool parking;         /* it is about to end, and nothing is written any more */
-	bool doubtful; /* a flush has failed, and not both have lost their power since */
+	bool doubtful;        /* a flush has failed, and not both have lost their power since */
 	bool flush_failed[2]; /* and this process has not told the guest, or written it all again */
 	bool power; /* the authority of the next start lost power: only what was durable is owed */
 	bool cut;   /* ... just now: all that it holds is durable */
