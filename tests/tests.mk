@@ -8,11 +8,13 @@ MODEL_TESTS := $(patsubst tests/model/%.c,$(BUILD)/tests/model/%,$(wildcard test
 LONG_TESTS := tests/system/hammer_guest.sh tests/system/hammer_detects.sh tests/system/sanitized.sh \
 	tests/fault/stale_session.sh tests/fault/network.sh tests/fault/power_teeth.sh \
 	tests/fault/death_teeth.sh tests/fault/soak.sh tests/fault/target_other.sh \
-	tests/fault/target_trouble.sh
+	tests/fault/target_trouble.sh tests/fault/target_loss.sh
+# Hours by itself.
+EVERY_CALL := tests/fault/every_call.sh
 # They do more with LONG=1.
 WIDE_TESTS := tests/system/nbd_conformance.sh tests/system/upgrade.sh tests/fault/storage_lost.sh \
 	tests/fault/lying.sh
-SYSTEM_TESTS := $(filter-out %/lib.sh $(LONG_TESTS),$(wildcard tests/system/*.sh tests/fault/*.sh))
+SYSTEM_TESTS := $(filter-out %/lib.sh $(LONG_TESTS) $(EVERY_CALL),$(wildcard tests/system/*.sh tests/fault/*.sh))
 ASAN := $(BUILD)/asan
 TSAN := $(BUILD)/tsan
 MODEL_SEEDS ?= 10000
@@ -68,7 +70,7 @@ check-long: all tests asan-tests tsan-tests
 		tests/fault/power.sh tests/fault/death.sh
 	$(Q)BUILD=$(BUILD) ANALYZE=1 LONG=1 TEST_TIMEOUT=3600 tests/run $(BUILD)/test-logs \
 		tests/lint.sh $(WIDE_TESTS) $(LONG_TESTS)
-	$(Q)BUILD=$(BUILD) LONG=1 TEST_TIMEOUT=36000 tests/run $(BUILD)/test-logs tests/fault/every_call.sh
+	$(Q)BUILD=$(BUILD) LONG=1 TEST_TIMEOUT=36000 tests/run $(BUILD)/test-logs $(EVERY_CALL)
 	$(Q)$(MAKE) --no-print-directory BUILD=$(ASAN) SAN=address,undefined all
 	$(Q)BUILD=$(ASAN) tests/run $(ASAN)/test-logs $(SYSTEM_TESTS)
 

@@ -271,7 +271,18 @@ int cli_begin(const struct cli *cli, struct bm_client *client, const char *metho
 	return r == -ECONNRESET && name ? job_interrupted(cli, name) : cli_fail(cli, &error);
 }
 
-/* Another process may have the disk soon: after an upgrade, or where there is a daemon. */
+/* One that follows a dead process does not know what that one was told last. */
+static bool was_handed_over(struct bm_client *client)
+{
+	json_t *disk = NULL;
+	bool handed = !bm_client_call(client, "show", NULL, &disk, NULL) &&
+		      json_integer_value(json_object_get(disk, "took_over_from")) > 0;
+
+	json_decref(disk);
+	return handed;
+}
+
+/* Another process may have the disk soon, by an upgrade. */
 static bool find_again(const struct cli *cli, const char *id, struct bm_client **client)
 {
 	bm_free char *name = strndup(id, (size_t)(strrchr(id, '.') - id));
@@ -280,7 +291,7 @@ static bool find_again(const struct cli *cli, const char *id, struct bm_client *
 	*client = NULL;
 	for (int i = 0; name && i < AGAIN_MS / POLL_MS && !interrupted; i++) {
 		if (!cli_connect(cli, name, client, NULL))
-			return true;
+			return was_handed_over(*client);
 		poll(NULL, 0, POLL_MS);
 	}
 	return false;

@@ -80,6 +80,7 @@ struct disk {
 	json_t *past;                    /* jobs that have ended, newest last */
 	struct upgrade *upgrade;         /* under way */
 	bool shared;                     /* a daemon holds the sockets, and has their paths */
+	int predecessor; /* the process that handed the disk over (upgrade.c); 0: none did */
 	bool stopping, leaving, created;
 	bool abandoned; /* it ends as a killed process would: disk_close() is not called */
 	bool fresh;     /* had no record when it was opened */

@@ -262,6 +262,7 @@ json_t *report_disk(struct disk *d)
 	json_object_set_new(j, "limiter",
 			    json_string(job_runs(d->job) && stats.limiter ? stats.limiter : ""));
 	json_object_set_new(j, "storage", storage_report(d));
+	json_object_set_new(j, "took_over_from", json_integer(d->predecessor));
 	json_object_set_new(j, "flush_failed", json_boolean(stats.doubtful));
 	json_object_set_new(j, "server", server(d));
 	json_object_set_new(j, "clients", clients(d));

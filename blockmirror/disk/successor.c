@@ -63,6 +63,7 @@ static int take_disk(struct successor *s, struct disk_options *options, const js
 	s->past = json_incref(past);
 	s->orders = json_incref(orders);
 	d->shared = shared;
+	d->predecessor = getppid();
 	d->folder_lock = bm_pass_take(pass, 0);
 	options->nbd_fd = bm_pass_take(pass, 1);
 	options->control_fd = bm_pass_take(pass, 2);

@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: BSD-3-Clause
 # Every k-th call of a disk's process fails, of each kind, once and for ever (kth.py). All of it with
-# LONG=1, which takes hours; else what comes by chance in a few seconds.
+# LONG=1, which takes hours; else what comes by chance in a minute.
 # shellcheck source-path=SCRIPTDIR/../system source=../system/lib.sh
 . "$(dirname "$0")/../system/lib.sh"
 

@@ -6,7 +6,7 @@
 # shellcheck source-path=SCRIPTDIR/../system source=../system/lib.sh
 . "$(dirname "$0")/../system/lib.sh"
 
-python=${PYTHON:-/usr/bin/python3} cycles=${CYCLES:-3}
+python=${PYTHON:-/usr/bin/python3} cycles=${CYCLES:-2}
 have "$python" || { skip "power cuts" "python3"; exit; }
 for kind in shutdown volatile; do
 	log=$dir/figures-$kind spawn env TMPDIR="${TMPDIR:-/dev/shm}" "$python" tests/fault/power.py $kind \
