@@ -74,6 +74,7 @@ class Run:
         self.events = self.job = self.pid = None
         self.phase, self.seen, self.began = "preparing", {}, 0.0
         self.mover = None      # the connection that has asked for the move
+        self.relocated = 0     # when the move was asked for, as jobs tell it
         self.asked = 0.0       # when the order for the end was given last
         self.server_died, self.since = False, 0.0
         self.kept = None       # the unsettled bytes of the map that was examined last
@@ -132,9 +133,10 @@ class Run:
             params["undo_window"] = int((0.5 if case.end == "expire" else 600) * 1e9)
         if self.mover:
             self.mover.close()
+        now = time.time_ns()
         self.mover = Control(self.lab.control)
         self.mover.send("relocate", params)
-        self.job, self.phase, self.asked = None, "preparing", 0.0
+        self.job, self.phase, self.asked, self.relocated = None, "preparing", 0.0, now
 
     # Watching
 
@@ -145,6 +147,8 @@ class Run:
             self.take(job)
 
     def take(self, job):
+        if job.get("started", 0) < self.relocated:
+            return  # one that was refused, and told of late
         self.job = job
         if job["phase"] != self.phase:
             self.phase = job["phase"]
