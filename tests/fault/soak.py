@@ -25,7 +25,7 @@ from lab import (BUILD, M, Lab, Refused, Server, Violation, become_reaper, call,
 
 SIZE, LOADED = 16 * M, 8 * M
 ENDED = ("done", "undone", "cancelled", "failed", "interrupted")
-GROWTH = 8 * M  # of a process's memory in a stretch: what its allocator keeps differs by some MiB
+GROWTH = 12 * M  # of a process's memory in a stretch: what its allocator keeps differs by some MiB
 
 
 def descriptors(pid):
@@ -266,19 +266,31 @@ class Soak(Lab):
         """Name, process: those that live through a stretch."""
         return [("disk", self.disk()["pid"]), ("daemon", self.daemon.pid)]
 
+    def go_home(self):
+        """To where what a process has is comparable."""
+        home, end = os.path.join(self.dir, "first.img"), time.monotonic() + 300
+        while (disk := self.disk())["uri"] != home or disk["job"] and disk["job"]["state"] not in ENDED:
+            if not disk["job"] or disk["job"]["state"] in ENDED:
+                self.ask("relocate", {"target": home, "overwrite": True, "guest_latency": "off"})
+            time.sleep(0.2)
+            if time.monotonic() > end:
+                raise Violation(f"it does not go home: {disk['job']}")
+        time.sleep(0.5)
+
     def stretch(self, end):
         """Moves until END; how much the processes took before and after."""
         if not self.load:
             self.begin_load()
         for _ in range(3):  # what is allocated once is there then
             self.move()
+        self.go_home()
         before = {name: (pid, descriptors(pid), memory(pid)) for name, pid in self.long_lived()}
         moves = 0
         while time.monotonic() < end or moves < 2:
             self.rest()
             self.move()
             moves += 1
-        time.sleep(0.3)
+        self.go_home()
         for name, (pid, fds, rss) in before.items():
             if self.killing or is_gone(pid):
                 continue
