@@ -59,8 +59,8 @@ class Scene(Lab):
 
     def build(self):
         r = self.random
-        self.size = r.choice((4, 4, 12)) * M  # one or three extents of the checkpoint
-        self.env["BLOCKMIRROR_CHECKPOINT"] = r.choice(("0.05", "0.2", "1", ""))
+        self.size = r.choice((4, 12, 12)) * M  # one or three extents of the checkpoint
+        self.env["BLOCKMIRROR_CHECKPOINT"] = r.choice(("0.05", "0.05", "0.2", ""))
         self.remote = r.random() < 0.4
         fs = {name: r.choice(("xfs", "ext4")) for name in ("state", "a", "b")}
         for name in ("state", "host") + (("far",) if self.remote else ()):
@@ -147,7 +147,7 @@ class Scene(Lab):
             "load.json", "--time", "0", "--overlap", "20", "--cut-ok", "--resume", "--iops", str(iops),
             "--seed", str(r.randrange(1 << 30)), "--sizes", "512:32k", "--depth", "8",
             "--connections", str(r.choice((1, 2))), "--patience", "30", "--fua", str(r.choice((0, 5))), "--hot",
-            f"{r.choice((0, 0, 90, 100))}@{r.randrange(self.size // GRANULE) * GRANULE}", "--mix",
+            f"{r.choice((0, 100, 100))}@{r.randrange(self.size // GRANULE) * GRANULE}", "--mix",
             f"read=20,write=60,zero=5,nohole=3,trim=4,flush={r.choice((0, 1, 4, 12))}", "--state",
             os.path.join(self.dir, "load.state"))
         until(lambda: self.requests() > before, "the load begins")
@@ -251,7 +251,7 @@ class Cycle:
         self.pid = disk["pid"]
         self.before = disk["job"]["number"] if disk["job"] else 0
         lab.generation = max(lab.generation, disk["generation"])
-        lab.begin_load(r.choice((10, 50, 200, 400)))
+        lab.begin_load(r.choice((5, 20, 100, 400)))
         time.sleep(r.uniform(0, 0.15))
         getattr(self, "to_" + self.place.replace(" ", "_").replace("-", "_"))()
 
@@ -433,7 +433,7 @@ class Cycle:
         self.place, self.told, self.asked, self.begun = "resumed", {disk["uri"]}, None, True
         lab.generation = max(lab.generation, disk["generation"])
         self.who = self.choose_who()
-        lab.begin_load(self.r.choice((10, 50, 200)))
+        lab.begin_load(self.r.choice((5, 20, 100)))
         self.soon(0.05, 0.3, 1)
         return True
 
