@@ -46,6 +46,12 @@ void job_take_snapshot(struct job *job, const char *state, const char *uri)
 	job->step_generation = ++job->disk->generation;
 }
 
+/* It has moved, and could be undone until now. */
+bool job_has_window(const struct job *job)
+{
+	return job->switched && job->options.window && job->disk->folder;
+}
+
 /* What a step wrote is what the disk's record is. */
 void job_believe_record(struct job *job)
 {
@@ -113,6 +119,8 @@ static enum job_phase finish(struct job *job)
 
 	mapfile_remove(job->disk, job->map);
 	job->map = NULL;
+	if (job_has_window(job))
+		job->disk->generation++; /* of the record that closes it */
 	job_take_snapshot(job, state, uri);
 	if (job->error.code)
 		json_object_set_new(job->snapshot, "error",

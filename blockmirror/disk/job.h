@@ -252,6 +252,7 @@ void job_run(struct job *job, struct bm_workers *workers, struct bm_work *work);
 
 /* Sets down what a step will write into a record: the disk is on uri, with the next generation. */
 void job_take_snapshot(struct job *job, const char *state, const char *uri);
+bool job_has_window(const struct job *job);
 
 /* What the step wrote is what the disk's record is. */
 void job_believe_record(struct job *job);

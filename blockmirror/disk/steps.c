@@ -171,6 +171,27 @@ void step_marks(struct bm_work *work)
 }
 
 /*
+ * The window is over, says a record of its own. Else who comes after a crash would keep it open,
+ * and wait for a source that was removed.
+ */
+static bool close_window(struct job *job)
+{
+	struct bm_record record = record_of(job, job->final_uri, job->step_generation - 1);
+	json_t *closed = json_copy(job->snapshot);
+	struct bm_error error;
+	int r;
+
+	json_object_set_new(closed, "state", json_string("running"));
+	json_object_set_new(closed, "window", json_integer(0));
+	record.job = closed;
+	r = bm_record_write(job->disk->folder, &record, &error);
+	if (r < 0)
+		bm_log(BM_LOG_ERROR, "%s.%u: %s", job->disk->name, job->number, error.text);
+	json_decref(closed);
+	return !r;
+}
+
+/*
  * The end of one that did what it should: marks first, then the record, so that a crash between
  * them finds the job still running and does it again. Of one that did not: the record first, so
  * that nobody goes on with it.
@@ -180,12 +201,13 @@ void step_finish(struct bm_work *work)
 	struct job *job = bm_container(work, struct job, finish);
 	struct disk *d = job->disk;
 	struct bm_record record = record_of(job, job->final_uri, job->step_generation);
+	bool closed = !job_has_window(job) || close_window(job);
 
 	if (job->switched || job->undone)
 		mark_both(job);
 	else if (!job->error.code)
 		finish_copy(job);
-	if (job->switched && job->options.delete_source)
+	if (job->switched && job->options.delete_source && closed)
 		note(job, owner_remove(job->source), "remove", job->source);
 	if (d->folder)
 		bm_record_write(d->folder, &record, &job->step_error);

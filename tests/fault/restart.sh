@@ -119,10 +119,12 @@ in_sync() {
 	check "in sync: and can be given up" given_up
 }
 
-# hold INJECTION: system calls of the disk's process are held as that says (strace(1)).
+# hold INJECTION [PATH]: system calls of the disk's process, those about PATH, are held as that says
+# (strace(1)).
 hold() {
 	: >"$dir/tracer"
-	log=$dir/tracer spawn strace -f -q -q -p "$disk_pid" -o /dev/null -e "trace=${1%%:*}" -e "inject=$1"
+	log=$dir/tracer spawn strace -f -q -q -p "$disk_pid" -o /dev/null -e "trace=${1%%:*}" \
+		-e "inject=$1" ${2:+-P "$2"}
 	tracer=$pid
 	wait_for 10 traced
 }
@@ -182,6 +184,23 @@ undoing() {
 	check "undoing: the new one is old" marked "$a" retired
 }
 
+# The window is over when the source is removed, also for who comes after a crash.
+releasing() {
+	local a=$dir/a/disk.img b=$dir/b/disk.img
+	check "releasing: a move" "$bm" relocate disk "$a" --overwrite --undo-window 10m --delete-source
+	hold "unlink:delay_exit=20000000" "$b"
+	begun release disk
+	check "releasing: the source is removed" wait_for 10 test ! -e "$b"
+	check "releasing: it is not done yet" phase_is disk finishing
+	check "releasing: another process takes over" crash
+	check "releasing: the disk is on the target" disk_is_on "$a"
+	mover_is_told "releasing: who waited is told"
+	check "releasing: the guest goes on" works
+	check "releasing: the job is done" job_is disk .state "done"
+	check "releasing: says the record" jq -e '.job.state == "done"' <(head -n 1 "$record")
+	check "releasing: it moves back" "$bm" relocate disk "$dir/b"
+}
+
 serve disk "$dir/a/disk.img"
 start_load disk --initial any --reconnect 60 --iops 500 --sizes 512:128k
 preparing
@@ -189,6 +208,7 @@ copying
 in_sync
 switching
 undoing
+releasing
 check "in the end it moves" "$bm" relocate disk "$dir/a" --overwrite
 check "the guest lost nothing, through all of that" end_load
 check "it is there for others, too" image_fits "$dir/a/disk.img"
