@@ -393,7 +393,13 @@ class Cycle:
             self.asked.close()
         if not line:
             return
-        job = answer_of(line)
+        try:
+            job = answer_of(line)
+        except Refused as e:  # the cut came before there was a job
+            if ("far" in self.who and e.args[0] == "E_UNREACHABLE" or
+                    "state" in self.who and e.args[0] == "E_IO"):
+                return
+            raise
         self.begun = True
         if job["state"] in ("done", "undone") or job["phase"] == "undo-window":
             self.told = {self.here if job["state"] == "undone" else self.there}
