@@ -221,6 +221,7 @@ struct bm_mirror {
 	struct bm_dev *side[2];
 	int authority;
 	unsigned in_flight[2]; /* requests of ours on each side */
+	uint64_t heard[2];     /* ns: its last answer, or when it had none to give any more */
 	enum link link;
 	bool tracking; /* writes go to the authority alone */
 	bool paused, full;

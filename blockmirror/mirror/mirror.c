@@ -77,12 +77,14 @@ void mirror_mark_clean(struct bm_mirror *m, uint64_t granule)
 
 void mirror_send(struct bm_mirror *m, int side, struct bm_request *rq)
 {
-	m->in_flight[side]++;
+	if (!m->in_flight[side]++)
+		m->heard[side] = bm_loop_now(m->loop);
 	bm_submit(m->side[side], rq);
 }
 
 void mirror_received(struct bm_mirror *m, int side)
 {
+	m->heard[side] = bm_loop_now(m->loop);
 	if (!--m->in_flight[side] && side == other(m) && m->link != LINK_UP)
 		mirror_kick(m);
 }

@@ -421,12 +421,22 @@ static void leg_done(struct bm_request *rq, int error)
 		finish(op);
 }
 
+/*
+ * What we send on our own behalf nobody else waits for. A side may be slow, its flush above all,
+ * but it answers something: one that is silent for as long as this hangs.
+ */
+static bool silent(const struct bm_mirror *m, uint64_t now)
+{
+	return m->in_flight[other(m)] &&
+	       now - m->heard[other(m)] >= BM_MIRROR_SILENCE * m->config.deadline;
+}
+
 /* The deadline: a guest does not wait for the other side for ever. */
 void write_check_deadline(struct bm_timer *timer)
 {
 	struct bm_mirror *m = bm_container(timer, struct bm_mirror, deadline);
 	uint64_t now = bm_loop_now(m->loop);
-	bool lose = false, slow = false;
+	bool lose = silent(m, now), slow = false;
 
 	(void)bm_timer_set(m->loop, timer, now + m->config.deadline / 8);
 	bm_list_each(node, &m->running) {

@@ -63,6 +63,7 @@ struct bm_mirror_host {
 };
 
 #define BM_MIRROR_DEADLINE 2000000000ull
+#define BM_MIRROR_SILENCE  30 /* deadlines without any answer: the other side is lost */
 
 struct bm_mirror_config {
 	uint64_t size;          /* of the disk in bytes; 0: all of the source */
