@@ -121,7 +121,7 @@ $(BUILD)/fixtures/kth.so: fixtures/preload/kth.c
 	$(Q)mkdir -p $(@D)
 	$(Q)$(CC) -std=gnu17 -D_GNU_SOURCE $(WARN) -Wno-nonnull-compare -fPIC -shared -O2 -g -o $@ $< -ldl
 
-tests: $(UNIT_TESTS) $(FIXTURES)
+tests: $(FIXTURES)
 
 # Every Debian package that building, the demo and the tests need.
 PACKAGES := build-essential pkg-config clang-format-14 clang-tidy-14 shellcheck valgrind mandoc \

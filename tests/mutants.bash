@@ -35,3 +35,49 @@ mutants() {
 			print "$_\n" for keys %files;
 		}' "$@"
 }
+
+# copy_tree PROGRAM…: a copy of the project in $dir/src, and of its build, with these programs, in
+# $dir/build.
+copy_tree() {
+	mutant_programs=("$@")
+	mkdir -p "$dir/build/fixtures" "$dir/src"
+	cp -a Makefile blockmirror include nbd-server tests fixtures "$dir/src"
+	cp -a "$BUILD/obj" "$BUILD"/*.a "${@/#/$BUILD/}" "$dir/build"
+}
+
+make_mutant() {
+	make -s -C "$dir/src" CFLAGS=-O1 WARN=-w BUILD="$dir/build" "${mutant_programs[@]/#/$dir/build/}"
+}
+
+# campaign_notices COMMAND…: runs a campaign of the mutant: that something is violated, and not just that
+# nothing works.
+campaign_notices() {
+	! BUILD=$dir/build "$@" ${SEED:+--seed "$SEED"} >"$dir/out" 2>&1 || return
+	grep '^# violation: seed' "$dir/out" | grep -qv Traceback
+}
+
+# break_with FILE NAME: builds that mutant in the copy, calls "notices NAME", and mends the copy.
+break_with() {
+	local file files status=1
+	if files=$(mutants "$1" "$2" "$dir/src" 2>"$dir/out") && make_mutant >"$dir/out" 2>&1; then
+		notices "$2"
+		status=$?
+	fi
+	for file in $files; do # the object is newer than its source again
+		cp -p "$file" "$dir/src/$file"
+		cp "$BUILD/obj/${file%.c}.o" "$dir/build/obj/${file%.c}.o"
+	done
+	return $status
+}
+
+# break_each FILE [NAME…]: each mutant, or those; a line of TAP for each.
+break_each() {
+	local list=$1 head
+	shift
+	while IFS= read -r head; do
+		[ $# -eq 0 ] || [[ " $* " == *" ${head%%:*} "* ]] || continue
+		break_with "$list" "${head%%:*}"
+		result $? "$head: it is noticed" "$dir/out"
+		grep -m 1 '^# violation: seed' "$dir/out" | cut -c 1-400
+	done < <(mutants "$list")
+}

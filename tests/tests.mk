@@ -8,7 +8,7 @@ MODEL_TESTS := $(patsubst tests/model/%.c,$(BUILD)/tests/model/%,$(wildcard test
 LONG_TESTS := tests/system/hammer_guest.sh tests/system/hammer_detects.sh tests/system/sanitized.sh \
 	tests/fault/stale_session.sh tests/fault/network.sh tests/fault/power_teeth.sh \
 	tests/fault/death_teeth.sh tests/fault/soak.sh tests/fault/target_other.sh \
-	tests/fault/target_trouble.sh tests/fault/target_loss.sh
+	tests/fault/target_trouble.sh tests/fault/target_loss.sh tests/fault/session_taken.sh
 # Hours by itself.
 EVERY_CALL := tests/fault/every_call.sh
 # They do more with LONG=1.
@@ -17,6 +17,8 @@ WIDE_TESTS := tests/system/nbd_conformance.sh tests/system/upgrade.sh tests/faul
 SYSTEM_TESTS := $(filter-out %/lib.sh $(LONG_TESTS) $(EVERY_CALL),$(wildcard tests/system/*.sh tests/fault/*.sh))
 ASAN := $(BUILD)/asan
 TSAN := $(BUILD)/tsan
+AS_ASAN := BUILD=$(ASAN) SAN=address,undefined CFLAGS="-O1 -g"
+AS_TSAN := BUILD=$(TSAN) SAN=thread CFLAGS="-O1 -g"
 MODEL_SEEDS ?= 10000
 # Each once found a fault.
 FOUND_SEEDS := 1106457
@@ -24,7 +26,8 @@ FOUND_SEEDS := 1106457
 # Builds use all cores, unless the caller says how many.
 PARALLEL := $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc))
 
-tests: $(MODEL_TESTS)
+unit-tests: $(UNIT_TESTS) $(MODEL_TESTS)
+tests: unit-tests
 
 include tests/fuzz/fuzz.mk
 
@@ -43,12 +46,13 @@ check:
 		$(UNIT_TESTS) $(UNIT_TESTS:$(BUILD)/%=$(ASAN)/%) $(TSAN)/tests/unit/loop_test \
 		$(foreach target,$(FUZZ_TARGETS),$(call replay,$(target))) tests/valgrind.sh
 
+# What "check" takes of the sanitizers' builds, and no more: they take longest.
 asan-tests:
-	$(Q)$(MAKE) --no-print-directory BUILD=$(ASAN) SAN=address,undefined CFLAGS="-O1 -g" all tests replays
+	$(Q)$(MAKE) --no-print-directory $(AS_ASAN) $(ASAN)/blockmirror-nbd unit-tests replays
 
 tsan-tests:
-	$(Q)$(MAKE) --no-print-directory BUILD=$(TSAN) SAN=thread $(TSAN)/blockmirror-nbd \
-		$(TSAN)/tests/unit/loop_test $(TSAN)/tests/model/mirror_test
+	$(Q)$(MAKE) --no-print-directory $(AS_TSAN) $(TSAN)/blockmirror-nbd $(TSAN)/tests/unit/loop_test \
+		$(TSAN)/tests/model/mirror_test
 
 check-unit: all tests
 	$(Q)tests/run $(BUILD)/test-logs $(UNIT_TESTS)
@@ -59,8 +63,9 @@ check-mutants: tests
 
 # Hours: a million seeds, each call that can fail, the mutants, clients for minutes, the system tests
 # with sanitizers.
-check-long: all tests asan-tests tsan-tests
-	$(Q)$(MAKE) --no-print-directory BUILD=$(TSAN) SAN=thread all
+check-long: all tests
+	$(Q)$(MAKE) --no-print-directory $(AS_ASAN) all tests replays
+	$(Q)$(MAKE) --no-print-directory $(AS_TSAN) all tests
 	$(Q)BUILD=$(BUILD) LOAD_SECONDS=60 tests/run $(BUILD)/test-logs tests/system/nbd_many.sh
 	$(Q)BUILD=$(BUILD) TEST_TIMEOUT=36000 tests/run $(BUILD)/test-logs \
 		$(BUILD)/tests/model/mirror_test:-n:1000000:-s:100000 \
@@ -71,11 +76,10 @@ check-long: all tests asan-tests tsan-tests
 	$(Q)BUILD=$(BUILD) ANALYZE=1 LONG=1 TEST_TIMEOUT=3600 tests/run $(BUILD)/test-logs \
 		tests/lint.sh $(WIDE_TESTS) $(LONG_TESTS)
 	$(Q)BUILD=$(BUILD) LONG=1 TEST_TIMEOUT=36000 tests/run $(BUILD)/test-logs $(EVERY_CALL)
-	$(Q)$(MAKE) --no-print-directory BUILD=$(ASAN) SAN=address,undefined all
 	$(Q)BUILD=$(ASAN) tests/run $(ASAN)/test-logs $(SYSTEM_TESTS)
 
 bench: all
 	$(Q)BUILD=$(BUILD) tests/bench/bench.sh
 	$(Q)BUILD=$(BUILD) tests/bench/nbd.sh
 
-.PHONY: check check-unit check-mutants check-long asan-tests tsan-tests bench
+.PHONY: unit-tests check check-unit check-mutants check-long asan-tests tsan-tests bench
