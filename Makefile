@@ -19,8 +19,7 @@ WARN := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes 
 	-Wvla -Wwrite-strings -Wconversion -Wno-sign-conversion -Wimplicit-fallthrough
 BM_CFLAGS := -std=gnu17 -D_GNU_SOURCE -DBM_VERSION='"$(VERSION)"' -I. -Iinclude $(WARN) -fPIC \
 	-fvisibility=hidden -pthread $(shell pkg-config --cflags $(PKGS))
-LIBS := -laio -lm $(shell pkg-config --libs libnbd libiscsi jansson)
-NBD_LIBS := $(shell pkg-config --libs gnutls)
+LIBS := -laio -lm $(shell pkg-config --libs libnbd libiscsi jansson gnutls)
 BM_LDFLAGS := -pthread
 ifdef SAN
 BM_CFLAGS += -fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=all
@@ -77,11 +76,11 @@ $(BUILD)/libnbdserver.a: $(call objects,$(NBD_SRC))
 
 $(BUILD)/blockmirror-disk: $(call objects,$(DISK_SRC)) $(BUILD)/libnbdserver.a $(BUILD)/libblockmirror.a
 	$(call say,LD,$@)
-	$(Q)$(CC) $(BM_LDFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS) $(NBD_LIBS)
+	$(Q)$(CC) $(BM_LDFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
 
 $(BUILD)/blockmirror-nbd: $(call objects,$(MAIN_SRC)) $(BUILD)/libnbdserver.a $(BUILD)/libblockmirror.a
 	$(call say,LD,$@)
-	$(Q)$(CC) $(BM_LDFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS) $(NBD_LIBS)
+	$(Q)$(CC) $(BM_LDFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
 
 $(BUILD)/blockmirror: $(call objects,$(CLI_SRC)) $(BUILD)/libblockmirror.a
 	$(call say,LD,$@)
@@ -94,7 +93,7 @@ $(BUILD)/blockmirrord: $(call objects,$(DAEMON_SRC)) $(BUILD)/libblockmirror.a
 $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(BUILD)/libnbdserver.a $(BUILD)/libblockmirror.a
 	$(call say,LD,$@)
 	$(Q)mkdir -p $(@D)
-	$(Q)$(CC) $(BM_LDFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(filter %.a,$^) -lcmocka $(LIBS) $(NBD_LIBS)
+	$(Q)$(CC) $(BM_LDFLAGS) $(LDFLAGS) -o $@ $(filter %.o,$^) $(filter %.a,$^) -lcmocka $(LIBS)
 
 $(BUILD)/fixtures/%: $(BUILD)/obj/fixtures/%.o $(BUILD)/libblockmirror.a
 	$(call say,LD,$@)

@@ -23,7 +23,7 @@ enum kind { ANYONE, PSK, DN, NAME };
 struct rule {
 	struct rule *next;
 	enum kind kind;
-	char *who;    /* PSK, DN: the name; NAME: as struct nbd_identity has it */
+	char *who;    /* PSK, DN: the name; NAME: as struct bm_identity has it */
 	char *export; /* NULL: all of them */
 	enum nbd_access access;
 };
@@ -218,7 +218,7 @@ void nbd_acl_free(struct nbd_acl *acl)
 
 /* Deciding */
 
-static bool has_name(const struct nbd_identity *who, const char *name)
+static bool has_name(const struct bm_identity *who, const char *name)
 {
 	bool dns = !strncmp(name, "dns:", 4); /* which does not know upper from lower case */
 
@@ -228,7 +228,7 @@ static bool has_name(const struct nbd_identity *who, const char *name)
 	return false;
 }
 
-static bool is_for(const struct rule *rule, const struct nbd_identity *who)
+static bool is_for(const struct rule *rule, const struct bm_identity *who)
 {
 	switch (rule->kind) {
 	case ANYONE:
@@ -243,7 +243,7 @@ static bool is_for(const struct rule *rule, const struct nbd_identity *who)
 	return false;
 }
 
-enum nbd_access nbd_acl_access(struct nbd_acl *acl, const struct nbd_identity *who,
+enum nbd_access nbd_acl_access(struct nbd_acl *acl, const struct bm_identity *who,
 			       const char *export)
 {
 	struct bm_stamp stamp = bm_stamp(acl->path);

@@ -18,7 +18,7 @@ void nbd_acl_free(struct nbd_acl *acl); /* NULL is allowed */
 int nbd_acl_reload(struct nbd_acl *acl, struct bm_error *error);
 
 /* The most that any line gives. A file that has changed is read again first. */
-enum nbd_access nbd_acl_access(struct nbd_acl *acl, const struct nbd_identity *who,
+enum nbd_access nbd_acl_access(struct nbd_acl *acl, const struct bm_identity *who,
 			       const char *export);
 
 /* Whether there are lines for clients that have a pre-shared key, or a certificate. */

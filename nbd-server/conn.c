@@ -17,8 +17,8 @@
 
 #include "blockmirror/base/list.h"
 #include "blockmirror/base/log.h"
+#include "blockmirror/base/tls.h"
 #include "nbd-server/internal.h"
-#include "nbd-server/tls.h"
 
 static void set_watch(struct nbd_conn *conn, struct bm_watch *watch, int fd, uint32_t events)
 {
@@ -29,7 +29,7 @@ static void set_watch(struct nbd_conn *conn, struct bm_watch *watch, int fd, uin
 
 static void update_watches(struct nbd_conn *conn)
 {
-	struct nbd_transport *t = &conn->transport;
+	struct bm_transport *t = &conn->transport;
 	uint32_t in = conn->state < NBD_ENDED && !conn->paused ? EPOLLIN : 0;
 	uint32_t out = conn->blocked ? EPOLLOUT : 0;
 
@@ -50,7 +50,7 @@ static void end(struct bm_task *task)
 	for (int i = 0; i < NBD_PIECES; i++)
 		bm_buf_unref(conn->piece[i].buf);
 	bm_pool_free(conn->pool);
-	nbd_identity_free(conn->identity);
+	bm_identity_free(conn->identity);
 	nbd_server_left(conn);
 }
 
@@ -63,7 +63,7 @@ void nbd_conn_close(struct nbd_conn *conn)
 	conn->state = NBD_DEAD;
 	bm_watch_set(loop, &conn->in, conn->transport.in, 0);
 	bm_watch_set(loop, &conn->out_watch, conn->transport.out, 0);
-	nbd_transport_close(&conn->transport);
+	bm_transport_close(&conn->transport);
 	bm_timer_clear(loop, &conn->handshake);
 	bm_buf_wait_cancel(&conn->memory);
 	bm_task_cancel(&conn->send);
@@ -197,13 +197,13 @@ static int send_out(struct nbd_conn *conn)
 	struct iovec v[2 * NBD_PIECES];
 
 	while (!bm_list_empty(&conn->out)) {
-		ssize_t n = nbd_transport_send(&conn->transport, v, gather(conn, v));
+		ssize_t n = bm_transport_send(&conn->transport, v, gather(conn, v));
 
 		if (n < 0)
 			return (int)n;
 		count_sent(conn, (size_t)n);
 	}
-	return nbd_transport_flush(&conn->transport);
+	return bm_transport_flush(&conn->transport);
 }
 
 void nbd_conn_send(struct nbd_conn *conn)
@@ -261,7 +261,7 @@ void nbd_conn_parse(struct nbd_conn *conn)
 		       : conn->state < NBD_REQUEST ? nbd_handshake_step(conn)
 						   : nbd_request_step(conn);
 	conn->paused = step == NBD_WAIT;
-	if (!conn->paused && conn->state < NBD_ENDED && nbd_transport_pending(&conn->transport))
+	if (!conn->paused && conn->state < NBD_ENDED && bm_transport_pending(&conn->transport))
 		bm_loop_soon(conn->server->loop, &conn->more);
 	update_watches(conn);
 	nbd_handover_look(conn->server);
@@ -284,11 +284,11 @@ static void receive(struct nbd_conn *conn)
 	if (payload)
 		v[count++] = (struct iovec){piece->rq.data + piece->filled, payload};
 	v[count++] = (struct iovec){conn->input + conn->used, NBD_INPUT - conn->used};
-	n = nbd_transport_recv(&conn->transport, v, count);
+	n = bm_transport_recv(&conn->transport, v, count);
 	if (n == -EAGAIN)
 		return;
 	if (n == -EPROTO && conn->transport.tls)
-		nbd_conn_violated(conn, nbd_tls_why(conn->transport.tls));
+		nbd_conn_violated(conn, bm_tls_why(conn->transport.tls));
 	if (n < 0) {
 		nbd_conn_close(conn);
 		return;
@@ -390,7 +390,7 @@ int nbd_conn_open(struct nbd_server *server, int in, int out, const char *peer,
 			 bm_loop_now(server->loop) + server->options.handshake_ns);
 	if (r < 0)
 		goto fail;
-	r = nbd_transport_open(&conn->transport, in, out);
+	r = bm_transport_open(&conn->transport, in, out);
 	if (r < 0)
 		goto fail;
 	bm_list_append(&server->conns, &conn->link);

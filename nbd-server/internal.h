@@ -17,10 +17,10 @@
 
 #include <sys/stat.h>
 
+#include "blockmirror/base/transport.h"
 #include "blockmirror/base/unix_socket.h"
 #include "nbd-server/proto.h"
 #include "nbd-server/server.h"
-#include "nbd-server/transport.h"
 #include "nbd-server/wire.h"
 
 enum {
@@ -39,7 +39,7 @@ enum {
 #define NBD_SESSION_CONTEXT UINT32_MAX
 
 struct nbd_conn;
-struct nbd_keyring;
+struct bm_keyring;
 
 /* What was negotiated: which headers requests and replies have. Later ones can do more. */
 enum nbd_mode {
@@ -140,7 +140,7 @@ struct nbd_session_id {
 struct nbd_conn {
 	struct nbd_server *server;
 	struct bm_list link;
-	struct nbd_transport transport;
+	struct bm_transport transport;
 	struct bm_watch in, out_watch; /* the second one only where there are two descriptors */
 	struct bm_pool *pool;
 	struct bm_buf_waiter memory;
@@ -155,11 +155,11 @@ struct nbd_conn {
 
 	bool fixed, no_zeroes;
 	enum nbd_mode mode;
-	struct nbd_identity *identity; /* NULL: the client has proven nothing */
-	enum nbd_access access;        /* to what nbd_conn_find() found last */
-	bool read_only;                /* for this client */
-	unsigned options;              /* so far */
-	uint32_t option, skip;         /* the one being read; bytes of it, or of payload, to drop */
+	struct bm_identity *identity; /* NULL: the client has proven nothing */
+	enum nbd_access access;       /* to what nbd_conn_find() found last */
+	bool read_only;               /* for this client */
+	unsigned options;             /* so far */
+	uint32_t option, skip;        /* the one being read; bytes of it, or of payload, to drop */
 	struct nbd_selection selected;
 	const struct nbd_offer *offer; /* the one that was chosen */
 	struct nbd_session *session;   /* NULL: of none */
@@ -192,7 +192,7 @@ struct nbd_server {
 	struct bm_loop *loop;
 	struct nbd_server_options options;
 	enum nbd_tls_mode tls;
-	struct nbd_keyring *keyring; /* NULL: there is no TLS */
+	struct bm_keyring *keyring; /* NULL: there is no TLS */
 	struct bm_list conns;
 	unsigned connected;
 	bool stopping;

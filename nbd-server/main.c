@@ -177,7 +177,7 @@ static int open_image(struct program *p, struct bm_error *error)
 	return 0;
 }
 
-static enum nbd_access access_of(void *arg, const struct nbd_identity *who, const char *export)
+static enum nbd_access access_of(void *arg, const struct bm_identity *who, const char *export)
 {
 	struct program *p = arg;
 
@@ -187,8 +187,8 @@ static enum nbd_access access_of(void *arg, const struct nbd_identity *who, cons
 /* A line that nobody could ever fulfil is a mistake. */
 static int open_acl(struct program *p, struct bm_error *error)
 {
-	const struct nbd_tls_options *tls = &p->args.tls;
-	bool on = tls->mode != NBD_TLS_OFF;
+	const struct bm_tls_options *tls = &p->args.tls;
+	bool on = p->args.tls_mode != NBD_TLS_OFF;
 	int r = nbd_acl_open(p->args.acl, &p->acl, error);
 
 	if (r < 0)
@@ -262,7 +262,7 @@ static int start_server(struct program *p, struct bm_error *error)
 		return bm_fail_errno(error, ENOMEM, "cannot start");
 	r = nbd_server_add_export(p->server, &export, error);
 	if (!r)
-		r = nbd_server_set_tls(p->server, &args->tls, error);
+		r = nbd_server_set_tls(p->server, args->tls_mode, &args->tls, error);
 	return r ? r : let_clients_in(p, error);
 }
 

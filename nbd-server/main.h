@@ -17,7 +17,8 @@ struct arguments {
 	bool stdio, read_only, insecure, fork;
 	uint64_t create; /* bytes; 0: no */
 	struct nbd_server_options limits;
-	struct nbd_tls_options tls;
+	enum nbd_tls_mode tls_mode;
+	struct bm_tls_options tls;
 	int passed; /* sockets, from FIRST_PASSED_FD on */
 };
 
@@ -67,6 +68,6 @@ int command_start(struct command *command, struct bm_loop *loop, const char *tex
  * What a client on this host needs: uri, and, where it says nbds, whom to trust and as whom to
  * come. malloc()ed, or NULL.
  */
-char *command_uri(const char *uri, const struct nbd_tls_options *tls);
+char *command_uri(const char *uri, const struct bm_tls_options *tls);
 
 #endif

@@ -124,11 +124,13 @@ static int check_ways(const struct arguments *args, struct bm_error *error)
 
 static int check_tls(struct arguments *args, int mode, struct bm_error *error)
 {
-	struct nbd_tls_options *tls = &args->tls;
+	struct bm_tls_options *tls = &args->tls;
 	bool given = tls->certificates || tls->psk;
 
-	tls->mode = mode >= 0 ? (enum nbd_tls_mode)mode : given ? NBD_TLS_REQUIRE : NBD_TLS_OFF;
-	if (tls->mode != NBD_TLS_OFF && !given)
+	args->tls_mode = mode >= 0 ? (enum nbd_tls_mode)mode
+			 : given   ? NBD_TLS_REQUIRE
+				   : NBD_TLS_OFF;
+	if (args->tls_mode != NBD_TLS_OFF && !given)
 		return bm_fail(error, BM_E_USAGE,
 			       "--tls needs --tls-certificates DIR or --tls-psk FILE");
 	if (tls->verify_peer && !tls->certificates)

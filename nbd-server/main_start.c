@@ -21,9 +21,9 @@
 
 #include "blockmirror/base/cleanup.h"
 #include "blockmirror/base/list.h"
+#include "blockmirror/base/psk.h"
 #include "blockmirror/base/uri.h"
 #include "nbd-server/main.h"
-#include "nbd-server/psk.h"
 
 /* The service manager */
 
@@ -190,12 +190,12 @@ static char *key_uri(const char *authority, int scheme_length, const char *uri, 
 {
 	char separator = strchr(uri, '?') ? '&' : '?', *result;
 	bm_free char *path = bm_uri_escape(file), *user = NULL;
-	struct nbd_psk *psk;
+	struct bm_psk *psk;
 
-	if (nbd_psk_read(file, &psk, NULL) < 0)
+	if (bm_psk_read(file, &psk, NULL) < 0)
 		return NULL;
-	user = bm_uri_escape(nbd_psk_first(psk));
-	nbd_psk_free(psk);
+	user = bm_uri_escape(bm_psk_first(psk));
+	bm_psk_free(psk);
 	if (!path || !user ||
 	    asprintf(&result, "%.*s%s@%s%ctls-psk-file=%s", scheme_length, uri, user, authority,
 		     separator, path) < 0)
@@ -203,7 +203,7 @@ static char *key_uri(const char *authority, int scheme_length, const char *uri, 
 	return result;
 }
 
-char *command_uri(const char *uri, const struct nbd_tls_options *tls)
+char *command_uri(const char *uri, const struct bm_tls_options *tls)
 {
 	const char *authority = strstr(uri, "://") + 3;
 	char separator = strchr(uri, '?') ? '&' : '?', *result;

@@ -8,13 +8,12 @@
 #include <string.h>
 
 #include "blockmirror/base/log.h"
+#include "blockmirror/base/tls.h"
 #include "nbd-server/internal.h"
-#include "nbd-server/tls.h"
 
 void nbd_secure_begin(struct nbd_conn *conn)
 {
-	int r = nbd_transport_start_tls(&conn->transport,
-					nbd_keyring_current(conn->server->keyring));
+	int r = bm_transport_start_tls(&conn->transport, bm_keyring_current(conn->server->keyring));
 
 	if (r < 0) {
 		bm_log(BM_LOG_WARN, "NBD client %s: cannot begin TLS: %s", conn->peer,
@@ -29,13 +28,13 @@ void nbd_secure_begin(struct nbd_conn *conn)
 
 void nbd_secure_step(struct nbd_conn *conn)
 {
-	struct nbd_tls *tls = conn->transport.tls;
-	int r = nbd_tls_handshake(tls);
+	struct bm_tls *tls = conn->transport.tls;
+	int r = bm_tls_handshake(tls);
 
 	if (!r)
-		r = nbd_tls_identify(tls, &conn->identity);
+		r = bm_tls_identify(tls, &conn->identity);
 	if (r == -EPROTO) {
-		nbd_conn_violated(conn, nbd_tls_why(tls));
+		nbd_conn_violated(conn, bm_tls_why(tls));
 		return;
 	}
 	if (r < 0 && r != -EAGAIN) {

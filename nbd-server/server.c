@@ -8,9 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "blockmirror/base/credentials.h"
 #include "blockmirror/base/list.h"
 #include "blockmirror/base/log.h"
-#include "nbd-server/credentials.h"
 #include "nbd-server/internal.h"
 
 static void stopped(struct bm_task *task)
@@ -69,7 +69,7 @@ void nbd_server_free(struct nbd_server *server)
 		return;
 	assert(bm_list_empty(&server->conns));
 	nbd_listen_close(server);
-	nbd_keyring_free(server->keyring);
+	bm_keyring_free(server->keyring);
 	bm_timer_clear(server->loop, &server->stop_timer);
 	bm_timer_clear(server->loop, &server->accept_timer);
 	bm_timer_clear(server->loop, &server->freeze_timer);
@@ -83,13 +83,13 @@ void nbd_server_free(struct nbd_server *server)
 
 /* TLS */
 
-int nbd_server_set_tls(struct nbd_server *server, const struct nbd_tls_options *options,
-		       struct bm_error *error)
+int nbd_server_set_tls(struct nbd_server *server, enum nbd_tls_mode mode,
+		       const struct bm_tls_options *options, struct bm_error *error)
 {
 	int r;
 
 	assert(!server->keyring && !server->listeners);
-	if (options->mode == NBD_TLS_OFF)
+	if (mode == NBD_TLS_OFF)
 		return 0;
 	if (!options->certificates && !options->psk)
 		return bm_fail(error, BM_E_USAGE, "TLS needs certificates or pre-shared keys");
@@ -97,15 +97,15 @@ int nbd_server_set_tls(struct nbd_server *server, const struct nbd_tls_options *
 		return bm_fail(error, BM_E_USAGE,
 			       "clients' certificates are verified by an authority's: name the "
 			       "folder of certificates");
-	r = nbd_keyring_new(options, &server->keyring, error);
+	r = bm_keyring_new(options, &server->keyring, error);
 	if (!r)
-		server->tls = options->mode;
+		server->tls = mode;
 	return r;
 }
 
 int nbd_server_reload_tls(struct nbd_server *server, struct bm_error *error)
 {
-	return server->keyring ? nbd_keyring_reload(server->keyring, error) : 0;
+	return server->keyring ? bm_keyring_reload(server->keyring, error) : 0;
 }
 
 /* Exports */
@@ -164,7 +164,7 @@ int nbd_server_add_export(struct nbd_server *server, const struct nbd_export *ex
 /* Clients */
 
 /* "psk:NAME", "dn:DN", or nothing. */
-static void describe_identity(const struct nbd_identity *who, char *text)
+static void describe_identity(const struct bm_identity *who, char *text)
 {
 	*text = '\0';
 	if (who && who->psk)
@@ -176,7 +176,7 @@ static void describe_identity(const struct nbd_identity *who, char *text)
 enum nbd_access nbd_conn_access(const struct nbd_conn *conn, const struct nbd_offer *offer)
 {
 	static const char *const no_names[1];
-	static const struct nbd_identity nobody = {.names = no_names};
+	static const struct bm_identity nobody = {.names = no_names};
 	const struct nbd_server_options *options = &conn->server->options;
 
 	if (!options->access)

@@ -14,6 +14,7 @@
 #ifndef NBD_SERVER_SERVER_H
 #define NBD_SERVER_SERVER_H
 
+#include "blockmirror/base/tls_options.h"
 #include "blockmirror/blockdev.h"
 
 struct nbd_server;
@@ -34,23 +35,6 @@ enum nbd_tls_mode {
 	NBD_TLS_REQUIRE, /* FORCEDTLS */
 };
 
-struct nbd_tls_options {
-	enum nbd_tls_mode mode;
-	const char *certificates; /* a folder: ca-cert.pem, server-cert.pem, server-key.pem, and,
-				     if there is one, ca-crl.pem. NULL: none */
-	const char *psk;          /* a file of USER:HEXKEY lines. NULL: none */
-	const char *priority;     /* GnuTLS's priority string. NULL: credentials.c's */
-	/* A client without a key shows a certificate of the authority in ca-cert.pem, or goes */
-	bool verify_peer;
-};
-
-/* Who a client has proven to be by TLS. All NULL: nobody in particular. */
-struct nbd_identity {
-	const char *psk;          /* the name of his pre-shared key */
-	const char *dn;           /* of his certificate, which was verified; after RFC 4514 */
-	const char *const *names; /* its alternative ones: "dns:…", "ip:…", "uri:…", "email:…" */
-};
-
 enum nbd_access { NBD_ACCESS_NONE, NBD_ACCESS_READ, NBD_ACCESS_WRITE };
 
 struct nbd_server_options {
@@ -66,7 +50,7 @@ struct nbd_server_options {
 	 * What who may do with that export; called whenever a client names or lists it. What he may
 	 * not open is unknown to him. NULL: everybody may do everything.
 	 */
-	enum nbd_access (*access)(void *arg, const struct nbd_identity *who, const char *export);
+	enum nbd_access (*access)(void *arg, const struct bm_identity *who, const char *export);
 	void *arg;
 	bool insecure; /* plain TCP from other hosts, too */
 };
@@ -120,8 +104,8 @@ struct nbd_server *nbd_server_new(struct bm_loop *loop, const struct nbd_server_
  * Files that change are read again at the next client's handshake; when they are not all right then
  * what was read before stays in use. Sessions are never touched.
  */
-int nbd_server_set_tls(struct nbd_server *server, const struct nbd_tls_options *options,
-		       struct bm_error *error);
+int nbd_server_set_tls(struct nbd_server *server, enum nbd_tls_mode mode,
+		       const struct bm_tls_options *options, struct bm_error *error);
 
 /* Reads the files of TLS again, now. What is in use stays so on failure. Without TLS: nothing. */
 int nbd_server_reload_tls(struct nbd_server *server, struct bm_error *error);

@@ -14,7 +14,7 @@ static const struct manner mirror = {.user = "mirror", .key = KEY_1};
 
 static const char *const versions[] = {NORMAL, NORMAL ":-VERS-ALL:+VERS-TLS1.2"};
 
-static enum nbd_access access_of(void *arg, const struct nbd_identity *who, const char *export)
+static enum nbd_access access_of(void *arg, const struct bm_identity *who, const char *export)
 {
 	(void)arg;
 	return acl ? nbd_acl_access(acl, who, export) : NBD_ACCESS_WRITE;
@@ -53,7 +53,7 @@ static void make_files(void)
 	gnutls_x509_crt_deinit(server);
 }
 
-static int set_up_with(void **state, const struct nbd_tls_options *tls)
+static int set_up_with(void **state, enum nbd_tls_mode mode, const struct bm_tls_options *tls)
 {
 	const struct nbd_server_options options = {.access = access_of};
 
@@ -61,36 +61,36 @@ static int set_up_with(void **state, const struct nbd_tls_options *tls)
 	acl = NULL;
 	rig_open(&rig, &options);
 	*state = &rig;
-	return nbd_server_set_tls(rig.server, tls, NULL);
+	return nbd_server_set_tls(rig.server, mode, tls, NULL);
 }
 
 static int set_up(void **state)
 {
-	const struct nbd_tls_options tls = {.mode = NBD_TLS_REQUIRE, .psk = keys};
+	const struct bm_tls_options tls = {.psk = keys};
 
-	return set_up_with(state, &tls);
+	return set_up_with(state, NBD_TLS_REQUIRE, &tls);
 }
 
 static int set_up_offered(void **state)
 {
-	const struct nbd_tls_options tls = {.mode = NBD_TLS_ON, .psk = keys};
+	const struct bm_tls_options tls = {.psk = keys};
 
-	return set_up_with(state, &tls);
+	return set_up_with(state, NBD_TLS_ON, &tls);
 }
 
 static int set_up_x509(void **state)
 {
-	const struct nbd_tls_options tls = {.mode = NBD_TLS_REQUIRE, .certificates = folder};
+	const struct bm_tls_options tls = {.certificates = folder};
 
-	return set_up_with(state, &tls);
+	return set_up_with(state, NBD_TLS_REQUIRE, &tls);
 }
 
 static int set_up_mutual(void **state)
 {
-	const struct nbd_tls_options tls = {
-		.mode = NBD_TLS_REQUIRE, .certificates = folder, .psk = keys, .verify_peer = true};
+	const struct bm_tls_options tls = {
+		.certificates = folder, .psk = keys, .verify_peer = true};
 
-	return set_up_with(state, &tls);
+	return set_up_with(state, NBD_TLS_REQUIRE, &tls);
 }
 
 static int tear_down(void **state)
@@ -270,11 +270,11 @@ static void a_key_of_another_certificate_is_told(void **state)
 
 static void tls_that_proves_nothing_is_refused(void **state)
 {
-	const struct nbd_tls_options wrong[] = {
-		{.mode = NBD_TLS_REQUIRE},
-		{.mode = NBD_TLS_ON, .psk = keys, .verify_peer = true},
-		{.mode = NBD_TLS_REQUIRE, .psk = keys, .priority = "NORMAL:+NONSENSE"},
-		{.mode = NBD_TLS_REQUIRE, .certificates = "/nowhere"},
+	const struct bm_tls_options wrong[] = {
+		{0},
+		{.psk = keys, .verify_peer = true},
+		{.psk = keys, .priority = "NORMAL:+NONSENSE"},
+		{.certificates = "/nowhere"},
 	};
 	struct nbd_server *server;
 	struct bm_error error;
@@ -282,7 +282,7 @@ static void tls_that_proves_nothing_is_refused(void **state)
 	(void)state;
 	for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++) {
 		server = nbd_server_new(rig.loop, NULL);
-		assert_true(nbd_server_set_tls(server, &wrong[i], &error) < 0);
+		assert_true(nbd_server_set_tls(server, NBD_TLS_REQUIRE, &wrong[i], &error) < 0);
 		assert_true(strlen(error.text) > 10);
 		nbd_server_free(server);
 	}
@@ -378,12 +378,12 @@ static void lines_give_and_nothing_else_does(void **state)
 {
 	static const char *const some[] = {"dns:Host.Example", "ip:10.0.0.1", "uri:urn:x:Y", NULL};
 	static const char *const none[] = {NULL};
-	static const struct nbd_identity nobody = {.names = none},
-					 key = {.psk = "a b", .names = none},
-					 host = {.dn = "CN=h,O=\"x\"", .names = some};
+	static const struct bm_identity nobody = {.names = none},
+					key = {.psk = "a b", .names = none},
+					host = {.dn = "CN=h,O=\"x\"", .names = some};
 	static const struct {
 		const char *line;
-		const struct nbd_identity *who;
+		const struct bm_identity *who;
 		const char *export;
 		enum nbd_access access;
 	} rows[] = {

@@ -17,7 +17,7 @@ static const struct manner mirror_1_2 = {
 
 static int set_up(void **state)
 {
-	const struct nbd_tls_options tls = {.mode = NBD_TLS_REQUIRE, .psk = keys};
+	const struct bm_tls_options tls = {.psk = keys};
 
 	strcpy(folder, "/tmp/nbd_tls_test.XXXXXX");
 	if (!mkdtemp(folder))
@@ -27,7 +27,7 @@ static int set_up(void **state)
 	chmod(keys, 0600);
 	rig_open(&rig, NULL);
 	*state = &rig;
-	return nbd_server_set_tls(rig.server, &tls, NULL);
+	return nbd_server_set_tls(rig.server, NBD_TLS_REQUIRE, &tls, NULL);
 }
 
 static int tear_down(void **state)

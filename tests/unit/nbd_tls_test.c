@@ -13,7 +13,7 @@ static const struct manner mirror = {.user = "mirror", .key = KEY_1};
 
 static int set_up_mode(void **state, enum nbd_tls_mode mode, const struct nbd_server_options *o)
 {
-	const struct nbd_tls_options tls = {.mode = mode, .psk = keys};
+	const struct bm_tls_options tls = {.psk = keys};
 
 	strcpy(folder, "/tmp/nbd_tls_test.XXXXXX");
 	if (!mkdtemp(folder))
@@ -23,7 +23,7 @@ static int set_up_mode(void **state, enum nbd_tls_mode mode, const struct nbd_se
 	chmod(keys, 0600);
 	rig_open(&rig, o);
 	*state = &rig;
-	return nbd_server_set_tls(rig.server, &tls, NULL);
+	return nbd_server_set_tls(rig.server, mode, &tls, NULL);
 }
 
 static int set_up(void **state)

@@ -10,16 +10,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "nbd-server/tls.h"
+#include "blockmirror/base/tls.h"
 
 enum { NAMES = 64, LONGEST_NAME = 1024 };
 
 struct proven {
-	struct nbd_identity shown;
+	struct bm_identity shown;
 	char *psk, *dn, *name[NAMES + 1];
 };
 
-void nbd_identity_free(struct nbd_identity *identity)
+void bm_identity_free(struct bm_identity *identity)
 {
 	struct proven *p = (struct proven *)(void *)identity;
 
@@ -105,7 +105,7 @@ static int take_certificate(struct proven *p, gnutls_session_t session)
 	return r;
 }
 
-int nbd_identity_new(gnutls_session_t session, struct nbd_identity **identity)
+int bm_identity_new(gnutls_session_t session, struct bm_identity **identity)
 {
 	struct proven *p = calloc(1, sizeof(*p));
 	const char *user;
@@ -125,9 +125,9 @@ int nbd_identity_new(gnutls_session_t session, struct nbd_identity **identity)
 	default:
 		break;
 	}
-	p->shown = (struct nbd_identity){p->psk, p->dn, (const char *const *)p->name};
+	p->shown = (struct bm_identity){p->psk, p->dn, (const char *const *)p->name};
 	if (r < 0)
-		nbd_identity_free(&p->shown);
+		bm_identity_free(&p->shown);
 	else
 		*identity = &p->shown;
 	return r;

@@ -3,7 +3,7 @@
  * Pre-shared keys. They are read whole and kept, so that a handshake reads no file, and one that is
  * half written or wrong is noticed before it replaces a good one.
  */
-#include "nbd-server/psk.h"
+#include "blockmirror/base/psk.h"
 
 #include <ctype.h>
 #include <errno.h>
@@ -29,11 +29,11 @@ struct key {
 	uint8_t bytes[LONGEST_KEY];
 };
 
-struct nbd_psk {
+struct bm_psk {
 	struct key *first;
 };
 
-void nbd_psk_free(struct nbd_psk *psk)
+void bm_psk_free(struct bm_psk *psk)
 {
 	if (!psk)
 		return;
@@ -80,7 +80,7 @@ static const char *parse_line(struct key *key, const char *line)
 	return NULL;
 }
 
-static bool has_user(const struct nbd_psk *psk, const char *user)
+static bool has_user(const struct bm_psk *psk, const char *user)
 {
 	for (const struct key *key = psk->first; key; key = key->next)
 		if (!strcmp(key->user, user))
@@ -89,7 +89,7 @@ static bool has_user(const struct nbd_psk *psk, const char *user)
 }
 
 /* Cuts text into lines. Empty ones and those that begin with # are left out. */
-static int parse(struct nbd_psk *psk, char *text, const char *path, struct bm_error *error)
+static int parse(struct bm_psk *psk, char *text, const char *path, struct bm_error *error)
 {
 	struct key **end = &psk->first;
 	unsigned number = 0;
@@ -121,9 +121,9 @@ static int parse(struct nbd_psk *psk, char *text, const char *path, struct bm_er
 	return psk->first ? 0 : bm_fail(error, BM_E_USAGE, "%s has no keys in it", path);
 }
 
-int nbd_psk_read(const char *path, struct nbd_psk **psk, struct bm_error *error)
+int bm_psk_read(const char *path, struct bm_psk **psk, struct bm_error *error)
 {
-	struct nbd_psk *made = calloc(1, sizeof(*made));
+	struct bm_psk *made = calloc(1, sizeof(*made));
 	bm_free char *text = NULL;
 	size_t length;
 	int r;
@@ -132,20 +132,20 @@ int nbd_psk_read(const char *path, struct nbd_psk **psk, struct bm_error *error)
 		return bm_fail_errno(error, ENOMEM, "cannot read %s", path);
 	r = bm_read_text(path, LONGEST_FILE, &text);
 	if (r < 0) {
-		nbd_psk_free(made);
+		bm_psk_free(made);
 		return bm_fail_errno(error, r, "cannot read %s", path);
 	}
 	length = strlen(text);
 	r = parse(made, text, path, error);
 	explicit_bzero(text, length);
 	if (r < 0)
-		nbd_psk_free(made);
+		bm_psk_free(made);
 	else
 		*psk = made;
 	return r;
 }
 
-int nbd_psk_find(const struct nbd_psk *psk, const gnutls_datum_t *user, gnutls_datum_t *out)
+int bm_psk_find(const struct bm_psk *psk, const gnutls_datum_t *user, gnutls_datum_t *out)
 {
 	const struct key *found = NULL;
 	char name[LONGEST_USER + 1] = "";
@@ -166,7 +166,7 @@ int nbd_psk_find(const struct nbd_psk *psk, const gnutls_datum_t *user, gnutls_d
 	return 0;
 }
 
-const char *nbd_psk_first(const struct nbd_psk *psk)
+const char *bm_psk_first(const struct bm_psk *psk)
 {
 	return psk->first->user;
 }

@@ -7,14 +7,14 @@
  *
  * Receiving: one system call takes up to 128 KiB. GnuTLS is given whole records only: what it holds
  * between calls is then either nothing or decrypted, and "is there more without the socket having
- * become readable" has an exact answer (nbd_tls_pending()).
+ * become readable" has an exact answer (bm_tls_pending()).
  *
  * Sending: a long reply is encrypted from where it lies, 16 KiB at a time. Short ones, and the ends
  * of long ones, are put together in part until they fill a record. Eight records leave in one
  * system call. So a record costs what it must, and there is nothing to cork. Since there is room
  * before a record is made, GnuTLS is never interrupted in one.
  */
-#include "nbd-server/tls.h"
+#include "blockmirror/base/tls.h"
 
 #include <errno.h>
 #include <stdint.h>
@@ -22,7 +22,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "nbd-server/transport.h"
+#include "blockmirror/base/transport.h"
 
 enum {
 	RECORD = 16384,   /* data in a record, at most (RFC 8446 5.1) */
@@ -35,9 +35,9 @@ enum {
 	LAST_TYPE = 23,
 };
 
-struct nbd_tls {
-	struct nbd_transport *raw;
-	struct nbd_credentials *credentials;
+struct bm_tls {
+	struct bm_transport *raw;
+	struct bm_credentials *credentials;
 	gnutls_session_t session;
 	bool established;
 	bool hung_up;       /* nothing more comes from the socket */
@@ -52,7 +52,7 @@ struct nbd_tls {
 	uint8_t out[OUT];
 };
 
-static int fail(struct nbd_tls *tls, const char *what, const char *why)
+static int fail(struct bm_tls *tls, const char *what, const char *why)
 {
 	snprintf(tls->why, sizeof(tls->why), "%s: %s", what, why);
 	tls->established = false; /* nothing is to be said any more */
@@ -61,7 +61,7 @@ static int fail(struct nbd_tls *tls, const char *what, const char *why)
 	return -EPROTO;
 }
 
-const char *nbd_tls_why(const struct nbd_tls *tls)
+const char *bm_tls_why(const struct bm_tls *tls)
 {
 	return tls->why;
 }
@@ -70,7 +70,7 @@ const char *nbd_tls_why(const struct nbd_tls *tls)
 
 static ssize_t pull(gnutls_transport_ptr_t arg, void *data, size_t size)
 {
-	struct nbd_tls *tls = arg;
+	struct bm_tls *tls = arg;
 	size_t n = size < tls->whole ? size : tls->whole;
 
 	if (!n && tls->hung_up)
@@ -88,7 +88,7 @@ static ssize_t pull(gnutls_transport_ptr_t arg, void *data, size_t size)
 
 static int pull_timeout(gnutls_transport_ptr_t arg, unsigned ms)
 {
-	const struct nbd_tls *tls = arg;
+	const struct bm_tls *tls = arg;
 
 	(void)ms; /* nobody waits here */
 	return tls->whole || tls->hung_up;
@@ -96,7 +96,7 @@ static int pull_timeout(gnutls_transport_ptr_t arg, unsigned ms)
 
 static ssize_t push(gnutls_transport_ptr_t arg, const void *data, size_t size)
 {
-	struct nbd_tls *tls = arg;
+	struct bm_tls *tls = arg;
 	size_t room = OUT - tls->out_used, n = size < room ? size : room;
 
 	if (!n) {
@@ -110,9 +110,9 @@ static ssize_t push(gnutls_transport_ptr_t arg, const void *data, size_t size)
 
 /* Opening and closing */
 
-struct nbd_tls *nbd_tls_new(struct nbd_transport *raw, struct nbd_credentials *credentials)
+struct bm_tls *bm_tls_new(struct bm_transport *raw, struct bm_credentials *credentials)
 {
-	struct nbd_tls *tls = calloc(1, sizeof(*tls));
+	struct bm_tls *tls = calloc(1, sizeof(*tls));
 
 	if (!tls)
 		return NULL;
@@ -122,35 +122,35 @@ struct nbd_tls *nbd_tls_new(struct nbd_transport *raw, struct nbd_credentials *c
 		return NULL;
 	}
 	tls->raw = raw;
-	tls->credentials = nbd_credentials_ref(credentials);
+	tls->credentials = bm_credentials_ref(credentials);
 	gnutls_transport_set_ptr(tls->session, tls);
 	gnutls_transport_set_pull_function(tls->session, pull);
 	gnutls_transport_set_pull_timeout_function(tls->session, pull_timeout);
 	gnutls_transport_set_push_function(tls->session, push);
-	if (nbd_credentials_apply(credentials, tls->session) < 0) {
-		nbd_tls_free(tls);
+	if (bm_credentials_apply(credentials, tls->session) < 0) {
+		bm_tls_free(tls);
 		return NULL;
 	}
 	return tls;
 }
 
-void nbd_tls_free(struct nbd_tls *tls)
+void bm_tls_free(struct bm_tls *tls)
 {
 	if (!tls)
 		return;
 	/* "Terminating the transmission phase": TLS is closed first. As far as the client takes it.
 	 */
 	if (tls->established && gnutls_bye(tls->session, GNUTLS_SHUT_WR) == GNUTLS_E_SUCCESS)
-		(void)nbd_tls_flush(tls);
+		(void)bm_tls_flush(tls);
 	gnutls_deinit(tls->session);
-	nbd_credentials_unref(tls->credentials);
+	bm_credentials_unref(tls->credentials);
 	free(tls);
 }
 
 /* Bytes */
 
 /* Finds out how much of in is whole records, without being misled by what are none. */
-static int find_records(struct nbd_tls *tls)
+static int find_records(struct bm_tls *tls)
 {
 	while (tls->used - tls->whole >= HEADER) {
 		const uint8_t *header = tls->in + tls->start + tls->whole;
@@ -167,7 +167,7 @@ static int find_records(struct nbd_tls *tls)
 }
 
 /* Receives once. 0: there may be something. */
-static int fill(struct nbd_tls *tls)
+static int fill(struct bm_tls *tls)
 {
 	struct iovec v;
 	ssize_t n;
@@ -177,7 +177,7 @@ static int fill(struct nbd_tls *tls)
 	memmove(tls->in, tls->in + tls->start, tls->used);
 	tls->start = 0;
 	v = (struct iovec){tls->in + tls->used, IN - tls->used};
-	n = nbd_raw_recv(tls->raw, &v, 1);
+	n = bm_raw_recv(tls->raw, &v, 1);
 	if (n < 0)
 		return (int)n;
 	tls->hung_up = n == 0;
@@ -185,11 +185,11 @@ static int fill(struct nbd_tls *tls)
 	return find_records(tls);
 }
 
-int nbd_tls_flush(struct nbd_tls *tls)
+int bm_tls_flush(struct bm_tls *tls)
 {
 	while (tls->out_used > tls->out_start) {
 		struct iovec v = {tls->out + tls->out_start, tls->out_used - tls->out_start};
-		ssize_t n = nbd_raw_send(tls->raw, &v, 1);
+		ssize_t n = bm_raw_send(tls->raw, &v, 1);
 
 		if (n < 0)
 			return (int)n;
@@ -206,7 +206,7 @@ static bool is_interrupted(ssize_t r)
 	return r == GNUTLS_E_AGAIN || r == GNUTLS_E_INTERRUPTED;
 }
 
-static int handshake_failed(struct nbd_tls *tls, int r)
+static int handshake_failed(struct bm_tls *tls, int r)
 {
 	static const char what[] = "the TLS handshake failed";
 	gnutls_datum_t text = {0};
@@ -217,7 +217,7 @@ static int handshake_failed(struct nbd_tls *tls, int r)
 	if (r == GNUTLS_E_FATAL_ALERT_RECEIVED)
 		return fail(tls, what, gnutls_alert_get_name(gnutls_alert_get(tls->session)));
 	gnutls_alert_send_appropriate(tls->session, r);
-	(void)nbd_tls_flush(tls);
+	(void)bm_tls_flush(tls);
 	if (r == GNUTLS_E_RECEIVED_ILLEGAL_PARAMETER || r == GNUTLS_E_DECRYPTION_FAILED)
 		return fail(tls, what, "a wrong pre-shared key, or a broken message");
 	if (r != GNUTLS_E_CERTIFICATE_VERIFICATION_ERROR ||
@@ -230,7 +230,7 @@ static int handshake_failed(struct nbd_tls *tls, int r)
 	return result;
 }
 
-int nbd_tls_handshake(struct nbd_tls *tls)
+int bm_tls_handshake(struct bm_tls *tls)
 {
 	int r = tls->whole ? 0 : fill(tls), flushed = 0;
 
@@ -239,7 +239,7 @@ int nbd_tls_handshake(struct nbd_tls *tls)
 	do {
 		r = gnutls_handshake(tls->session);
 		if (is_interrupted(r))
-			flushed = nbd_tls_flush(tls);
+			flushed = bm_tls_flush(tls);
 		/* Certificates that are longer than out go in several steps. */
 	} while (r == GNUTLS_E_WARNING_ALERT_RECEIVED ||
 		 (is_interrupted(r) && !flushed && gnutls_record_get_direction(tls->session)));
@@ -251,22 +251,22 @@ int nbd_tls_handshake(struct nbd_tls *tls)
 	return 0;
 }
 
-int nbd_tls_identify(struct nbd_tls *tls, struct nbd_identity **identity)
+int bm_tls_identify(struct bm_tls *tls, struct bm_identity **identity)
 {
-	int r = nbd_identity_new(tls->session, identity);
+	int r = bm_identity_new(tls->session, identity);
 
 	return r == -EPROTO ? fail(tls, "TLS failed", "its certificate is not well formed") : r;
 }
 
 /* Receiving */
 
-bool nbd_tls_pending(const struct nbd_tls *tls)
+bool bm_tls_pending(const struct bm_tls *tls)
 {
 	return tls->over || tls->hung_up || tls->whole || gnutls_record_check_pending(tls->session);
 }
 
 /* At least 1; 0: the end; -EAGAIN: all whole records are used up. */
-static ssize_t recv_some(struct nbd_tls *tls, void *data, size_t size)
+static ssize_t recv_some(struct bm_tls *tls, void *data, size_t size)
 {
 	ssize_t n;
 
@@ -288,9 +288,9 @@ static ssize_t recv_some(struct nbd_tls *tls, void *data, size_t size)
 	return fail(tls, "TLS failed", gnutls_strerror((int)n));
 }
 
-ssize_t nbd_tls_recv(struct nbd_tls *tls, const struct iovec *v, int count)
+ssize_t bm_tls_recv(struct bm_tls *tls, const struct iovec *v, int count)
 {
-	ssize_t got = 0, n = nbd_tls_pending(tls) ? 0 : fill(tls);
+	ssize_t got = 0, n = bm_tls_pending(tls) ? 0 : fill(tls);
 
 	if (n < 0)
 		return n;
@@ -325,7 +325,7 @@ static void skip(struct source *s, size_t length)
 }
 
 /* Up to a record's data: from where it lies, when that is a whole record's or all there is. */
-static const uint8_t *next_data(struct nbd_tls *tls, struct source s, size_t *length)
+static const uint8_t *next_data(struct bm_tls *tls, struct source s, size_t *length)
 {
 	const uint8_t *first = (const uint8_t *)s.v->iov_base + s.at;
 
@@ -345,11 +345,11 @@ static const uint8_t *next_data(struct nbd_tls *tls, struct source s, size_t *le
 	return tls->part;
 }
 
-ssize_t nbd_tls_send(struct nbd_tls *tls, const struct iovec *v, int count)
+ssize_t bm_tls_send(struct bm_tls *tls, const struct iovec *v, int count)
 {
 	struct source s = {.v = v, .count = count};
 	ssize_t sent = 0;
-	int r = nbd_tls_flush(tls);
+	int r = bm_tls_flush(tls);
 
 	if (r < 0)
 		return r;
@@ -364,6 +364,6 @@ ssize_t nbd_tls_send(struct nbd_tls *tls, const struct iovec *v, int count)
 		skip(&s, (size_t)n);
 		sent += n;
 	}
-	r = nbd_tls_flush(tls);
+	r = bm_tls_flush(tls);
 	return r < 0 && r != -EAGAIN ? r : sent;
 }

@@ -11,7 +11,7 @@
  * that there are none for and fail; by key before by certificate, since who offers both has a key
  * for us; and none without forward secrecy.
  */
-#include "nbd-server/credentials.h"
+#include "blockmirror/base/credentials.h"
 
 #include <errno.h>
 #include <gnutls/x509.h>
@@ -27,7 +27,7 @@
 #include "blockmirror/base/cleanup.h"
 #include "blockmirror/base/file_util.h"
 #include "blockmirror/base/log.h"
-#include "nbd-server/psk.h"
+#include "blockmirror/base/psk.h"
 
 enum { CA, CRL, CERTIFICATE, KEY, FILES_X509, PSK = FILES_X509, FILES };
 enum { LONGEST_PEM = 4 << 20 };
@@ -39,21 +39,21 @@ static const char *const names[FILES_X509] = {
 	[KEY] = "server-key.pem",
 };
 
-struct nbd_credentials {
+struct bm_credentials {
 	unsigned refs;
 	bool verify_peer;
 	gnutls_certificate_credentials_t x509;      /* NULL: none */
 	gnutls_psk_server_credentials_t gnutls_psk; /* NULL: none */
 	gnutls_priority_t priority;
-	struct nbd_psk *psk;
+	struct bm_psk *psk;
 };
 
-struct nbd_keyring {
+struct bm_keyring {
 	bool verify_peer;
 	char *priority;    /* NULL: the default */
 	char *path[FILES]; /* NULL: not used */
 	struct bm_stamp stamp[FILES];
-	struct nbd_credentials *current;
+	struct bm_credentials *current;
 };
 
 /* Ciphers */
@@ -69,20 +69,20 @@ static bool processor_has_aes(void)
 #endif
 }
 
-const char *nbd_tls_priority(bool aes)
+const char *bm_tls_priority(bool aes)
 {
 	return aes ? "NORMAL:-CHACHA20-POLY1305:+CHACHA20-POLY1305:%SERVER_PRECEDENCE" : "NORMAL";
 }
 
 /* Whatever string is given: no version before 1.2 (proto.md, "TLS versions"). */
-static int set_priority(struct nbd_credentials *c, const char *given, struct bm_error *error)
+static int set_priority(struct bm_credentials *c, const char *given, struct bm_error *error)
 {
 	const char *wrong = "";
 	bm_free char *text = NULL;
 	int r;
 
 	if (asprintf(&text, "%s:-VERS-TLS1.0:-VERS-TLS1.1:-KX-ALL%s%s",
-		     given ? given : nbd_tls_priority(processor_has_aes()),
+		     given ? given : bm_tls_priority(processor_has_aes()),
 		     c->gnutls_psk ? ":+ECDHE-PSK:+DHE-PSK" : "",
 		     c->x509 ? ":+ECDHE-ECDSA:+ECDHE-RSA:+DHE-RSA" : "") < 0)
 		return bm_fail_errno(error, ENOMEM, "cannot use TLS");
@@ -129,7 +129,7 @@ static int wrong_pem(const char *path, int r, struct bm_error *error)
 }
 
 /* Whom to believe: the authority, less what it has revoked. */
-static int load_authority(struct nbd_credentials *c, char *const *path, struct bm_error *error)
+static int load_authority(struct bm_credentials *c, char *const *path, struct bm_error *error)
 {
 	gnutls_datum_t ca = {0}, crl = {0};
 	int r = read_pem(path[CA], &ca, error), n;
@@ -150,7 +150,7 @@ static int load_authority(struct nbd_credentials *c, char *const *path, struct b
 	return n < 0 ? wrong_pem(path[CRL], n, error) : 0;
 }
 
-static int load_x509(struct nbd_credentials *c, char *const *path, struct bm_error *error)
+static int load_x509(struct bm_credentials *c, char *const *path, struct bm_error *error)
 {
 	gnutls_datum_t certificate = {0}, key = {0};
 	int r;
@@ -181,15 +181,15 @@ static int load_x509(struct nbd_credentials *c, char *const *path, struct bm_err
 /* For GnuTLS. 1: there is no such user; it goes on with a key that nobody has. */
 static int find_key(gnutls_session_t session, const gnutls_datum_t *user, gnutls_datum_t *key)
 {
-	const struct nbd_credentials *c = gnutls_session_get_ptr(session);
-	int r = nbd_psk_find(c->psk, user, key);
+	const struct bm_credentials *c = gnutls_session_get_ptr(session);
+	int r = bm_psk_find(c->psk, user, key);
 
 	return r == -ENOENT ? 1 : r;
 }
 
-static int load_psk(struct nbd_credentials *c, const char *path, struct bm_error *error)
+static int load_psk(struct bm_credentials *c, const char *path, struct bm_error *error)
 {
-	int r = nbd_psk_read(path, &c->psk, error);
+	int r = bm_psk_read(path, &c->psk, error);
 
 	if (r < 0)
 		return r;
@@ -203,13 +203,13 @@ static int load_psk(struct nbd_credentials *c, const char *path, struct bm_error
 
 /* One state of the files */
 
-struct nbd_credentials *nbd_credentials_ref(struct nbd_credentials *c)
+struct bm_credentials *bm_credentials_ref(struct bm_credentials *c)
 {
 	c->refs++;
 	return c;
 }
 
-void nbd_credentials_unref(struct nbd_credentials *c)
+void bm_credentials_unref(struct bm_credentials *c)
 {
 	if (!c || --c->refs)
 		return;
@@ -218,11 +218,11 @@ void nbd_credentials_unref(struct nbd_credentials *c)
 	if (c->gnutls_psk)
 		gnutls_psk_free_server_credentials(c->gnutls_psk);
 	gnutls_priority_deinit(c->priority);
-	nbd_psk_free(c->psk);
+	bm_psk_free(c->psk);
 	free(c);
 }
 
-int nbd_credentials_apply(struct nbd_credentials *c, gnutls_session_t session)
+int bm_credentials_apply(struct bm_credentials *c, gnutls_session_t session)
 {
 	/* A certificate that is for other purposes does not make a client. */
 	static gnutls_typed_vdata_st purpose = {.type = GNUTLS_DT_KEY_PURPOSE_OID,
@@ -241,9 +241,9 @@ int nbd_credentials_apply(struct nbd_credentials *c, gnutls_session_t session)
 	return r;
 }
 
-static int load(const struct nbd_keyring *k, struct nbd_credentials **out, struct bm_error *error)
+static int load(const struct bm_keyring *k, struct bm_credentials **out, struct bm_error *error)
 {
-	struct nbd_credentials *c = calloc(1, sizeof(*c));
+	struct bm_credentials *c = calloc(1, sizeof(*c));
 	int r = 0;
 
 	if (!c)
@@ -257,7 +257,7 @@ static int load(const struct nbd_keyring *k, struct nbd_credentials **out, struc
 	if (!r)
 		r = set_priority(c, k->priority, error);
 	if (r < 0)
-		nbd_credentials_unref(c);
+		bm_credentials_unref(c);
 	else
 		*out = c;
 	return r;
@@ -265,18 +265,18 @@ static int load(const struct nbd_keyring *k, struct nbd_credentials **out, struc
 
 /* The files */
 
-void nbd_keyring_free(struct nbd_keyring *k)
+void bm_keyring_free(struct bm_keyring *k)
 {
 	if (!k)
 		return;
-	nbd_credentials_unref(k->current);
+	bm_credentials_unref(k->current);
 	for (int i = 0; i < FILES; i++)
 		free(k->path[i]);
 	free(k->priority);
 	free(k);
 }
 
-static bool copy_options(struct nbd_keyring *k, const struct nbd_tls_options *options)
+static bool copy_options(struct bm_keyring *k, const struct bm_tls_options *options)
 {
 	k->verify_peer = options->verify_peer;
 	if (options->priority && !(k->priority = strdup(options->priority)))
@@ -291,26 +291,26 @@ static bool copy_options(struct nbd_keyring *k, const struct nbd_tls_options *op
 	return true;
 }
 
-int nbd_keyring_new(const struct nbd_tls_options *options, struct nbd_keyring **keyring,
-		    struct bm_error *error)
+int bm_keyring_new(const struct bm_tls_options *options, struct bm_keyring **keyring,
+		   struct bm_error *error)
 {
-	struct nbd_keyring *k = calloc(1, sizeof(*k));
+	struct bm_keyring *k = calloc(1, sizeof(*k));
 	int r;
 
 	if (!k || !copy_options(k, options)) {
-		nbd_keyring_free(k);
+		bm_keyring_free(k);
 		return bm_fail_errno(error, ENOMEM, "cannot use TLS");
 	}
-	r = nbd_keyring_reload(k, error);
+	r = bm_keyring_reload(k, error);
 	if (r < 0)
-		nbd_keyring_free(k);
+		bm_keyring_free(k);
 	else
 		*keyring = k;
 	return r;
 }
 
 /* Looked at before they are read: what changes meanwhile is read again next time. */
-static bool look_at_files(struct nbd_keyring *k)
+static bool look_at_files(struct bm_keyring *k)
 {
 	bool changed = false;
 
@@ -325,27 +325,27 @@ static bool look_at_files(struct nbd_keyring *k)
 	return changed;
 }
 
-int nbd_keyring_reload(struct nbd_keyring *k, struct bm_error *error)
+int bm_keyring_reload(struct bm_keyring *k, struct bm_error *error)
 {
-	struct nbd_credentials *fresh = NULL;
+	struct bm_credentials *fresh = NULL;
 	int r;
 
 	look_at_files(k);
 	r = load(k, &fresh, error);
 	if (r < 0)
 		return r;
-	nbd_credentials_unref(k->current);
+	bm_credentials_unref(k->current);
 	k->current = fresh;
 	return 0;
 }
 
-struct nbd_credentials *nbd_keyring_current(struct nbd_keyring *k)
+struct bm_credentials *bm_keyring_current(struct bm_keyring *k)
 {
 	struct bm_error error;
 
 	if (!look_at_files(k))
 		return k->current;
-	if (nbd_keyring_reload(k, &error) < 0)
+	if (bm_keyring_reload(k, &error) < 0)
 		bm_log(BM_LOG_WARN, "TLS goes on with what it had before: %s", error.text);
 	else
 		bm_log(BM_LOG_NOTICE, "TLS uses what has changed in its files");

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* How bytes get to a client and back. */
-#include "nbd-server/transport.h"
+#include "blockmirror/base/transport.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -10,7 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "nbd-server/tls.h"
+#include "blockmirror/base/tls.h"
 
 static int is_socket(int fd)
 {
@@ -39,7 +39,7 @@ static void tune(int fd)
 	setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &count, sizeof(count));
 }
 
-int nbd_transport_open(struct nbd_transport *t, int in, int out)
+int bm_transport_open(struct bm_transport *t, int in, int out)
 {
 	int in_socket = is_socket(in), out_socket = is_socket(out), r = 0;
 
@@ -66,14 +66,14 @@ static ssize_t result(ssize_t n)
 	return n < 0 ? -errno : n;
 }
 
-ssize_t nbd_raw_recv(struct nbd_transport *t, struct iovec *v, int count)
+ssize_t bm_raw_recv(struct bm_transport *t, struct iovec *v, int count)
 {
 	struct msghdr message = {.msg_iov = v, .msg_iovlen = (size_t)count};
 
 	return result(t->socket ? recvmsg(t->in, &message, MSG_DONTWAIT) : readv(t->in, v, count));
 }
 
-ssize_t nbd_raw_send(struct nbd_transport *t, struct iovec *v, int count)
+ssize_t bm_raw_send(struct bm_transport *t, struct iovec *v, int count)
 {
 	struct msghdr message = {.msg_iov = v, .msg_iovlen = (size_t)count};
 
@@ -81,35 +81,35 @@ ssize_t nbd_raw_send(struct nbd_transport *t, struct iovec *v, int count)
 				: writev(t->out, v, count));
 }
 
-ssize_t nbd_transport_recv(struct nbd_transport *t, struct iovec *v, int count)
+ssize_t bm_transport_recv(struct bm_transport *t, struct iovec *v, int count)
 {
-	return t->tls ? nbd_tls_recv(t->tls, v, count) : nbd_raw_recv(t, v, count);
+	return t->tls ? bm_tls_recv(t->tls, v, count) : bm_raw_recv(t, v, count);
 }
 
-ssize_t nbd_transport_send(struct nbd_transport *t, struct iovec *v, int count)
+ssize_t bm_transport_send(struct bm_transport *t, struct iovec *v, int count)
 {
-	return t->tls ? nbd_tls_send(t->tls, v, count) : nbd_raw_send(t, v, count);
+	return t->tls ? bm_tls_send(t->tls, v, count) : bm_raw_send(t, v, count);
 }
 
-int nbd_transport_flush(struct nbd_transport *t)
+int bm_transport_flush(struct bm_transport *t)
 {
-	return t->tls ? nbd_tls_flush(t->tls) : 0;
+	return t->tls ? bm_tls_flush(t->tls) : 0;
 }
 
-bool nbd_transport_pending(const struct nbd_transport *t)
+bool bm_transport_pending(const struct bm_transport *t)
 {
-	return t->tls && nbd_tls_pending(t->tls);
+	return t->tls && bm_tls_pending(t->tls);
 }
 
-int nbd_transport_start_tls(struct nbd_transport *t, struct nbd_credentials *credentials)
+int bm_transport_start_tls(struct bm_transport *t, struct bm_credentials *credentials)
 {
-	t->tls = nbd_tls_new(t, credentials);
+	t->tls = bm_tls_new(t, credentials);
 	return t->tls ? 0 : -ENOMEM;
 }
 
-void nbd_transport_close(struct nbd_transport *t)
+void bm_transport_close(struct bm_transport *t)
 {
-	nbd_tls_free(t->tls);
+	bm_tls_free(t->tls);
 	t->tls = NULL;
 	if (t->in >= 0)
 		close(t->in);
