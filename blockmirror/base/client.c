@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* A blocking client of the control sockets. */
-#include "blockmirror/client.h"
+#include "blockmirror/base/client_io.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -16,13 +16,39 @@
 enum { LARGEST_LINE = 16 << 20 };
 
 struct bm_client {
+	const struct bm_client_io *io;
+	void *arg; /* io's */
 	int fd, next_id;
 	char *data; /* what was read and not yet used */
 	size_t used, room;
 	json_t *events; /* notifications that came while an answer was waited for */
 };
 
-int bm_client_from_fd(int fd, struct bm_client **out, struct bm_error *error)
+/* A plain socket: arg is its client. */
+
+static ssize_t fd_send(void *arg, const void *data, size_t length)
+{
+	const struct bm_client *client = arg;
+	ssize_t n = send(client->fd, data, length, MSG_NOSIGNAL);
+
+	return n < 0 ? -errno : n;
+}
+
+static ssize_t fd_recv(void *arg, void *data, size_t length)
+{
+	const struct bm_client *client = arg;
+	ssize_t n = recv(client->fd, data, length, 0);
+
+	return n < 0 ? -errno : n;
+}
+
+static void fd_close(void *arg)
+{
+	(void)arg;
+}
+
+int bm_client_from_io(const struct bm_client_io *io, void *arg, int fd, struct bm_client **out,
+		      struct bm_error *error)
 {
 	struct bm_client *client = calloc(1, sizeof(*client));
 
@@ -32,9 +58,18 @@ int bm_client_from_fd(int fd, struct bm_client **out, struct bm_error *error)
 		free(client);
 		return bm_fail_errno(error, ENOMEM, "control client");
 	}
+	client->io = io;
+	client->arg = arg ? arg : client;
 	client->fd = fd;
 	*out = client;
 	return 0;
+}
+
+int bm_client_from_fd(int fd, struct bm_client **client, struct bm_error *error)
+{
+	static const struct bm_client_io plain = {fd_send, fd_recv, fd_close};
+
+	return bm_client_from_io(&plain, NULL, fd, client, error);
 }
 
 int bm_client_connect(const char *path, struct bm_client **client, struct bm_error *error)
@@ -63,6 +98,7 @@ void bm_client_close(struct bm_client *client)
 {
 	if (!client)
 		return;
+	client->io->close(client->arg);
 	close(client->fd);
 	json_decref(client->events);
 	free(client->data);
@@ -91,19 +127,19 @@ bool bm_client_pending(const struct bm_client *client)
 
 static int gone(struct bm_error *error)
 {
-	bm_fail(error, BM_E_UNREACHABLE, "the process at the control socket ended");
+	bm_fail(error, BM_E_UNREACHABLE, "the other side has ended the connection");
 	return -ECONNRESET;
 }
 
-static int send_all(int fd, const char *data, size_t length)
+static int send_all(struct bm_client *client, const char *data, size_t length)
 {
 	while (length) {
-		ssize_t n = send(fd, data, length, MSG_NOSIGNAL);
+		ssize_t n = client->io->send(client->arg, data, length);
 
-		if (n < 0 && errno == EINTR)
+		if (n == -EINTR)
 			continue;
 		if (n < 0)
-			return -errno;
+			return (int)n;
 		data += n;
 		length -= (size_t)n;
 	}
@@ -115,16 +151,19 @@ int bm_client_send(struct bm_client *client, const char *method, json_t *params,
 {
 	json_t *call = json_pack("{s:s s:i s:s s:o*}", "jsonrpc", "2.0", "id", ++client->next_id,
 				 "method", method, "params", params);
-	bm_free char *line = call ? json_dumps(call, JSON_COMPACT) : NULL;
-	int r;
+	bm_free char *text = call ? json_dumps(call, JSON_COMPACT) : NULL, *line = NULL;
 
 	json_decref(call);
-	if (!line)
+	if (!text || asprintf(&line, "%s\n", text) < 0)
 		return bm_fail_errno(error, ENOMEM, "%s", method);
-	r = send_all(client->fd, line, strlen(line));
-	r = r ? r : send_all(client->fd, "\n", 1);
 	*id = client->next_id;
-	return r ? gone(error) : 0;
+	return send_all(client, line, strlen(line)) ? gone(error) : 0;
+}
+
+int bm_client_send_raw(struct bm_client *client, const void *data, size_t length,
+		       struct bm_error *error)
+{
+	return send_all(client, data, length) ? gone(error) : 0;
 }
 
 static int read_more(struct bm_client *client)
@@ -140,9 +179,9 @@ static int read_more(struct bm_client *client)
 		client->data = data;
 		client->room = room;
 	}
-	n = recv(client->fd, client->data + client->used, client->room - client->used, 0);
+	n = client->io->recv(client->arg, client->data + client->used, client->room - client->used);
 	if (n <= 0)
-		return n ? -errno : -ECONNRESET;
+		return n ? (int)n : -ECONNRESET;
 	client->used += (size_t)n;
 	return 0;
 }
@@ -158,8 +197,7 @@ static int read_object(struct bm_client *client, json_t **object, struct bm_erro
 		if (r == -EINTR)
 			return bm_fail_errno(error, r, "interrupted");
 		if (r == -EAGAIN)
-			return bm_fail(error, BM_E_UNREACHABLE,
-				       "the process at the control socket does not answer");
+			return bm_fail(error, BM_E_UNREACHABLE, "the other side does not answer");
 		if (r < 0)
 			return gone(error);
 	}

@@ -16,17 +16,25 @@
 
 #include "blockmirror/base/cleanup.h"
 #include "blockmirror/base/list.h"
+#include "blockmirror/base/log.h"
+#include "blockmirror/base/tls.h"
+#include "blockmirror/base/transport.h"
 #include "blockmirror/base/unix_socket.h"
 
 enum { LARGEST_LINE = 1 << 20, LARGEST_BACKLOG = 16 << 20, MOST_CLIENTS = 64, VERSION = 1 };
+#define HANDSHAKE 10000000000ull /* ns */
 
 struct client {
 	struct bm_watch watch;
 	struct bm_list link;
 	struct bm_rpc *rpc;
-	int fd; /* -1: gone, and only kept for its calls */
-	unsigned calls;
+	struct bm_transport transport; /* closed: gone, and only kept for its calls */
+	struct bm_identity *identity;  /* NULL: it was not asked, or has not told yet */
+	struct bm_timer shaking;       /* TLS is being agreed on; until then */
+	unsigned calls, version;
 	bool subscribed, eof;
+	uint64_t swallow; /* bytes that are no lines; then that call is answered */
+	struct bm_rpc_call *swallow_call;
 	void (*gone)(void *arg);
 	char *in, *out;
 	size_t in_used, in_room, out_used, out_room;
@@ -43,28 +51,55 @@ struct bm_rpc {
 	void *arg;
 	struct bm_watch watch;
 	struct bm_unix_listener listener;
+	struct bm_keyring *(*keyring)(void *arg); /* NULL: in clear */
 	struct bm_list clients;
 	unsigned count;
 };
 
+static bool is_gone(const struct client *c)
+{
+	return c->transport.in < 0;
+}
+
 static void free_client(struct client *c)
 {
+	bm_identity_free(c->identity);
 	free(c->in);
 	free(c->out);
 	free(c);
+}
+
+static void drop(struct client *c);
+
+static void end_call(struct bm_rpc_call *call)
+{
+	struct client *c = call->client;
+
+	c->calls--;
+	json_decref(call->id);
+	free(call);
+	if (is_gone(c) && !c->calls)
+		free_client(c);
+	else if (c->eof && !c->calls)
+		drop(c);
 }
 
 static void drop(struct client *c)
 {
 	void (*gone)(void *arg) = c->gone;
 	void *arg = c->rpc->arg;
+	struct bm_rpc_call *cut = bm_steal(c->swallow_call);
 
-	if (c->fd < 0)
+	if (is_gone(c))
 		return;
-	bm_watch_set(c->rpc->loop, &c->watch, c->fd, 0);
-	close(c->fd);
-	c->fd = -1;
+	bm_watch_set(c->rpc->loop, &c->watch, c->transport.in, 0);
+	bm_timer_clear(c->rpc->loop, &c->shaking);
+	bm_transport_close(&c->transport);
 	c->rpc->count--;
+	c->calls++; /* keeps c while a call of it ends */
+	if (cut)
+		end_call(cut);
+	c->calls--;
 	bm_list_remove(&c->link);
 	if (!c->calls)
 		free_client(c);
@@ -94,22 +129,26 @@ static int make_room(char **data, size_t *room, size_t wanted, size_t most)
 /* Sends what can be sent now. false: the client is gone. */
 static bool push(struct client *c)
 {
-	while (c->out_used) {
-		ssize_t n = send(c->fd, c->out, c->out_used, MSG_NOSIGNAL | MSG_DONTWAIT);
+	ssize_t n = 0;
 
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n < 0 && errno != EAGAIN) {
-			drop(c);
-			return false;
-		}
-		if (n < 0)
+	while (c->out_used && n != -EAGAIN && !bm_timer_armed(&c->shaking)) {
+		struct iovec v = {c->out, c->out_used};
+
+		n = bm_transport_send(&c->transport, &v, 1);
+		if (n < 0 && n != -EAGAIN)
 			break;
-		c->out_used -= (size_t)n;
-		memmove(c->out, c->out + n, c->out_used);
+		c->out_used -= n < 0 ? 0 : (size_t)n;
+		memmove(c->out, c->out + (n < 0 ? 0 : n), c->out_used);
 	}
-	bm_watch_set(c->rpc->loop, &c->watch, c->fd,
-		     (c->eof ? 0u : (unsigned)EPOLLIN) | (c->out_used ? (unsigned)EPOLLOUT : 0u));
+	if (n >= 0 || n == -EAGAIN)
+		n = bm_transport_flush(&c->transport);
+	if (n < 0 && n != -EAGAIN) {
+		drop(c);
+		return false;
+	}
+	bm_watch_set(c->rpc->loop, &c->watch, c->transport.in,
+		     (c->eof ? 0u : (unsigned)EPOLLIN) |
+			     (c->out_used || n < 0 ? (unsigned)EPOLLOUT : 0u));
 	return true;
 }
 
@@ -119,7 +158,7 @@ static void send_object(struct client *c, json_t *object)
 	size_t length = line ? strlen(line) : 0;
 
 	json_decref(object);
-	if (c->fd < 0)
+	if (is_gone(c))
 		return;
 	if (!line || make_room(&c->out, &c->out_room, c->out_used + length + 1, LARGEST_BACKLOG)) {
 		drop(c);
@@ -131,24 +170,11 @@ static void send_object(struct client *c, json_t *object)
 	push(c);
 }
 
-static void end_call(struct bm_rpc_call *call)
-{
-	struct client *c = call->client;
-
-	c->calls--;
-	json_decref(call->id);
-	free(call);
-	if (c->fd < 0 && !c->calls)
-		free_client(c);
-	else if (c->eof && !c->calls)
-		drop(c);
-}
-
 void bm_rpc_reply(struct bm_rpc_call *call, json_t *result)
 {
 	if (!result)
 		result = json_object();
-	json_object_set_new(result, "v", json_integer(VERSION));
+	json_object_set_new(result, "v", json_integer(call->client->version));
 	send_object(call->client,
 		    json_pack("{s:s s:O s:o}", "jsonrpc", "2.0", "id", call->id, "result", result));
 	end_call(call);
@@ -157,8 +183,9 @@ void bm_rpc_reply(struct bm_rpc_call *call, json_t *result)
 /* -32000: the range of JSON-RPC 2.0, section 5.1, for errors of the implementation. */
 void bm_rpc_fail(struct bm_rpc_call *call, const struct bm_error *error)
 {
-	json_t *failure = json_pack("{s:i s:s s:{s:s s:i}}", "code", -32000, "message", error->text,
-				    "data", "code", bm_code_name(error->code), "v", VERSION);
+	json_t *failure =
+		json_pack("{s:i s:s s:{s:s s:i}}", "code", -32000, "message", error->text, "data",
+			  "code", bm_code_name(error->code), "v", (int)call->client->version);
 
 	send_object(call->client,
 		    json_pack("{s:s s:O s:o}", "jsonrpc", "2.0", "id", call->id, "error", failure));
@@ -181,6 +208,22 @@ void bm_rpc_notify(struct bm_rpc *rpc, const char *event, json_t *params)
 						 "params", params));
 	}
 	json_decref(params);
+}
+
+const struct bm_identity *bm_rpc_identity(const struct bm_rpc_call *call)
+{
+	return call->client->identity;
+}
+
+unsigned *bm_rpc_version(struct bm_rpc_call *call)
+{
+	return &call->client->version;
+}
+
+void bm_rpc_swallow(struct bm_rpc_call *call, uint64_t bytes)
+{
+	call->client->swallow = bytes;
+	call->client->swallow_call = call;
 }
 
 static void run_call(struct client *c, json_t *object)
@@ -210,6 +253,20 @@ static void run_call(struct client *c, json_t *object)
 	entry->method(c->rpc->arg, call, params);
 }
 
+/* The rest of what swallow() was told of; false: more of it has to come. */
+static bool swallow(struct client *c)
+{
+	size_t n = c->swallow < c->in_used ? (size_t)c->swallow : c->in_used;
+
+	c->swallow -= n;
+	c->in_used -= n;
+	memmove(c->in, c->in + n, c->in_used);
+	if (c->swallow)
+		return false;
+	bm_rpc_reply(bm_steal(c->swallow_call), NULL);
+	return true;
+}
+
 /* Carries out the first line that is there whole; false when there is none, or nobody. */
 static bool run_line(struct client *c)
 {
@@ -217,6 +274,8 @@ static bool run_line(struct client *c)
 	size_t length;
 	json_t *object;
 
+	if (c->swallow_call)
+		return swallow(c);
 	if (!newline)
 		return false;
 	length = (size_t)(newline - c->in);
@@ -233,37 +292,84 @@ static bool run_line(struct client *c)
 	return true;
 }
 
-static void client_ready(struct bm_watch *watch, uint32_t events)
+/* What has come; false when there is no more of it now. */
+static bool receive(struct client *c, uint32_t events)
 {
-	struct client *c = bm_container(watch, struct client, watch);
+	struct iovec v;
 	ssize_t n;
 
-	c->calls++; /* keeps c while its calls run */
-	if (events & EPOLLOUT && !push(c))
-		goto out;
-	if (make_room(&c->in, &c->in_room, c->in_used + 4096, LARGEST_LINE)) {
+	if (make_room(&c->in, &c->in_room, c->in_used + (c->swallow ? 65536 : 4096),
+		      LARGEST_LINE)) {
 		drop(c);
-		goto out;
+		return false;
 	}
-	n = recv(c->fd, c->in + c->in_used, c->in_room - c->in_used, MSG_DONTWAIT);
-	if (n < 0 && (errno == EAGAIN || errno == EINTR))
-		goto out;
+	v = (struct iovec){c->in + c->in_used, c->in_room - c->in_used};
+	n = bm_transport_recv(&c->transport, &v, 1);
+	if (n == -EAGAIN || n == -EINTR)
+		return false;
 	if (n > 0) {
 		c->in_used += (size_t)n;
-		while (c->fd >= 0 && run_line(c))
+		while (!is_gone(c) && run_line(c))
 			;
-	} else if (n < 0 || c->calls == 1 || events & EPOLLHUP) {
+	} else if (n < 0 || c->calls == 1 || c->swallow_call || events & EPOLLHUP) {
 		drop(c);
 	} else { /* it has closed its half; answers are still due */
 		c->eof = true;
 		push(c);
 	}
-out:
-	if (!--c->calls && c->fd < 0)
+	return n > 0 && !is_gone(c) && bm_transport_pending(&c->transport);
+}
+
+/* Goes on with the handshake of TLS; false when it is not over. */
+static bool shake_hands(struct client *c)
+{
+	int r = bm_tls_handshake(c->transport.tls);
+
+	if (!r)
+		r = bm_tls_identify(c->transport.tls, &c->identity);
+	if (r == -EAGAIN) {
+		push(c);
+		return false;
+	}
+	if (r < 0) {
+		bm_log(BM_LOG_WARN, "a client is refused: %s",
+		       r == -EPROTO ? bm_tls_why(c->transport.tls) : strerror(-r));
+		drop(c);
+		return false;
+	}
+	bm_timer_clear(c->rpc->loop, &c->shaking);
+	return push(c);
+}
+
+static void too_slow(struct bm_timer *timer)
+{
+	bm_log(BM_LOG_WARN, "a client is refused: it does not come to an end with TLS");
+	drop(bm_container(timer, struct client, shaking));
+}
+
+static void client_ready(struct bm_watch *watch, uint32_t events)
+{
+	struct client *c = bm_container(watch, struct client, watch);
+
+	c->calls++; /* keeps c while its calls run */
+	if ((!bm_timer_armed(&c->shaking) || shake_hands(c)) && (!(events & EPOLLOUT) || push(c)))
+		while (receive(c, events))
+			;
+	if (!--c->calls && is_gone(c))
 		free_client(c);
 }
 
-int bm_rpc_serve_fd(struct bm_rpc *rpc, int fd, void (*gone)(void *arg))
+static int begin_tls(struct client *c, struct bm_keyring *keyring)
+{
+	int r = keyring ? bm_transport_start_tls(&c->transport, bm_keyring_current(keyring))
+			: -ENOKEY;
+
+	c->shaking.run = too_slow;
+	return r ? r
+		 : bm_timer_set(c->rpc->loop, &c->shaking, bm_loop_now(c->rpc->loop) + HANDSHAKE);
+}
+
+static int add_client(struct bm_rpc *rpc, int fd, void (*gone)(void *arg), bool tls)
 {
 	struct client *c = rpc->count < MOST_CLIENTS ? calloc(1, sizeof(*c)) : NULL;
 	int r;
@@ -271,11 +377,17 @@ int bm_rpc_serve_fd(struct bm_rpc *rpc, int fd, void (*gone)(void *arg))
 	if (!c)
 		return -ENOMEM;
 	c->rpc = rpc;
-	c->fd = fd;
 	c->gone = gone;
+	c->version = tls ? 0 : VERSION;
 	c->watch.run = client_ready;
-	r = bm_watch_set(rpc->loop, &c->watch, fd, EPOLLIN);
+	r = bm_transport_open(&c->transport, fd, fd);
+	if (!r && tls)
+		r = begin_tls(c, rpc->keyring(rpc->arg));
+	if (!r)
+		r = bm_watch_set(rpc->loop, &c->watch, fd, EPOLLIN);
 	if (r < 0) {
+		bm_timer_clear(rpc->loop, &c->shaking);
+		bm_tls_free(c->transport.tls);
 		free(c);
 		return r;
 	}
@@ -284,14 +396,24 @@ int bm_rpc_serve_fd(struct bm_rpc *rpc, int fd, void (*gone)(void *arg))
 	return 0;
 }
 
+int bm_rpc_serve_fd(struct bm_rpc *rpc, int fd, void (*gone)(void *arg))
+{
+	return add_client(rpc, fd, gone, false);
+}
+
 static void listener_ready(struct bm_watch *watch, uint32_t events)
 {
 	struct bm_rpc *rpc = bm_container(watch, struct bm_rpc, watch);
 	int fd = accept4(watch->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 
 	(void)events;
-	if (fd >= 0 && bm_rpc_serve_fd(rpc, fd, NULL) < 0)
+	if (fd >= 0 && add_client(rpc, fd, NULL, rpc->keyring) < 0)
 		close(fd);
+}
+
+void bm_rpc_secure(struct bm_rpc *rpc, struct bm_keyring *(*keyring)(void *arg))
+{
+	rpc->keyring = keyring;
 }
 
 static int watch_listener(struct bm_rpc *rpc, struct bm_error *error)

@@ -10,8 +10,11 @@
 #include <jansson.h>
 #include <stdbool.h>
 
+#include "blockmirror/base/tls_options.h"
 #include "blockmirror/error.h"
 #include "blockmirror/loop.h"
+
+struct bm_keyring;
 
 struct bm_rpc;      /* a server */
 struct bm_rpc_call; /* a call that waits for its answer */
@@ -50,6 +53,24 @@ int bm_rpc_own(struct bm_rpc *rpc, const char *path);
 
 /* Serves one connected socket; gone() is called when it ends (NULL is allowed). */
 int bm_rpc_serve_fd(struct bm_rpc *rpc, int fd, void (*gone)(void *arg));
+
+/*
+ * Those who connect to the listening socket from now on begin with TLS; keyring() tells with what,
+ * each time. NULL: nobody is let in.
+ */
+void bm_rpc_secure(struct bm_rpc *rpc, struct bm_keyring *(*keyring)(void *arg));
+
+/* Who has proven by TLS to be the caller; NULL: nobody was asked. As long as the call. */
+const struct bm_identity *bm_rpc_identity(const struct bm_rpc_call *call);
+
+/*
+ * The version of the protocol, that answers bear. On a connection with TLS it is 0 until a method
+ * has agreed on one with the caller.
+ */
+unsigned *bm_rpc_version(struct bm_rpc_call *call);
+
+/* After this call come so many bytes that mean nothing; when they are here, it is answered. */
+void bm_rpc_swallow(struct bm_rpc_call *call, uint64_t bytes);
 
 /* Takes result over; NULL means {}. */
 void bm_rpc_reply(struct bm_rpc_call *call, json_t *result);

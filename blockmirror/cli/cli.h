@@ -46,6 +46,7 @@ int cmd_verify(struct cli *cli, int argc, char **argv);
 int cmd_job(struct cli *cli, int argc, char **argv);
 int cmd_whois(struct cli *cli, int argc, char **argv);
 int cmd_events(struct cli *cli, int argc, char **argv);
+int cmd_peer(struct cli *cli, int argc, char **argv);
 
 /*
  * getopt for a command: the options that all commands have are dealt with here; own options

@@ -111,6 +111,26 @@ const struct command commands[] = {
 	 "4: no disk is known to have to do with it; 6: do not serve it before you know more:\n"
 	 "record and mark contradict each other, or the record is damaged.\n",
 	 cmd_whois},
+	{"peer",
+	 "pair|add|list|check|remove [NAME] [ADDRESS:PORT] [--address ADDRESS:PORT] [--key-file "
+	 "FILE] "
+	 "[--replace]",
+	 "hosts that trust each other",
+	 "They are blockmirrord(8)'s, which has to listen for them.\n"
+	 "\n"
+	 "  pair NAME ADDRESS:PORT  make a key for the host NAME, reached there, and print the "
+	 "line\n"
+	 "                          to run on it\n"
+	 "  add NAME ADDRESS:PORT   the other half of that: the key is read from the input\n"
+	 "  list\n"
+	 "  check NAME              reach it: versions, round trip, bytes a second, MTU, clock\n"
+	 "  remove NAME             it is let in no longer\n"
+	 "\n"
+	 "  --address ADDRESS:PORT  pair: where NAME reaches this host, when it is not what\n"
+	 "                          blockmirrord listens on\n"
+	 "  --key-file FILE         add: read the key from there\n"
+	 "  --replace               pair, add: though NAME is known\n",
+	 cmd_peer},
 	{"events", "[NAME]", "print events of all disks, or one, as they happen", NULL, cmd_events},
 	{0},
 };

@@ -8,7 +8,7 @@
 
 #include "blockmirror/base/cleanup.h"
 #include "blockmirror/base/disk_name.h"
-#include "blockmirror/daemon/daemon.h"
+#include "blockmirror/daemon/peer.h"
 
 json_t *control_report(const struct served *s)
 {
@@ -229,8 +229,17 @@ static void method_events(void *arg, struct bm_rpc_call *call, json_t *params)
 }
 
 static const struct bm_rpc_table methods[] = {
-	{"list", method_list}, {"show", method_show},     {"serve", method_serve},
-	{"stop", method_stop}, {"forget", method_forget}, {"events", method_events},
+	{"list", method_list},
+	{"show", method_show},
+	{"serve", method_serve},
+	{"stop", method_stop},
+	{"forget", method_forget},
+	{"events", method_events},
+	{"peer.add", method_peer_add},
+	{"peer.pair", method_peer_pair},
+	{"peer.remove", method_peer_remove},
+	{"peer.list", method_peer_list},
+	{"peer.check", method_peer_check},
 	{NULL, NULL},
 };
 

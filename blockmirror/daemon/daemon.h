@@ -11,6 +11,7 @@
  *   adopt.c      processes that run already
  *   ask.c        one call to a disk's process
  *   control.c    the control socket
+ *   peer*.c      other hosts (peer.h)
  */
 #ifndef BM_DAEMON_DAEMON_H
 #define BM_DAEMON_DAEMON_H
@@ -23,6 +24,7 @@
 #include "blockmirror/base/worker.h"
 
 struct served;
+struct peers;
 
 struct daemon {
 	struct bm_loop *loop;
@@ -33,6 +35,7 @@ struct daemon {
 	struct bm_workers *writer; /* one thread: the registry's files, in order */
 	struct bm_watch adopt;     /* fd -1: none */
 	struct bm_list disks;      /* struct served, by name */
+	struct peers *peers;
 };
 
 /*

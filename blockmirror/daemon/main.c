@@ -20,7 +20,7 @@
 #include "blockmirror/base/file_util.h"
 #include "blockmirror/base/log.h"
 #include "blockmirror/base/memory.h"
-#include "blockmirror/daemon/daemon.h"
+#include "blockmirror/daemon/peer.h"
 
 #define LOCK_WAIT 1000000000ull /* ns: a daemon that was killed is gone sooner */
 #define LOCK_STEP 10000000ull
@@ -32,6 +32,8 @@ static const char help[] =
 	"\n"
 	"  --run-dir DIR    sockets (default $BLOCKMIRROR_RUN_DIR, then /run/blockmirror)\n"
 	"  --state-dir DIR  records (default $BLOCKMIRROR_STATE_DIR, then /var/lib/blockmirror)\n"
+	"  --name NAME      of this host, for other hosts (default: its host name)\n"
+	"  --listen ADDRESS:PORT  other hosts that are paired with this one come there, under TLS\n"
 	"  --help, --version\n"
 	"\n"
 	"\"blockmirror serve\" adds a disk. On SIGTERM it ends, and the disks go on.\n";
@@ -131,9 +133,14 @@ static void found(void *arg, const char *name, json_t *limits)
 	served_begin(s); /* one that was stopped may have been started without us */
 }
 
-static int daemon_open(struct daemon *d, const char *run, const char *state, struct bm_error *error)
+/* What the command line says. */
+struct arguments {
+	const char *run, *state, *name, *listen;
+};
+
+static int daemon_open(struct daemon *d, const struct arguments *args, struct bm_error *error)
 {
-	int r = make_folder(run, "", &d->run, error);
+	int r = make_folder(args->run, "", &d->run, error);
 
 	bm_list_init(&d->disks);
 	d->lock = d->adopt.fd = -1;
@@ -141,13 +148,15 @@ static int daemon_open(struct daemon *d, const char *run, const char *state, str
 	if (!d->writer)
 		return bm_fail_errno(error, ENOMEM, "blockmirrord");
 	if (!r)
-		r = make_folder(run, "/disks", &d->sockets, error);
+		r = make_folder(args->run, "/disks", &d->sockets, error);
 	if (!r)
-		r = make_folder(state, "", &d->state, error);
+		r = make_folder(args->state, "", &d->state, error);
 	if (!r)
-		r = make_folder(state, "/serve", &d->registry, error);
+		r = make_folder(args->state, "/serve", &d->registry, error);
 	if (!r)
 		r = lock_registry(d, error);
+	if (!r)
+		r = peers_open(d, args->name, args->listen, error);
 	if (!r)
 		r = control_listen(d, error);
 	if (!r)
@@ -165,6 +174,7 @@ static void daemon_close(struct daemon *d)
 	struct bm_list *node;
 
 	bm_workers_free(d->writer);
+	peers_close(d);
 	while ((node = bm_list_take(&d->disks)))
 		served_free(bm_container(node, struct served, link));
 	adopt_close(d);
@@ -177,7 +187,7 @@ static void daemon_close(struct daemon *d)
 	free(d->registry);
 }
 
-static int serve(struct bm_loop *loop, const char *run, const char *state)
+static int serve(struct bm_loop *loop, const struct arguments *args)
 {
 	bm_free char *manager = getenv("NOTIFY_SOCKET") ? strdup(getenv("NOTIFY_SOCKET")) : NULL;
 	struct daemon d = {.loop = loop};
@@ -185,7 +195,7 @@ static int serve(struct bm_loop *loop, const char *run, const char *state)
 	int r;
 
 	unsetenv("NOTIFY_SOCKET");
-	r = daemon_open(&d, run, state, &error);
+	r = daemon_open(&d, args, &error);
 	if (!r) {
 		printf("ready %s/blockmirrord.sock\n", d.run);
 		fflush(stdout);
@@ -211,11 +221,13 @@ int main(int argc, char **argv)
 	static const struct option options[] = {
 		{"run-dir", required_argument, NULL, 'r'},
 		{"state-dir", required_argument, NULL, 's'},
+		{"name", required_argument, NULL, 'n'},
+		{"listen", required_argument, NULL, 'l'},
 		{"help", no_argument, NULL, 'h'},
 		{"version", no_argument, NULL, 'V'},
 		{0},
 	};
-	const char *run = bm_run_dir(), *state = bm_state_dir();
+	struct arguments args = {.run = bm_run_dir(), .state = bm_state_dir()};
 	struct signals signals = {0};
 	struct bm_loop *loop;
 	int c, status;
@@ -224,10 +236,16 @@ int main(int argc, char **argv)
 	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
 		switch (c) {
 		case 'r':
-			run = optarg;
+			args.run = optarg;
 			break;
 		case 's':
-			state = optarg;
+			args.state = optarg;
+			break;
+		case 'n':
+			args.name = optarg;
+			break;
+		case 'l':
+			args.listen = optarg;
 			break;
 		case 'h':
 			fputs(help, stdout);
@@ -247,7 +265,7 @@ int main(int argc, char **argv)
 		perror("blockmirrord");
 		return 1;
 	}
-	status = serve(loop, run, state);
+	status = serve(loop, &args);
 	bm_loop_free(loop);
 	return status;
 }

@@ -401,13 +401,6 @@ void bm_mirror_pause(struct bm_mirror *m, bool paused)
 	mirror_kick(m);
 }
 
-void bm_mirror_set_deadline(struct bm_mirror *m, uint64_t deadline)
-{
-	m->config.deadline = deadline ? deadline : defaults.deadline;
-	if (bm_timer_armed(&m->deadline))
-		set_timer_in(m, &m->deadline, 0);
-}
-
 /* The mirror goes with bm_mirror_free() alone. */
 static void mirror_close(struct bm_dev *dev)
 {

@@ -466,6 +466,13 @@ void write_check_deadline(struct bm_timer *timer)
 		copy_end_hold(m);
 }
 
+void bm_mirror_set_deadline(struct bm_mirror *m, uint64_t deadline)
+{
+	m->config.deadline = deadline ? deadline : BM_MIRROR_DEADLINE;
+	if (bm_timer_armed(&m->deadline))
+		(void)bm_timer_set(m->loop, &m->deadline, bm_loop_now(m->loop));
+}
+
 void write_release_answers(struct bm_mirror *m)
 {
 	struct bm_list held;

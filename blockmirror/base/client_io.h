@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* A control client over something else than a plain socket. */
+#ifndef BM_BASE_CLIENT_IO_H
+#define BM_BASE_CLIENT_IO_H
+
+#include <sys/types.h>
+
+#include "blockmirror/client.h"
+
+/* All block, as long as the descriptor's own time-outs allow. */
+struct bm_client_io {
+	ssize_t (*send)(void *arg, const void *data, size_t length); /* bytes, at least 1; -errno */
+	ssize_t (*recv)(void *arg, void *data, size_t length);       /* 0: the end; -errno */
+	void (*close)(void *arg);                                    /* what arg is; fd is left */
+};
+
+/* fd is the client's on success, and so is arg; io must live for ever. */
+int bm_client_from_io(const struct bm_client_io *io, void *arg, int fd, struct bm_client **client,
+		      struct bm_error *error);
+
+/* Sends bytes that are no call (bm_rpc_swallow()). */
+int bm_client_send_raw(struct bm_client *client, const void *data, size_t length,
+		       struct bm_error *error);
+
+#endif

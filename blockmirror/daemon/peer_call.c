@@ -1,0 +1,151 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* What we ask of another host. Blocks: for workers' threads. */
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+
+#include "blockmirror/base/tls_client.h"
+#include "blockmirror/daemon/peer.h"
+
+enum { PINGS = 9, PIECE = 256 << 10 };
+#define PATIENCE    5000000000ull /* ns that a step may take */
+#define MEASURE_FOR 500000000ull  /* ns */
+#define FIRST_LOAD  (1ull << 20)  /* bytes: tells how many to send for that long */
+#define MOST_LOAD   (1ull << 30)
+
+static uint64_t clock_ns(clockid_t clock)
+{
+	struct timespec t;
+
+	clock_gettime(clock, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+int peer_connect(const struct peer *peer, const char *our_name, struct bm_client **client,
+		 json_t **hello, struct bm_error *error)
+{
+	const struct bm_tls_key key = {.user = our_name, .hex = peer->key};
+	int r = bm_client_connect_tls(peer->address, &key, PATIENCE, client, error);
+
+	if (r < 0)
+		return r;
+	r = bm_client_call(*client, "hello",
+			   json_pack("{s:[ii]}", "versions", PEER_OLDEST, PEER_NEWEST), hello,
+			   error);
+	if (r < 0)
+		bm_client_close(*client);
+	return r;
+}
+
+static int compare(const void *a, const void *b)
+{
+	const uint64_t *x = a, *y = b;
+
+	return (*x > *y) - (*x < *y);
+}
+
+/* The middle one of some round trips; and by how much the other clock is ahead. */
+static int measure_ping(struct bm_client *client, json_t *result, struct bm_error *error)
+{
+	uint64_t took[PINGS], best = UINT64_MAX;
+	json_int_t ahead = 0;
+
+	for (int i = 0; i < PINGS; i++) {
+		uint64_t begun = clock_ns(CLOCK_MONOTONIC), wall = clock_ns(CLOCK_REALTIME);
+		json_t *answer = NULL;
+		int r = bm_client_call(client, "ping", NULL, &answer, error);
+
+		if (r < 0)
+			return r;
+		took[i] = clock_ns(CLOCK_MONOTONIC) - begun;
+		if (took[i] < best) {
+			best = took[i];
+			ahead = json_integer_value(json_object_get(answer, "time_ns")) -
+				(json_int_t)(wall + best / 2);
+		}
+		json_decref(answer);
+	}
+	qsort(took, PINGS, sizeof(took[0]), compare);
+	json_object_set_new(result, "rtt_ns", json_integer((json_int_t)took[PINGS / 2]));
+	json_object_set_new(result, "clock_ahead_ns", json_integer(ahead));
+	return 0;
+}
+
+static int send_load(struct bm_client *client, uint64_t bytes, uint64_t *took,
+		     struct bm_error *error)
+{
+	static const char nothing[PIECE];
+	uint64_t begun = clock_ns(CLOCK_MONOTONIC), left = bytes;
+	int id, r = bm_client_send(client, "swallow",
+				   json_pack("{s:I}", "bytes", (json_int_t)bytes), &id, error);
+
+	while (!r && left) {
+		size_t n = left < PIECE ? (size_t)left : PIECE;
+
+		r = bm_client_send_raw(client, nothing, n, error);
+		left -= n;
+	}
+	if (!r)
+		r = bm_client_wait(client, id, NULL, NULL, error);
+	*took = clock_ns(CLOCK_MONOTONIC) - begun;
+	return r < 0 ? r : 0;
+}
+
+/* Bytes a second under TLS, by one connection: as much again until it takes long enough. */
+static int measure_speed(struct bm_client *client, json_t *result, struct bm_error *error)
+{
+	uint64_t bytes = FIRST_LOAD, took = 0;
+
+	for (;;) {
+		int r = send_load(client, bytes, &took, error);
+
+		if (r < 0)
+			return r;
+		if (took >= MEASURE_FOR / 2 || bytes == MOST_LOAD)
+			break;
+		bytes = took * 16 < MEASURE_FOR ? bytes * 16 : bytes * MEASURE_FOR / took;
+		bytes = bytes < MOST_LOAD ? bytes : MOST_LOAD;
+	}
+	json_object_set_new(result, "bandwidth",
+			    json_integer((json_int_t)((double)bytes * 1e9 / (double)took)));
+	return 0;
+}
+
+static void note_path(const struct bm_client *client, json_t *result)
+{
+	struct tcp_info info = {0};
+	socklen_t length = sizeof(info);
+
+	if (!getsockopt(bm_client_fd(client), IPPROTO_TCP, TCP_INFO, &info, &length))
+		json_object_set_new(result, "mtu", json_integer(info.tcpi_pmtu));
+}
+
+int peer_measure(const struct peer *peer, const char *our_name, json_t **result,
+		 struct bm_error *error)
+{
+	struct bm_client *client;
+	json_t *hello = NULL;
+	int r = peer_connect(peer, our_name, &client, &hello, error);
+
+	if (r < 0)
+		return r;
+	*result = json_pack("{s:s s:s s:O s:O s:O}", "peer", peer->name, "address", peer->address,
+			    "name", json_object_get(hello, "name"), "software",
+			    json_object_get(hello, "software"), "version",
+			    json_object_get(hello, "v"));
+	r = *result ? measure_ping(client, *result, error)
+		    : bm_fail(error, BM_E_IO, "%s answers hello with something else", peer->name);
+	if (!r)
+		r = measure_speed(client, *result, error);
+	if (!r)
+		note_path(client, *result);
+	bm_client_close(client);
+	json_decref(hello);
+	if (r < 0)
+		json_decref(*result);
+	return r;
+}

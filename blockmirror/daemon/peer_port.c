@@ -1,0 +1,142 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * What other hosts may ask of us, under TLS, by the names that their keys give them. Who was
+ * removed gets no answer any more, though his connection lasts.
+ */
+#include <errno.h>
+#include <netinet/in.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "blockmirror/base/address.h"
+#include "blockmirror/base/cleanup.h"
+#include "blockmirror/daemon/peer.h"
+
+enum { BACKLOG = 16 };
+#define MOST_SWALLOWED (1ull << 30)
+
+/* Whether the caller is one of ours, and has said hello; answers when not. */
+static struct peer *admit(struct peers *p, struct bm_rpc_call *call, bool greeted)
+{
+	const struct bm_identity *who = bm_rpc_identity(call);
+	struct peer *peer = who && who->psk ? peer_find(p, who->psk) : NULL;
+	struct bm_error error;
+
+	if (peer && (!greeted || *bm_rpc_version(call)))
+		return peer;
+	if (peer)
+		bm_fail(&error, BM_E_USAGE, "hello comes first");
+	else
+		bm_fail(&error, BM_E_ACCESS, "%s does not know the host that calls", p->name);
+	bm_rpc_fail(call, &error);
+	return NULL;
+}
+
+static json_int_t wall_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_REALTIME, &t);
+	return (json_int_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+/* The newest version that both have. */
+static void method_hello(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	struct peers *p = arg;
+	int oldest = 0, newest = 0;
+	struct bm_error error;
+
+	if (!admit(p, call, false))
+		return;
+	if (json_unpack(params, "{s:[ii]}", "versions", &oldest, &newest) || oldest < 1 ||
+	    oldest > newest)
+		bm_fail(&error, BM_E_USAGE, "versions ([oldest, newest]) are wanted");
+	else if (oldest > PEER_NEWEST || newest < PEER_OLDEST)
+		bm_fail(&error, BM_E_UNSUPPORTED,
+			"%s (blockmirror " BM_VERSION ") speaks versions %d to %d to other hosts, "
+			"the caller %d to %d: install the newer program on both",
+			p->name, PEER_OLDEST, PEER_NEWEST, oldest, newest);
+	else {
+		*bm_rpc_version(call) = (unsigned)(newest < PEER_NEWEST ? newest : PEER_NEWEST);
+		bm_rpc_reply(call, json_pack("{s:s s:s s:I}", "name", p->name, "software",
+					     BM_VERSION, "time_ns", wall_ns()));
+		return;
+	}
+	bm_rpc_fail(call, &error);
+}
+
+static void method_ping(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	(void)params;
+	if (admit(arg, call, true))
+		bm_rpc_reply(call, json_pack("{s:I}", "time_ns", wall_ns()));
+}
+
+/* Takes bytes that mean nothing: how many a second come through. */
+static void method_swallow(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	json_int_t bytes = 0;
+	struct bm_error error;
+
+	if (!admit(arg, call, true))
+		return;
+	if (!json_unpack(params, "{s:I}", "bytes", &bytes) && bytes > 0 &&
+	    bytes <= (json_int_t)MOST_SWALLOWED) {
+		bm_rpc_swallow(call, (uint64_t)bytes);
+		return;
+	}
+	bm_fail(&error, BM_E_USAGE, "bytes (1 to %llu) are wanted", MOST_SWALLOWED);
+	bm_rpc_fail(call, &error);
+}
+
+static const struct bm_rpc_table methods[] = {
+	{"hello", method_hello},
+	{"ping", method_ping},
+	{"swallow", method_swallow},
+	{NULL, NULL},
+};
+
+static struct bm_keyring *keyring_of(void *arg)
+{
+	const struct peers *p = arg;
+
+	return p->keyring;
+}
+
+static int listen_on(const struct addrinfo *info)
+{
+	const int on = 1;
+	bm_close int fd = socket(info->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+
+	if (fd < 0)
+		return -errno;
+	setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+	if (bind(fd, info->ai_addr, info->ai_addrlen) < 0 || listen(fd, BACKLOG) < 0)
+		return -errno;
+	return bm_steal_fd(fd);
+}
+
+int peer_listen(struct peers *p, struct bm_error *error)
+{
+	struct addrinfo *list;
+	int fd = -EADDRNOTAVAIL, r = bm_address_lookup(p->listen, true, &list, error);
+
+	if (r < 0)
+		return r;
+	for (struct addrinfo *info = list; info && fd < 0; info = info->ai_next)
+		fd = listen_on(info);
+	freeaddrinfo(list);
+	if (fd < 0)
+		return bm_fail_errno(error, fd, "cannot listen on %s", p->listen);
+	r = bm_rpc_new(p->daemon->loop, methods, p, &p->rpc);
+	if (r < 0) {
+		close(fd);
+		return bm_fail_errno(error, r, "cannot listen on %s", p->listen);
+	}
+	bm_rpc_secure(p->rpc, keyring_of);
+	return bm_rpc_listen_fd(p->rpc, fd, error);
+}
