@@ -80,12 +80,14 @@ class Disk:
         return result is not None, error
 
     def job(self, timeout):
-        """The job when it has ended; None: it has not, or nobody answers."""
+        """The job when it has ended; None: it has not, there is none, or nobody answers."""
         end = time.monotonic() + timeout
         while time.monotonic() < end and not self.ended():
-            result, _ = self.call("job.wait", end - time.monotonic())
+            result, error = self.call("job.wait", end - time.monotonic())
             if result and result.get("phase") == "ended":
                 return result
+            if error and error["data"]["code"] == "E_NOT_FOUND":
+                return None
             time.sleep(0.02)
         return None
 
