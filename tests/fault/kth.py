@@ -179,6 +179,9 @@ class Run:
                                 str(self.disk.call("job.show", 1)))
         self.resent = (job.get("resumed") or {}).get("dirty_bytes", 0)
         time.sleep(0.02)
+        if self.disk.ended():  # for lack of memory, when the job had just ended
+            self.disk.check_end()
+            self.restart()
         self.check_guest()
         shown, _ = self.disk.call("show", 10)
         if not shown or shown["uri"] != self.b:
@@ -284,7 +287,7 @@ def cases_of(args, seed):
         print(f"# {scenario}: " + " ".join(f"{k} {n}" for k, n in counts.items() if n), flush=True)
         for kind in args.kind or KINDS:
             # What the guest makes of it varies: those that come late may not come at all.
-            for k in range(1, counts[kind] + 1, args.step):
+            for k in range(args.first, counts[kind] + 1, args.step):
                 for error in ERRORS.get(kind, DISK):
                     for forever in args.forever or (0, 1):
                         cases.append({"scenario": scenario, "kind": kind, "k": k, "error": error,
@@ -304,6 +307,7 @@ def main():
     p.add_argument("--scenario", action="append")
     p.add_argument("--forever", type=int, action="append", help="0: once; 1: from there on; both")
     p.add_argument("--step", type=int, default=1, help="each such k only")
+    p.add_argument("--first", type=int, default=1, help="k begins there")
     p.add_argument("--only", help="SCENARIO-KIND-K-ERROR-FOREVER")
     args = p.parse_args()
     args.build, args.scratch = os.path.realpath(args.build), os.path.realpath(args.scratch)

@@ -256,6 +256,12 @@ static void make_stale(struct fake_io *io)
 	io->rq = NULL;
 }
 
+/* Its answer came in just before the connection was cut. */
+static bool answered_already(const struct fake_io *io)
+{
+	return io->disk->prompt && is_write(io->op) && !io->fua && !io->left && io->id % 2;
+}
+
 static void end_cancelled(struct bm_task *task)
 {
 	struct fake_disk *d = bm_container(task, struct fake_disk, end_task);
@@ -278,8 +284,14 @@ static void fake_cancel(struct bm_dev *dev)
 
 		if (!d->io[i].used || !rq)
 			continue;
-		make_stale(&d->io[i]);
-		rq->result = -ECANCELED;
+		if (answered_already(&d->io[i])) {
+			mark_ended(&d->io[i]);
+			free_io(&d->io[i]);
+			rq->result = 0;
+		} else {
+			make_stale(&d->io[i]);
+			rq->result = -ECANCELED;
+		}
 		bm_list_append(&d->ended, &rq->link);
 		bm_loop_soon(dev->loop, &d->end_task);
 	}

@@ -40,6 +40,7 @@ struct fake_disk {
 	int pending; /* that are used */
 	unsigned ids;
 	bool remote; /* cancel ends requests at once and leaves them stale */
+	bool prompt; /* ... but for writes that are carried out: their answers may have come */
 	/*
 	 * A server that does not say when stale requests are over: they may be carried out until
 	 * this time, or later, but not any more when what they write is read. 0: another kind.

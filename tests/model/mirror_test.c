@@ -284,6 +284,7 @@ static void run_seed(uint64_t seed)
 	fake_disk_init(&w.disk[0], value[0], SECTOR, chance);
 	fake_disk_init(&w.disk[1], value[1], w.block1, chance);
 	w.disk[1].remote = !w.local;
+	w.disk[1].prompt = !without;
 	w.foreign = !w.local && percent(60);
 	w.swaps = !w.calm && percent(30);
 	if (w.foreign)
