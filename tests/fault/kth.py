@@ -179,7 +179,7 @@ class Run:
                                 str(self.disk.call("job.show", 1)))
         self.resent = (job.get("resumed") or {}).get("dirty_bytes", 0)
         time.sleep(0.02)
-        if self.disk.ended():  # for lack of memory, when the job had just ended
+        if not self.disk.call("show", HANGS)[0]:  # it ends for lack of memory, the job had just ended
             self.disk.check_end()
             self.restart()
         self.check_guest()
