@@ -9,8 +9,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/epoll.h>
-#include <sys/signalfd.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -18,6 +16,7 @@
 #include "blockmirror/base/list.h"
 #include "blockmirror/base/log.h"
 #include "blockmirror/base/record.h"
+#include "blockmirror/base/signals.h"
 #include "blockmirror/base/uri.h"
 #include "blockmirror/dev/open.h"
 #include "nbd-server/acl.h"
@@ -29,7 +28,7 @@ struct program {
 	struct bm_dev *lower, *order;
 	struct nbd_server *server;
 	struct nbd_acl *acl; /* NULL: none was given */
-	struct bm_watch signals;
+	struct bm_signals signals;
 	struct command command;
 	char *folder, *socket; /* made for the command; NULL: none was */
 	int release;           /* --fork: the parent waits at the other end. -1: nobody does */
@@ -82,25 +81,21 @@ static void command_ended(struct command *command)
  * The first signal lets requests in flight end, after the command, if there is one, has; the second
  * one no longer waits for the device.
  */
-static void on_signal(struct bm_watch *watch, uint32_t events)
+static void on_signal(struct bm_signals *signals, int number)
 {
-	struct program *p = bm_container(watch, struct program, signals);
-	struct signalfd_siginfo info;
+	struct program *p = bm_container(signals, struct program, signals);
 
-	(void)events;
-	if (read(watch->fd, &info, sizeof(info)) < 0)
-		return;
-	if (info.ssi_signo == SIGHUP) {
+	if (number == SIGHUP) {
 		reload(p);
 		return;
 	}
 	if (p->stopping)
 		bm_dev_cancel(p->order);
 	if (p->command.pid && !p->told) {
-		kill(p->command.pid, (int)info.ssi_signo);
+		kill(p->command.pid, number);
 	} else {
 		if (p->command.pid)
-			p->command.status = 128 + (int)info.ssi_signo;
+			p->command.status = 128 + number;
 		stop(p);
 	}
 	p->told = true;
@@ -126,21 +121,13 @@ static bool interrupted(void *arg)
 
 static int watch_signals(struct program *p, struct bm_error *error)
 {
-	sigset_t set;
-	int fd;
+	int r = -ENOMEM;
 
-	sigemptyset(&set);
-	sigaddset(&set, SIGTERM);
-	sigaddset(&set, SIGINT);
-	sigaddset(&set, SIGHUP);
-	sigprocmask(SIG_BLOCK, &set, NULL);
-	signal(SIGPIPE, SIG_IGN);
-	fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
 	p->loop = bm_loop_new();
 	p->signals.run = on_signal;
-	if (fd < 0 || !p->loop || bm_watch_set(p->loop, &p->signals, fd, EPOLLIN) < 0)
-		return bm_fail_errno(error, errno, "cannot start");
-	return 0;
+	if (p->loop)
+		r = bm_signals_watch(&p->signals, p->loop, true);
+	return r < 0 ? bm_fail_errno(error, r, "cannot start") : 0;
 }
 
 /* An image of a disk's (docs/record.md): who writes to it here should know. */
@@ -342,8 +329,7 @@ static void tear_down(struct program *p, bool failed)
 	free(p->folder);
 	free(p->socket);
 	free(p->args.uri);
-	if (p->signals.events)
-		close(p->signals.fd);
+	bm_signals_close(&p->signals, p->loop);
 	bm_loop_free(p->loop);
 }
 

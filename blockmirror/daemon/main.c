@@ -7,9 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/epoll.h>
 #include <sys/file.h>
-#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <time.h>
@@ -20,6 +18,7 @@
 #include "blockmirror/base/file_util.h"
 #include "blockmirror/base/log.h"
 #include "blockmirror/base/memory.h"
+#include "blockmirror/base/signals.h"
 #include "blockmirror/daemon/peer.h"
 
 #define LOCK_WAIT 1000000000ull /* ns: a daemon that was killed is gone sooner */
@@ -39,36 +38,14 @@ static const char help[] =
 	"\"blockmirror serve\" adds a disk. On SIGTERM it ends, and the disks go on.\n";
 
 struct signals {
-	struct bm_watch watch;
+	struct bm_signals signals;
 	struct bm_loop *loop;
 };
 
-static void on_signal(struct bm_watch *watch, uint32_t events)
+static void on_signal(struct bm_signals *signals, int number)
 {
-	struct signals *s = bm_container(watch, struct signals, watch);
-	struct signalfd_siginfo info;
-
-	(void)events;
-	if (read(watch->fd, &info, sizeof(info)) == sizeof(info))
-		bm_loop_stop(s->loop);
-}
-
-static int watch_signals(struct signals *s, struct bm_loop *loop)
-{
-	sigset_t set;
-	int fd;
-
-	signal(SIGPIPE, SIG_IGN);
-	sigemptyset(&set);
-	sigaddset(&set, SIGTERM);
-	sigaddset(&set, SIGINT);
-	sigprocmask(SIG_BLOCK, &set, NULL);
-	fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
-	if (fd < 0)
-		return -errno;
-	s->loop = loop;
-	s->watch.run = on_signal;
-	return bm_watch_set(loop, &s->watch, fd, EPOLLIN);
+	(void)number;
+	bm_loop_stop(bm_container(signals, struct signals, signals)->loop);
 }
 
 /* sd_notify(3). The disks' processes shall not be taken for us. */
@@ -228,7 +205,7 @@ int main(int argc, char **argv)
 		{0},
 	};
 	struct arguments args = {.run = bm_run_dir(), .state = bm_state_dir()};
-	struct signals signals = {0};
+	struct signals signals = {.signals.run = on_signal};
 	struct bm_loop *loop;
 	int c, status;
 
@@ -260,8 +237,8 @@ int main(int argc, char **argv)
 	if (argc > optind)
 		return usage();
 	bm_log_setup("blockmirrord", BM_LOG_NOTICE);
-	loop = bm_loop_new();
-	if (!loop || watch_signals(&signals, loop) < 0) {
+	signals.loop = loop = bm_loop_new();
+	if (!loop || bm_signals_watch(&signals.signals, loop, false) < 0) {
 		perror("blockmirrord");
 		return 1;
 	}

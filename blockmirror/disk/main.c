@@ -6,13 +6,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/epoll.h>
-#include <sys/signalfd.h>
 #include <unistd.h>
 
 #include "blockmirror/base/dirs.h"
 #include "blockmirror/base/log.h"
 #include "blockmirror/base/memory.h"
+#include "blockmirror/base/signals.h"
 #include "blockmirror/base/units.h"
 #include "blockmirror/base/uri.h"
 #include "blockmirror/disk/disk.h"
@@ -45,41 +44,20 @@ static const char help[] =
 	"left out. Prints \"ready URI\" when clients may connect. Ends on SIGTERM.\n";
 
 struct signals {
-	struct bm_watch watch;
+	struct bm_signals signals;
 	struct bm_loop *loop;
 	struct disk *disk;
 };
 
-static void on_signal(struct bm_watch *watch, uint32_t events)
+static void on_signal(struct bm_signals *signals, int number)
 {
-	struct signals *s = bm_container(watch, struct signals, watch);
-	struct signalfd_siginfo info;
+	struct signals *s = bm_container(signals, struct signals, signals);
 
-	(void)events;
-	if (read(watch->fd, &info, sizeof(info)) != sizeof(info))
-		return;
+	(void)number;
 	if (s->disk)
 		disk_stop(s->disk);
 	else
 		bm_loop_stop(s->loop);
-}
-
-static int watch_signals(struct signals *s, struct bm_loop *loop)
-{
-	sigset_t set;
-	int fd;
-
-	signal(SIGPIPE, SIG_IGN);
-	sigemptyset(&set);
-	sigaddset(&set, SIGTERM);
-	sigaddset(&set, SIGINT);
-	sigprocmask(SIG_BLOCK, &set, NULL);
-	fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
-	if (fd < 0)
-		return -errno;
-	s->loop = loop;
-	s->watch.run = on_signal;
-	return bm_watch_set(loop, &s->watch, fd, EPOLLIN);
 }
 
 static int fail(const struct bm_error *error)
@@ -188,7 +166,7 @@ int main(int argc, char **argv)
 {
 	struct disk_options disk = {
 		.run_dir = bm_run_dir(), .state_dir = bm_state_dir(), .reconnect = UINT64_MAX};
-	struct signals signals = {0};
+	struct signals signals = {.signals.run = on_signal};
 	struct bm_error error = {0};
 	struct bm_loop *loop;
 	char *image = NULL;
@@ -213,8 +191,8 @@ int main(int argc, char **argv)
 	daemon_take_sockets(&disk);
 	/* A one-off writes to its caller's terminal. */
 	bm_log_setup("blockmirror-disk", control >= 0 ? BM_LOG_WARN : BM_LOG_NOTICE);
-	loop = bm_loop_new();
-	if (!loop || watch_signals(&signals, loop) < 0) {
+	signals.loop = loop = bm_loop_new();
+	if (!loop || bm_signals_watch(&signals.signals, loop, false) < 0) {
 		bm_fail_errno(&error, errno, "cannot start");
 		return fail(&error);
 	}
