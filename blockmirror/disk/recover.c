@@ -66,18 +66,6 @@ static void finish_again(struct disk *d, const struct past *p)
 	json_object_set_new(d->record.job, "state", json_string(undone ? "undone" : "done"));
 }
 
-static void interrupted(struct disk *d, const struct past *p)
-{
-	char shown[400];
-
-	json_object_set_new(d->record.job, "state", json_string("interrupted"));
-	json_object_set_new(d->record.job, "error",
-			    json_pack("{s:s s:s}", "code", "E_INTERRUPTED", "message",
-				      "the process that ran it ended; the target is incomplete"));
-	bm_log(BM_LOG_WARN, "the move of %s was interrupted; its target %s is not usable", d->name,
-	       bm_uri_redact(p->target, shown, sizeof(shown)));
-}
-
 /* The copy was marked as complete already: only the record was not told. */
 static bool is_complete(const struct past *p)
 {
@@ -181,8 +169,8 @@ static int take_maps(struct job *job, uint64_t generation, uint8_t **checkpoint,
 }
 
 /*
- * The guest is served at once; writes are noted, and the other side is opened meanwhile. Returns 1,
- * 0 where it cannot go on, or -errno where the disk must not be served.
+ * The guest is served at once; writes are noted, and the other side is opened meanwhile. Where that
+ * cannot be, be it for lack of memory, the disk is not served: the next process tries again.
  */
 static int go_on(struct disk *d, const struct past *p, struct bm_error *error)
 {
@@ -192,20 +180,20 @@ static int go_on(struct disk *d, const struct past *p, struct bm_error *error)
 	int r;
 
 	if (!job)
-		return 0;
+		return bm_fail_errno(error, ENOMEM, "disk %s: its job cannot go on", d->name);
+	/* From here on the record is another one, and what p points to is gone. */
 	r = take_maps(job, (uint64_t)p->map, &checkpoint, error);
+	if (!r) {
+		job_set_limits(job);
+		r = bm_mirror_resume(d->mirror, job->map, checkpoint);
+		if (r < 0)
+			bm_fail_errno(error, r, "disk %s: its job cannot go on", d->name);
+	}
 	if (r < 0) {
 		mapfile_close(d, job->map);
 		checkpoint_end(job);
 		job_free(job);
 		return r;
-	}
-	job_set_limits(job);
-	if (bm_mirror_resume(d->mirror, job->map, checkpoint) < 0) {
-		mapfile_remove(d, job->map);
-		checkpoint_end(job);
-		job_free(job);
-		return 0;
 	}
 	bm_mirror_get_stats(d->mirror, &stats);
 	job->redo_bytes = stats.dirty * stats.granule;
@@ -216,7 +204,7 @@ static int go_on(struct disk *d, const struct past *p, struct bm_error *error)
 	d->job = job;
 	job->phase = job->switched ? job_open_window(job) : PHASE_COPYING;
 	away_begin(job);
-	return 1;
+	return 0;
 }
 
 int job_recover(struct disk *d, struct bm_error *why)
@@ -237,14 +225,9 @@ int job_recover(struct disk *d, struct bm_error *why)
 	if (r < 0)
 		return r;
 	d->jobs = (unsigned)past.number;
-	if (is_complete(&past) || is_undone(d, &past) || (is_on_target(d, &past) && !past.window))
-		finish_again(d, &past);
-	else
-		r = go_on(d, &past, why);
-	if (r)
-		return r < 0 ? r : 0;
-	if (!strcmp(json_string_value(json_object_get(d->record.job, "state")), "running"))
-		interrupted(d, &past);
+	if (!is_complete(&past) && !is_undone(d, &past) && (!is_on_target(d, &past) || past.window))
+		return go_on(d, &past, why);
+	finish_again(d, &past);
 	unlink(d->map_path);
 	unlink(d->checkpoint_path);
 	d->record.generation = ++d->generation;
