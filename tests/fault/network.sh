@@ -6,7 +6,7 @@
 . "$(dirname "$0")/../system/lib.sh"
 
 python=${PYTHON:-/usr/bin/python3}
-have "$python" ip tc nbdkit tgtd || { skip "the network" "python3, iproute2, nbdkit, tgt"; exit; }
+have "$python" ip tc nft nbdkit tgtd || { skip "the network" "python3, iproute2, nftables, nbdkit, tgt"; exit; }
 ip netns add "bm-probe$$" 2>"$dir/out" || { skip "the network" "$(cat "$dir/out")"; exit; }
 ip netns del "bm-probe$$"
 seed=${SEED:-$RANDOM}
@@ -17,9 +17,9 @@ cuts="cut-boundaries cut-random cut-greeting cut-silence"
 faults_of() {
 	case $1 in
 	nbd) echo "$cuts cut-end down-short down-10 down-30 drop-there drop-back stopped slow-link far-away loss" ;;
-	tls) echo "$cuts down-10 drop-there stopped" ;;
+	tls) echo "$cuts down-10 drop-there stopped loss" ;;
 	nbdkit) echo "stopped slow-link far-away down-short" ;;
-	iscsi) echo "$cuts down-10 drop-there drop-back stopped slow-link" ;;
+	iscsi) echo "$cuts down-10 drop-there drop-back stopped slow-link loss" ;;
 	esac
 }
 
