@@ -54,10 +54,10 @@ check "the copy is paused" "$bm" job pause disk
 sleep 2
 check "the map says as much as the job" as_the_job_says
 before=$(dirty)
-check "a guest writes to a granule that is not copied yet" write_at 58M 4k
+check "a guest writes to a granule that is not copied yet" write_at 118M 4k
 check "it stays as it is" dirty_is "$before"
-check "a guest writes all of one" write_at 60M 64k
-check "that one is clean" dirty_is 0 $((60 * M)) $((60 * M + 65536))
+check "a guest writes all of one" write_at 120M 64k
+check "that one is clean" dirty_is 0 $((120 * M)) $((120 * M + 65536))
 check "and no other" dirty_is $((before - 65536))
 check "two contexts are read in one question" timeout 60 /usr/bin/python3 - "$uri" $map <<-'END'
 	import nbd, sys
