@@ -31,9 +31,9 @@ path_is() { ip -n "bm-$$-r" route "$([ "$1" = cut ] && echo add || echo del)" bl
 
 image_size=$((64 * M)) half=$((32 * M))
 truncate -s $image_size "$dir/a.img" "$dir/remote.img"
-spawn net b "$BUILD/blockmirror-nbd" --listen 10.77.2.1:10809 --insecure \
+spawn nsenter --net="/run/netns/bm-$$-b" "$BUILD/blockmirror-nbd" --listen 10.77.2.1:10809 --insecure \
 	"$dir/remote.img"
-spawn net a "$BUILD/blockmirror-disk" --name disk "$dir/a.img"
+spawn nsenter --net="/run/netns/bm-$$-a" "$BUILD/blockmirror-disk" --name disk "$dir/a.img"
 served() { [ "$(show disk .name)" = disk ]; }
 check "a disk is served" wait_for 10 served
 start_load disk --fill 100 --sizes 64k:256k
