@@ -37,15 +37,18 @@ void control_tell(struct served *s)
 			      json_pack("{s:o}", "disk", control_report(s)));
 }
 
-static void fail(struct bm_rpc_call *call, enum bm_code code, const char *format, const char *name)
+void control_refuse(struct bm_rpc_call *call, enum bm_code code, const char *what, const char *name,
+		    const char *text)
 {
 	struct bm_error error;
-	char text[sizeof(error.text)];
 
-	snprintf(text, sizeof(text), "disk %s ", name);
-	strncat(text, format, sizeof(text) - strlen(text) - 1);
-	bm_fail(&error, code, "%s", text);
+	bm_fail(&error, code, "%s %s %s", what, name, text);
 	bm_rpc_fail(call, &error);
+}
+
+static void fail(struct bm_rpc_call *call, enum bm_code code, const char *text, const char *name)
+{
+	control_refuse(call, code, "disk", name, text);
 }
 
 /* The disk that params name; answers and returns NULL when there is none. */

@@ -145,5 +145,8 @@ void adopt_strangers(struct daemon *d);
 int control_listen(struct daemon *d, struct bm_error *error);
 void control_tell(struct served *s); /* those who listen to events */
 json_t *control_report(const struct served *s);
+/* Answers call with "WHAT NAME TEXT". */
+void control_refuse(struct bm_rpc_call *call, enum bm_code code, const char *what, const char *name,
+		    const char *text);
 
 #endif

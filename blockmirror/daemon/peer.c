@@ -133,7 +133,7 @@ static char *path_of(const struct peers *p, const char *name)
 	return asprintf(&path, "%s/%s" SUFFIX, p->folder, name) < 0 ? NULL : path;
 }
 
-/* The keys last when one comes, and first when one goes: the files of hosts are the truth. */
+/* The host's own file first, whether it comes or goes: the keys are made from these at a start. */
 int peer_write(const struct peers *p, const struct peer *peer, const char *removed,
 	       const char *text, struct bm_error *error)
 {

@@ -32,16 +32,9 @@ struct peer_errand {
 	struct bm_error error;
 };
 
-static void refuse(struct bm_rpc_call *call, enum bm_code code, const char *format,
-		   const char *name)
+static void refuse(struct bm_rpc_call *call, enum bm_code code, const char *text, const char *name)
 {
-	struct bm_error error;
-	char text[sizeof(error.text)];
-
-	snprintf(text, sizeof(text), "host %s ", name);
-	strncat(text, format, sizeof(text) - strlen(text) - 1);
-	bm_fail(&error, code, "%s", text);
-	bm_rpc_fail(call, &error);
+	control_refuse(call, code, "host", name, text);
 }
 
 /* Changes */
@@ -122,18 +115,19 @@ static bool can_change(const struct peers *p, struct bm_rpc_call *call, const ch
 
 static void add(struct peers *p, struct bm_rpc_call *call, json_t *params, const char *made_key)
 {
-	const char *name = NULL, *address = NULL, *key = made_key;
+	const char *name = NULL, *address = NULL, *given = NULL, *key;
 	struct bm_error error;
 	struct peer *peer;
 	int replace = 0;
 
 	if (json_unpack(params, "{s:s s:s s?s s?b}", "name", &name, "address", &address, "key",
-			made_key ? &(const char *){NULL} : &key, "replace", &replace) ||
-	    !key) {
+			&given, "replace", &replace) ||
+	    (!made_key && !given)) {
 		bm_fail(&error, BM_E_USAGE, "name, address and key (strings) are wanted");
 		bm_rpc_fail(call, &error);
 		return;
 	}
+	key = made_key ? made_key : given;
 	if (peer_check(name, address, key, &error) < 0) {
 		bm_rpc_fail(call, &error);
 		return;
