@@ -287,7 +287,7 @@ def cases_of(args, seed):
         print(f"# {scenario}: " + " ".join(f"{k} {n}" for k, n in counts.items() if n), flush=True)
         for kind in args.kind or KINDS:
             # What the guest makes of it varies: those that come late may not come at all.
-            for k in range(args.first, counts[kind] + 1, args.step):
+            for k in range(args.first, min(counts[kind], args.last) + 1, args.step):
                 for error in ERRORS.get(kind, DISK):
                     for forever in args.forever or (0, 1):
                         cases.append({"scenario": scenario, "kind": kind, "k": k, "error": error,
@@ -308,6 +308,7 @@ def main():
     p.add_argument("--forever", type=int, action="append", help="0: once; 1: from there on; both")
     p.add_argument("--step", type=int, default=1, help="each such k only")
     p.add_argument("--first", type=int, default=1, help="k begins there")
+    p.add_argument("--last", type=int, default=1 << 30, help="and ends there")
     p.add_argument("--only", help="SCENARIO-KIND-K-ERROR-FOREVER")
     args = p.parse_args()
     args.build, args.scratch = os.path.realpath(args.build), os.path.realpath(args.scratch)

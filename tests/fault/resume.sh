@@ -149,3 +149,17 @@ check "it is there for others, too" image_fits "$b"
 check "so is what it never touched" cmp -i $half -n $half "$b" "$dir/original"
 check "it is stopped in the end" unserve disk
 flush_failed
+
+# Where there is no memory to take a job over with, it is for the next process, not given up. Of all
+# allocations (every_call.sh) those when the map and the mirror are made, one in thirty.
+without_memory() {
+	mkdir -p "$shm/kth"
+	"$python" tests/fault/kth.py "$BUILD" "$shm/kth" --scenario resume --kind alloc --forever 0 \
+		--first 200 --last 500 --step 30
+}
+if nm -D "$BUILD/blockmirror-disk" | grep -qE '__(asan|tsan)_'; then
+	skip "a job taken over without memory" "a sanitizer wants to be the first library"
+else
+	shm=$(mktemp -d /dev/shm/blockmirror-test.XXXXXX) && on_exit "rm -rf '$shm'"
+	check "a job taken over without memory goes on with the next process" without_memory
+fi
