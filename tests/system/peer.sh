@@ -11,11 +11,16 @@ port_a=$((20000 + RANDOM % 6000)) port_b=$((26000 + RANDOM % 6000))
 key=''
 
 start_host() { # a|b OPTION…
+	local before
+	before=$(ready_lines "$1")
 	log=$dir/$1.log spawn "$BUILD/blockmirrord" --run-dir "$dir/$1/run" --state-dir "$dir/$1/state" \
 		--name "host-$1" "${@:2}"
 	daemon[$1]=$pid
-	wait_for 10 grep -q ^ready "$dir/$1.log"
+	wait_for 10 ready_again "$1" "$before"
 }
+ready_lines() { sed -n /^ready/p "$dir/$1.log" 2>/dev/null | wc -l; }
+# The log goes on: the last one's line must not be taken for this one's.
+ready_again() { [ "$(ready_lines "$1")" -gt "$2" ]; }
 on() { # a|b ARGUMENT…: blockmirror there
 	"$BUILD/blockmirror" --run-dir "$dir/$1/run" --state-dir "$dir/$1/state" "${@:2}"
 }
