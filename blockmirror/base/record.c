@@ -21,12 +21,22 @@
 #include "blockmirror/base/file_util.h"
 #include "blockmirror/base/uri.h"
 
-enum { FORMAT = 1, LARGEST = 64 << 10 };
+/* Records of the second format have a role: who does not know it must not serve them. */
+enum { FORMAT = 1, FORMAT_ROLES = 2, LARGEST = 64 << 10 };
+
+static const char *const roles[] = {
+	[BM_ROLE_ACTIVE] = "active", [BM_ROLE_STANDBY] = "standby", [BM_ROLE_RETIRED] = "retired"};
+
+const char *bm_role_name(enum bm_role role)
+{
+	return roles[role];
+}
 
 void bm_record_clear(struct bm_record *record)
 {
 	free(record->name);
 	free(record->disk);
+	free(record->peer);
 	free(record->uri);
 	json_decref(record->job);
 	memset(record, 0, sizeof(*record));
@@ -59,27 +69,54 @@ static size_t checked_length(const char *text, const char **wrong)
 	return XXH64(text, length, FORMAT) == sum ? length : 0;
 }
 
+static int find_role(const char *name)
+{
+	for (size_t i = 0; i < sizeof(roles) / sizeof(roles[0]); i++)
+		if (!strcmp(roles[i], name))
+			return (int)i;
+	return -1;
+}
+
+/* The record has texts that are root's. */
+static bool unpack(json_t *root, struct bm_record *record)
+{
+	const char *role = roles[BM_ROLE_ACTIVE];
+	json_int_t generation, size;
+	json_t *job = NULL;
+	int known;
+
+	if (!root ||
+	    json_unpack(root, "{s:I s:s s:s s:s s:I s?o s?s s?s}", "generation", &generation,
+			"name", &record->name, "disk", &record->disk, "uri", &record->uri, "size",
+			&size, "job", &job, "role", &role, "peer", &record->peer))
+		return false;
+	known = find_role(role);
+	record->role = (enum bm_role)known;
+	record->generation = (uint64_t)generation;
+	record->size = (uint64_t)size;
+	record->job = json_is_object(job) ? job : NULL;
+	return known >= 0 && (known == BM_ROLE_ACTIVE || record->peer);
+}
+
 static int parse(const char *path, const char *text, struct bm_record *record,
 		 struct bm_error *error)
 {
-	const char *name, *disk, *uri, *wrong;
+	const char *wrong;
 	size_t length = checked_length(text, &wrong);
-	json_int_t generation, size;
-	json_t *root, *job = NULL;
+	struct bm_record found = {0};
+	json_t *root;
 	int format = 0;
 
 	root = length ? json_loadb(text, length, 0, NULL) : NULL;
-	if (root && json_unpack(root, "{s:i}", "format", &format) == 0 && format > FORMAT) {
+	if (root && json_unpack(root, "{s:i}", "format", &format) == 0 && format > FORMAT_ROLES) {
 		json_decref(root);
 		return bm_fail(
 			error, BM_E_RECORD,
 			"%s: written by a newer version (format %d, this one knows %d); serve the "
 			"disk with that one",
-			path, format, FORMAT);
+			path, format, FORMAT_ROLES);
 	}
-	if (!root ||
-	    json_unpack(root, "{s:I s:s s:s s:s s:I s?o}", "generation", &generation, "name", &name,
-			"disk", &disk, "uri", &uri, "size", &size, "job", &job)) {
+	if (!unpack(root, &found)) {
 		json_decref(root);
 		return bm_fail(
 			error, BM_E_RECORD,
@@ -88,14 +125,14 @@ static int parse(const char *path, const char *text, struct bm_record *record,
 			"tells what it was marked as), move it away and serve that image anew",
 			path, length ? "its content is no record's" : wrong);
 	}
-	record->generation = (uint64_t)generation;
-	record->size = (uint64_t)size;
-	record->name = strdup(name);
-	record->disk = strdup(disk);
-	record->uri = strdup(uri);
-	record->job = json_is_object(job) ? json_incref(job) : NULL;
+	*record = found;
+	record->name = strdup(found.name);
+	record->disk = strdup(found.disk);
+	record->uri = strdup(found.uri);
+	record->peer = found.peer ? strdup(found.peer) : NULL;
+	json_incref(record->job);
 	json_decref(root);
-	if (!record->name || !record->disk || !record->uri) {
+	if (!record->name || !record->disk || !record->uri || (found.peer && !record->peer)) {
 		bm_record_clear(record);
 		return bm_fail_errno(error, ENOMEM, "%s", path);
 	}
@@ -118,10 +155,12 @@ int bm_record_read(const char *folder, struct bm_record *record, struct bm_error
 
 static char *format(const struct bm_record *record)
 {
-	json_t *root = json_pack("{s:i s:I s:s s:s s:s s:I s:O*}", "format", FORMAT, "generation",
-				 (json_int_t)record->generation, "name", record->name, "disk",
-				 record->disk, "uri", record->uri, "size", (json_int_t)record->size,
-				 "job", record->job);
+	bool plain = record->role == BM_ROLE_ACTIVE;
+	json_t *root = json_pack(
+		"{s:i s:I s:s s:s s:s s:I s:s* s:s* s:O*}", "format", plain ? FORMAT : FORMAT_ROLES,
+		"generation", (json_int_t)record->generation, "name", record->name, "disk",
+		record->disk, "uri", record->uri, "size", (json_int_t)record->size, "role",
+		plain ? NULL : roles[record->role], "peer", record->peer, "job", record->job);
 	bm_free char *line = root ? json_dumps(root, JSON_COMPACT) : NULL;
 	char *text = NULL;
 

@@ -13,14 +13,26 @@
 
 #include "blockmirror/error.h"
 
+/* What the disk is on this host. */
+enum bm_role {
+	BM_ROLE_ACTIVE,
+	BM_ROLE_STANDBY, /* another host has the disk, and its copy here */
+	BM_ROLE_RETIRED, /* it is another host's now */
+};
+
 struct bm_record {
 	uint64_t generation;
+	enum bm_role role;
 	char *name; /* of the disk */
-	char *disk; /* its identity, 32 hex digits, for ever */
-	char *uri;  /* the authoritative image */
+	char *disk; /* its identity, 32 hex digits, for ever, on whichever host */
+	char *peer; /* the other host; NULL: there is none */
+	char *uri;  /* the authoritative image, or here the standby's */
 	uint64_t size;
 	json_t *job; /* the last job, as docs/record.md has it; NULL for none */
 };
+
+/* "active", "standby", "retired". */
+const char *bm_role_name(enum bm_role role);
 
 /* Frees what the record points to. */
 void bm_record_clear(struct bm_record *record);

@@ -18,7 +18,7 @@ static const struct {
 } schemes[] = {
 	{"file", BM_SCHEME_FILE},    {"nbd", BM_SCHEME_NBD},       {"nbds", BM_SCHEME_NBD},
 	{"nbd+unix", BM_SCHEME_NBD}, {"nbds+unix", BM_SCHEME_NBD}, {"iscsi", BM_SCHEME_ISCSI},
-	{"mem", BM_SCHEME_MEM},      {"fault", BM_SCHEME_FAULT},
+	{"mem", BM_SCHEME_MEM},      {"fault", BM_SCHEME_FAULT},   {"bm", BM_SCHEME_PEER},
 };
 
 /* The length of "scheme" in "scheme:…" (RFC 3986 3.1), 0 when text starts with none. */
@@ -68,12 +68,13 @@ int bm_uri_parse(const char *text, struct bm_uri **out, struct bm_error *error)
 	if (length) {
 		scheme = find_scheme(text, length);
 		if (scheme < 0)
-			return bm_fail(
-				error, BM_E_URI,
-				"%s: unknown scheme \"%.*s\"; a path, file:, nbd:, nbds:, "
-				"nbd+unix:, nbds+unix: and iscsi: are known (a path with a colon: "
-				"write ./ before it)",
-				bm_uri_redact(text, shown, sizeof(shown)), (int)length, text);
+			return bm_fail(error, BM_E_URI,
+				       "%s: unknown scheme \"%.*s\"; a path, file:, nbd:, nbds:, "
+				       "nbd+unix:, nbds+unix:, iscsi: and bm: are known (a path "
+				       "with a colon: "
+				       "write ./ before it)",
+				       bm_uri_redact(text, shown, sizeof(shown)), (int)length,
+				       text);
 		uri->rest += length + 1;
 		if (scheme == BM_SCHEME_FILE)
 			uri->rest = file_rest(uri->rest);
@@ -207,10 +208,41 @@ static void find_secrets(const char *text, struct secret s[2])
 		s[1].start = s[1].end = strlen(text);
 }
 
+int bm_uri_peer(const char *text, char **host, char **path, struct bm_error *error)
+{
+	const char *rest = strncmp(text, "bm://", 5) ? "" : text + 5, *slash = strchr(rest, '/');
+
+	*host = *path = NULL;
+	if (!slash || slash == rest || !slash[1])
+		return bm_fail(error, BM_E_URI, "%.200s: bm://HOST/PATH is wanted", text);
+	*host = strndup(rest, (size_t)(slash - rest));
+	*path = strdup(slash);
+	if (*host && *path)
+		return 0;
+	free(*host);
+	free(*path);
+	*host = *path = NULL;
+	return bm_fail_errno(error, ENOMEM, "%.200s", text);
+}
+
+/* As a user has it: bm://HOST/PATH. */
+static bool show_peer(const char *text, char *out, size_t size)
+{
+	bm_free char *host = bm_uri_parameter(text, BM_URI_HOST);
+	bm_free char *path = host ? bm_uri_parameter(text, BM_URI_PATH) : NULL;
+
+	if (!path || strncmp(text, "nbds:", 5) != 0)
+		return false;
+	snprintf(out, size, "bm://%s%s", host, path);
+	return true;
+}
+
 char *bm_uri_redact(const char *text, char *out, size_t size)
 {
 	struct secret s[2];
 
+	if (show_peer(text, out, size))
+		return out;
 	find_secrets(text, s);
 	snprintf(out, size, "%.*s%s%.*s%s%s", (int)s[0].start, text,
 		 s[0].end > s[0].start ? "***" : "", (int)(s[1].start - s[0].end), text + s[0].end,

@@ -12,9 +12,14 @@ enum bm_scheme {
 	BM_SCHEME_FILE, /* PATH or file:PATH, file:///PATH */
 	BM_SCHEME_NBD,  /* nbd nbds nbd+unix nbds+unix */
 	BM_SCHEME_ISCSI,
-	BM_SCHEME_MEM,  /* mem:SIZE */
-	BM_SCHEME_FAULT /* fault:SPEC;URI */
+	BM_SCHEME_MEM,   /* mem:SIZE */
+	BM_SCHEME_FAULT, /* fault:SPEC;URI */
+	BM_SCHEME_PEER   /* bm://HOST/PATH: what a peer is asked for; no image yet */
 };
+
+/* Parameters of the NBD URI that comes of one: for us, not for NBD. */
+#define BM_URI_HOST "peer"
+#define BM_URI_PATH "path"
 
 struct bm_uri {
 	enum bm_scheme scheme;
@@ -27,8 +32,8 @@ struct bm_uri {
 int bm_uri_parse(const char *text, struct bm_uri **uri, struct bm_error *error);
 
 /*
- * A copy without passwords (iSCSI user%password@), for logs, errors and JSON. Returns out, which
- * has room for size bytes.
+ * A copy without passwords (iSCSI user%password@), for logs, errors and JSON; what came of a
+ * bm: name is that name again. Returns out, which has room for size bytes.
  */
 char *bm_uri_redact(const char *text, char *out, size_t size);
 
@@ -60,6 +65,9 @@ const char *bm_uri_path(const char *text);
 
 /* What a parameter behind the ? has for a value. malloc()ed, or NULL when there is none. */
 char *bm_uri_parameter(const char *text, const char *name);
+
+/* Of bm://HOST/PATH, both malloc()ed, and the path absolute. BM_E_URI, -ENOMEM. */
+int bm_uri_peer(const char *text, char **host, char **path, struct bm_error *error);
 
 /*
  * The path of the socket that an nbd+unix: or nbds+unix: URI connects to. malloc()ed, or NULL when

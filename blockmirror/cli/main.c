@@ -112,9 +112,8 @@ const struct command commands[] = {
 	 "record and mark contradict each other, or the record is damaged.\n",
 	 cmd_whois},
 	{"peer",
-	 "pair|add|list|check|remove [NAME] [ADDRESS:PORT] [--address ADDRESS:PORT] [--key-file "
-	 "FILE] "
-	 "[--replace]",
+	 "pair|add|allow|list|check|remove [NAME] [ADDRESS:PORT] [--address ADDRESS:PORT] "
+	 "[--key-file FILE] [--receive FOLDER]... [--replace]",
 	 "hosts that trust each other",
 	 "They are blockmirrord(8)'s, which has to listen for them.\n"
 	 "\n"
@@ -122,6 +121,8 @@ const struct command commands[] = {
 	 "line\n"
 	 "                          to run on it\n"
 	 "  add NAME ADDRESS:PORT   the other half of that: the key is read from the input\n"
+	 "  allow NAME              it may put disks into the folders given by --receive, and\n"
+	 "                          nowhere else\n"
 	 "  list\n"
 	 "  check NAME              reach it: versions, round trip, bytes a second, MTU, clock\n"
 	 "  remove NAME             it is let in no longer\n"
@@ -129,6 +130,8 @@ const struct command commands[] = {
 	 "  --address ADDRESS:PORT  pair: where NAME reaches this host, when it is not what\n"
 	 "                          blockmirrord listens on\n"
 	 "  --key-file FILE         add: read the key from there\n"
+	 "  --receive FOLDER        pair, add, allow: disks of NAME may come there; any number\n"
+	 "                          of times\n"
 	 "  --replace               pair, add: though NAME is known\n",
 	 cmd_peer},
 	{"events", "[NAME]", "print events of all disks, or one, as they happen", NULL, cmd_events},

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* peer pair, add, list, check, remove: hosts that trust each other */
+/* peer pair, add, allow, list, check, remove: hosts that trust each other */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -9,16 +9,32 @@
 #include "blockmirror/base/address.h"
 #include "blockmirror/base/cleanup.h"
 #include "blockmirror/base/units.h"
+#include "blockmirror/base/uri.h"
 #include "blockmirror/cli/cli.h"
 
-enum { OPT_ADDRESS = 256, OPT_KEY_FILE, OPT_REPLACE, LONGEST_KEY = 256 };
+enum { OPT_ADDRESS = 256, OPT_KEY_FILE, OPT_REPLACE, OPT_RECEIVE, LONGEST_KEY = 256 };
 #define CLOCKS_AGREE 1000000000 /* ns: more is told */
 
 struct request {
 	const struct cli *cli;
 	const char *address, *key_file;
+	json_t *receive; /* folders; NULL: none were given */
 	bool replace;
 };
+
+static int take_folder(struct request *q, const char *value)
+{
+	char *path = bm_uri_absolute(value);
+
+	if (!q->receive)
+		q->receive = json_array();
+	if (!path || json_array_append_new(q->receive, json_string(path)) < 0) {
+		free(path);
+		return cli_usage(q->cli, "--receive %s: the name is not UTF-8", value);
+	}
+	free(path);
+	return 0;
+}
 
 static int take(int option, const char *value, void *arg)
 {
@@ -33,6 +49,8 @@ static int take(int option, const char *value, void *arg)
 	case OPT_KEY_FILE:
 		q->key_file = value;
 		return 0;
+	case OPT_RECEIVE:
+		return take_folder(q, value);
 	default:
 		q->replace = true;
 		return 0;
@@ -80,8 +98,9 @@ static int add(struct request *q, const char *name, const char *address)
 
 	if (!r)
 		r = cli_daemon_call(q->cli, "peer.add",
-				    json_pack("{s:s s:s s:s s:b}", "name", name, "address", address,
-					      "key", key, "replace", (int)q->replace),
+				    json_pack("{s:s s:s s:s s:b s:O*}", "name", name, "address",
+					      address, "key", key, "replace", (int)q->replace,
+					      "receive", q->receive),
 				    &result, &error);
 	explicit_bzero(key, sizeof(key));
 	if (r < 0)
@@ -113,8 +132,9 @@ static int pair(struct request *q, const char *name, const char *address)
 			    ours ? "" : ", and start it with --listen");
 	if (!r)
 		r = cli_daemon_call(q->cli, "peer.pair",
-				    json_pack("{s:s s:s s:b}", "name", name, "address", address,
-					      "replace", (int)q->replace),
+				    json_pack("{s:s s:s s:b s:O*}", "name", name, "address",
+					      address, "replace", (int)q->replace, "receive",
+					      q->receive),
 				    &result, &error);
 	if (r < 0)
 		r = cli_fail(q->cli, &error);
@@ -128,11 +148,26 @@ static int pair(struct request *q, const char *name, const char *address)
 	return r;
 }
 
+static int allow(const struct request *q, const char *name)
+{
+	struct bm_error error;
+	json_t *result = NULL;
+
+	if (cli_daemon_call(q->cli, "peer.allow",
+			    json_pack("{s:s s:O*}", "name", name, "receive", q->receive), &result,
+			    &error) < 0)
+		return cli_fail(q->cli, &error);
+	return done(q->cli, result,
+		    q->receive ? "host %s may put disks there, and nowhere else\n"
+			       : "host %s may put disks nowhere\n",
+		    name);
+}
+
 static int list(const struct request *q)
 {
 	struct bm_error error;
-	json_t *result = NULL, *peer;
-	size_t i;
+	json_t *result = NULL, *peer, *folder;
+	size_t i, k;
 
 	if (cli_daemon_call(q->cli, "peer.list", NULL, &result, &error) < 0)
 		return cli_fail(q->cli, &error);
@@ -140,8 +175,11 @@ static int list(const struct request *q)
 		cli_print_json(result);
 		return 0;
 	}
-	json_array_foreach(json_object_get(result, "peers"), i, peer)
+	json_array_foreach(json_object_get(result, "peers"), i, peer) {
 		printf("%-20s %s\n", cli_text(peer, "name"), cli_text(peer, "address"));
+		json_array_foreach(json_object_get(peer, "receive"), k, folder)
+			printf("%-20s may put disks into %s\n", "", json_string_value(folder));
+	}
 	json_decref(result);
 	return 0;
 }
@@ -216,6 +254,8 @@ static int run(struct request *q, int argc, char **argv)
 		return add(q, argv[1], argv[2]);
 	if (!strcmp(verb, "check"))
 		return check(q, argv[1]);
+	if (!strcmp(verb, "allow"))
+		return allow(q, argv[1]);
 	if (!strcmp(verb, "remove"))
 		return forget(q, argv[1]);
 	return cli_usage(q->cli, "unknown verb \"%s\"", verb);
@@ -226,6 +266,7 @@ int cmd_peer(struct cli *cli, int argc, char **argv)
 	static const struct option own[] = {{"address", required_argument, NULL, OPT_ADDRESS},
 					    {"key-file", required_argument, NULL, OPT_KEY_FILE},
 					    {"replace", no_argument, NULL, OPT_REPLACE},
+					    {"receive", required_argument, NULL, OPT_RECEIVE},
 					    {0}};
 	struct request q = {.cli = cli};
 	int r = cli_options(cli, argc, argv, own, take, &q);
@@ -234,5 +275,6 @@ int cmd_peer(struct cli *cli, int argc, char **argv)
 		r = cli_arguments(cli, argc, 1, 3);
 	if (!r)
 		r = run(&q, argc - optind, argv + optind);
+	json_decref(q.receive);
 	return r < 0 ? 0 : r;
 }

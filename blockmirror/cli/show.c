@@ -25,11 +25,12 @@ int cmd_list(struct cli *cli, int argc, char **argv)
 	}
 	printf("%-16s %-10s %-12s %s\n", "NAME", "SIZE", "STATE", "IMAGE");
 	json_array_foreach(disks, i, disk) {
+		bool standby = !strcmp(cli_text(disk, "role"), "standby");
 		char size[BM_UNITS_TEXT];
 
 		printf("%-16s %-10s %-12s %s\n", cli_text(disk, "name"),
-		       bm_format_size(size, cli_number(disk, "size")), cli_text(disk, "state"),
-		       cli_text(disk, "uri"));
+		       bm_format_size(size, cli_number(disk, "size")),
+		       cli_text(disk, standby ? "role" : "state"), cli_text(disk, "uri"));
 	}
 	json_decref(disks);
 	return 0;
@@ -63,8 +64,9 @@ static void print_disk(const json_t *disk)
 
 	printf("disk        %s (%s)\n", cli_text(disk, "name"), cli_text(disk, "disk"));
 	printf("image       %s\n", cli_text(disk, "uri"));
-	printf("generation  %" PRIu64 ", role %s\n", cli_number(disk, "generation"),
-	       cli_text(disk, "role"));
+	printf("generation  %" PRIu64 ", role %s%s%s\n", cli_number(disk, "generation"),
+	       cli_text(disk, "role"), *cli_text(disk, "peer") ? " of host " : "",
+	       cli_text(disk, "peer"));
 	printf("size        %s\n", bm_format_size(size, cli_number(disk, "size")));
 	printf("served at   %s\n", cli_text(disk, "nbd"));
 	printf("state       %s\n", cli_text(disk, "state"));

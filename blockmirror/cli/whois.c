@@ -235,6 +235,12 @@ static void truth(struct whois *w)
 		    ") names it as the truth of disk %s",
 		    c->folder, c->record.generation, c->record.name);
 		next(w, "put the image back to %s", w->asked);
+	} else if (c->record.role == BM_ROLE_STANDBY) {
+		say(w, "standby", 1,
+		    "it is this host's copy of disk %s, which host %s has, says the record in %s "
+		    "(generation %" PRIu64 ")",
+		    c->record.name, c->record.peer, c->folder, c->record.generation);
+		next(w, "blockmirror show %s, on host %s", c->record.name, c->record.peer);
 	} else {
 		say(w, "truth", 0, "the record in %s (generation %" PRIu64 ") names it%s%s%s",
 		    c->folder, c->record.generation,

@@ -239,10 +239,13 @@ static const struct bm_rpc_table methods[] = {
 	{"forget", method_forget},
 	{"events", method_events},
 	{"peer.add", method_peer_add},
+	{"peer.allow", method_peer_allow},
 	{"peer.pair", method_peer_pair},
 	{"peer.remove", method_peer_remove},
 	{"peer.list", method_peer_list},
 	{"peer.check", method_peer_check},
+	{"remote.create", method_remote_create},
+	{"remote.remove", method_remote_remove},
 	{NULL, NULL},
 };
 

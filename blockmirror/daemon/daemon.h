@@ -8,6 +8,7 @@
  *   main.c       arguments, signals, readiness
  *   registry.c   which disks are to be served: small files
  *   supervise.c  the life of a disk's process, as states
+ *   start.c      what it is started with
  *   adopt.c      processes that run already
  *   ask.c        one call to a disk's process
  *   control.c    the control socket
@@ -40,14 +41,21 @@ struct daemon {
 
 /*
  * registry.c: a file NAME.json for each disk that is to be served after a boot. All block. limits:
- * options of blockmirror-disk and their values, as strings; NULL: none.
+ * options of blockmirror-disk and their values, as strings; NULL: none. received: of a standby,
+ * {peer: whose it is, disk: its identity, port: that its mirror comes to}; NULL: the disk is ours.
  */
 bool registry_limits_good(const json_t *limits);
-int registry_add(const char *folder, const char *name, json_t *limits, struct bm_error *error);
+int registry_add(const char *folder, const char *name, json_t *limits, json_t *received,
+		 struct bm_error *error);
 int registry_remove(const char *folder, const char *name, struct bm_error *error);
 /* Calls found() for each, sorted. What is damaged is told in the log, and left alone. */
-int registry_read(const char *folder, void (*found)(void *arg, const char *name, json_t *limits),
+int registry_read(const char *folder,
+		  void (*found)(void *arg, const char *name, json_t *limits, json_t *received),
 		  void *arg, struct bm_error *error);
+/* Of received. */
+const char *registry_peer(const json_t *received);
+const char *registry_disk(const json_t *received);
+unsigned registry_port(const json_t *received);
 
 /* ask.c: a call without parameters to a disk's process. One at a time. */
 struct ask {
@@ -78,6 +86,11 @@ struct first_start {
 	char *image;
 	uint64_t create;
 	bool force;
+	/* a standby: */
+	bool standby;
+	uint64_t size;
+	bool made;      /* the image is new, and goes when nothing comes of it */
+	json_t *answer; /* to the call, instead of the usual one */
 };
 
 struct served {
@@ -104,10 +117,11 @@ struct served {
 	struct bm_timer retry;
 	struct ask ask;
 	struct first_start first;
-	json_t *limits;                             /* as the registry has them */
+	json_t *limits, *received;        /* as the registry has them */
+	struct bm_rpc_call *discard_call; /* it is a standby that is not wanted any more */
 	struct bm_rpc_call *serve_call, *stop_call; /* wait for an answer; NULL */
 	struct bm_work work;                        /* on the registry */
-	bool working, forgetting;
+	bool working, forgetting, erasing;
 	struct bm_error work_error;
 };
 
@@ -130,6 +144,12 @@ void served_close_watch(struct served *s, struct bm_watch *watch);
 void served_later(struct served *s);
 uint64_t served_delay(unsigned quick);
 const char *served_state_name(const struct served *s);
+
+/* start.c: its pid; or -errno, and s->error says why. */
+int served_spawn(struct served *s, int *output);
+
+/* receive.c: of a standby that is not wanted any more, the image and the record. Blocks. */
+int receive_erase(const struct served *s, struct bm_error *error);
 
 /* adopt.c */
 int adopt_listen(struct daemon *d, struct bm_error *error);

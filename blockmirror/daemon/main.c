@@ -33,6 +33,7 @@ static const char help[] =
 	"  --state-dir DIR  records (default $BLOCKMIRROR_STATE_DIR, then /var/lib/blockmirror)\n"
 	"  --name NAME      of this host, for other hosts (default: its host name)\n"
 	"  --listen ADDRESS:PORT  other hosts that are paired with this one come there, under TLS\n"
+	"  --bind ADDRESS   where the data of their disks comes to (default: that of --listen)\n"
 	"  --help, --version\n"
 	"\n"
 	"\"blockmirror serve\" adds a disk. On SIGTERM it ends, and the disks go on.\n";
@@ -95,7 +96,7 @@ static int lock_registry(struct daemon *d, struct bm_error *error)
 	return 0;
 }
 
-static void found(void *arg, const char *name, json_t *limits)
+static void found(void *arg, const char *name, json_t *limits, json_t *received)
 {
 	struct daemon *d = arg;
 	struct served *s = served_new(d, name);
@@ -106,13 +107,14 @@ static void found(void *arg, const char *name, json_t *limits)
 	}
 	s->saved = true;
 	s->limits = json_incref(limits);
+	s->received = json_incref(received);
 	s->wanted = access(s->stopped, F_OK) < 0;
 	served_begin(s); /* one that was stopped may have been started without us */
 }
 
 /* What the command line says. */
 struct arguments {
-	const char *run, *state, *name, *listen;
+	const char *run, *state, *name, *listen, *bind;
 };
 
 static int daemon_open(struct daemon *d, const struct arguments *args, struct bm_error *error)
@@ -133,7 +135,7 @@ static int daemon_open(struct daemon *d, const struct arguments *args, struct bm
 	if (!r)
 		r = lock_registry(d, error);
 	if (!r)
-		r = peers_open(d, args->name, args->listen, error);
+		r = peers_open(d, args->name, args->listen, args->bind, error);
 	if (!r)
 		r = control_listen(d, error);
 	if (!r)
@@ -200,6 +202,7 @@ int main(int argc, char **argv)
 		{"state-dir", required_argument, NULL, 's'},
 		{"name", required_argument, NULL, 'n'},
 		{"listen", required_argument, NULL, 'l'},
+		{"bind", required_argument, NULL, 'b'},
 		{"help", no_argument, NULL, 'h'},
 		{"version", no_argument, NULL, 'V'},
 		{0},
@@ -223,6 +226,9 @@ int main(int argc, char **argv)
 			break;
 		case 'l':
 			args.listen = optarg;
+			break;
+		case 'b':
+			args.bind = optarg;
 			break;
 		case 'h':
 			fputs(help, stdout);

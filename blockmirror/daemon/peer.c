@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Which hosts we know: a file for each, and one of all keys that TLS reads. */
+/* Which hosts we know. */
 #include "blockmirror/daemon/peer.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,8 +15,7 @@
 #include "blockmirror/base/file_util.h"
 #include "blockmirror/base/log.h"
 
-enum { FORMAT = 1, LARGEST = 4096, CALLERS = 4 };
-#define SUFFIX ".json"
+enum { CALLERS = 4, MOST_FOLDERS = 32 };
 
 void peer_free(struct peer *peer)
 {
@@ -28,10 +26,11 @@ void peer_free(struct peer *peer)
 	free(peer->name);
 	free(peer->address);
 	free(peer->key);
+	json_decref(peer->receive);
 	free(peer);
 }
 
-struct peer *peer_new(const char *name, const char *address, const char *key)
+struct peer *peer_new(const char *name, const char *address, const char *key, json_t *receive)
 {
 	struct peer *peer = calloc(1, sizeof(*peer));
 
@@ -40,7 +39,8 @@ struct peer *peer_new(const char *name, const char *address, const char *key)
 	peer->name = strdup(name);
 	peer->address = strdup(address);
 	peer->key = strdup(key);
-	if (peer->name && peer->address && peer->key)
+	peer->receive = receive ? json_deep_copy(receive) : json_array();
+	if (peer->name && peer->address && peer->key && peer->receive)
 		return peer;
 	peer_free(peer);
 	return NULL;
@@ -57,8 +57,30 @@ struct peer *peer_find(const struct peers *p, const char *name)
 	return NULL;
 }
 
-int peer_check(const char *name, const char *address, const char *key, struct bm_error *error)
+static int check_folders(const json_t *folders, struct bm_error *error)
 {
+	const json_t *folder;
+	size_t i;
+
+	if (folders && !json_is_array(folders))
+		return bm_fail(error, BM_E_USAGE, "receive: a list of folders is wanted");
+	if (json_array_size(folders) > MOST_FOLDERS)
+		return bm_fail(error, BM_E_USAGE, "receive: more than %d folders", MOST_FOLDERS);
+	json_array_foreach(folders, i, folder)
+		if (!json_is_string(folder) || *json_string_value(folder) != '/')
+			return bm_fail(error, BM_E_USAGE, "receive: %s: an absolute path is wanted",
+				       json_is_string(folder) ? json_string_value(folder)
+							      : "(no string)");
+	return 0;
+}
+
+int peer_check(const char *name, const char *address, const char *key, const json_t *receive,
+	       struct bm_error *error)
+{
+	int r = check_folders(receive, error);
+
+	if (r < 0)
+		return r;
 	if (bm_disk_name_check(name, NULL) < 0)
 		return bm_fail(error, BM_E_USAGE,
 			       "\"%.100s\" is no name of a host: letters, digits, and . _ -", name);
@@ -84,129 +106,6 @@ char *peer_make_key(void)
 	explicit_bzero(bytes, sizeof(bytes));
 	return key;
 }
-
-/* Files */
-
-static int write_text(const char *path, const char *text, struct bm_error *error)
-{
-	bm_free char *beside = NULL;
-	int r;
-
-	if (asprintf(&beside, "%s.new", path) < 0)
-		return bm_fail_errno(error, ENOMEM, "%s", path);
-	r = bm_write_durably(beside, text, strlen(text));
-	if (!r)
-		r = bm_rename_durably(beside, path);
-	if (!r)
-		return 0;
-	unlink(beside);
-	return bm_fail_errno(error, r, "cannot write %s", path);
-}
-
-char *peer_keys_text(const struct peers *p, const struct peer *peer, const char *removed)
-{
-	char *text = NULL;
-	size_t length = 0;
-	FILE *f = open_memstream(&text, &length);
-
-	if (!f)
-		return NULL;
-	bm_list_each(node, &p->list) {
-		const struct peer *known = bm_container(node, struct peer, link);
-
-		if ((!peer || strcmp(known->name, peer->name)) &&
-		    (!removed || strcmp(known->name, removed)))
-			fprintf(f, "%s:%s\n", known->name, known->key);
-	}
-	if (peer)
-		fprintf(f, "%s:%s\n", peer->name, peer->key);
-	if (!fclose(f))
-		return text;
-	free(text);
-	return NULL;
-}
-
-static char *path_of(const struct peers *p, const char *name)
-{
-	char *path;
-
-	return asprintf(&path, "%s/%s" SUFFIX, p->folder, name) < 0 ? NULL : path;
-}
-
-/* The host's own file first, whether it comes or goes: the keys are made from these at a start. */
-int peer_write(const struct peers *p, const struct peer *peer, const char *removed,
-	       const char *text, struct bm_error *error)
-{
-	bm_free char *path = path_of(p, peer ? peer->name : removed), *entry = NULL;
-	json_t *j;
-	int r;
-
-	if (!path)
-		return bm_fail_errno(error, ENOMEM, "host %s", peer ? peer->name : removed);
-	if (removed) {
-		if (unlink(path) < 0 && errno != ENOENT)
-			return bm_fail_errno(error, errno, "cannot remove %s", path);
-		return write_text(p->keys, text, error);
-	}
-	j = json_pack("{s:i s:s s:s s:s}", "format", FORMAT, "name", peer->name, "address",
-		      peer->address, "key", peer->key);
-	entry = j ? json_dumps(j, JSON_COMPACT) : NULL;
-	json_decref(j);
-	r = entry ? write_text(path, entry, error) : bm_fail_errno(error, ENOMEM, "%s", path);
-	return r ? r : write_text(p->keys, text, error);
-}
-
-static struct peer *read_entry(const struct peers *p, const char *name)
-{
-	const char *said = "", *address = "", *key = "";
-	bm_free char *path = path_of(p, name), *text = NULL;
-	struct peer *peer = NULL;
-	json_t *entry = NULL;
-	int format = 0;
-
-	if (path && !bm_read_text(path, LARGEST, &text))
-		entry = json_loads(text, 0, NULL);
-	if (entry &&
-	    !json_unpack(entry, "{s:i s:s s:s s:s}", "format", &format, "name", &said, "address",
-			 &address, "key", &key) &&
-	    format == FORMAT && !strcmp(said, name) && !peer_check(name, address, key, NULL))
-		peer = peer_new(name, address, key);
-	json_decref(entry);
-	if (text)
-		explicit_bzero(text, strlen(text));
-	return peer;
-}
-
-static int read_all(struct peers *p, struct bm_error *error)
-{
-	struct dirent **entries = NULL;
-	int n = scandir(p->folder, &entries, NULL, alphasort);
-
-	if (n < 0)
-		return bm_fail_errno(error, errno, "cannot read %s", p->folder);
-	for (int i = 0; i < n; i++) {
-		char *name = entries[i]->d_name, *dot = strrchr(name, '.');
-		struct peer *peer = NULL;
-
-		if (*name != '.' && dot && !strcmp(dot, SUFFIX)) {
-			*dot = '\0';
-			peer = read_entry(p, name);
-			if (peer)
-				bm_list_append(&p->list, &peer->link);
-			else
-				bm_log(BM_LOG_ERROR,
-				       "%s/%s" SUFFIX
-				       " is damaged, or of a newer format: that host "
-				       "is not known; \"blockmirror peer pair\" writes it anew",
-				       p->folder, name);
-		}
-		free(entries[i]);
-	}
-	free(entries);
-	return 0;
-}
-
-/* In memory */
 
 /* Keys of who has gone must not stay in use: without any, there is no keyring. */
 static void use_keys(struct peers *p)
@@ -250,51 +149,53 @@ static char *host_name(void)
 	return strdup(name);
 }
 
-static int set_names(struct peers *p, const char *name, const char *listen, struct bm_error *error)
+static int set_names(struct peers *p, const char *name, const char *listen, const char *bind,
+		     struct bm_error *error)
 {
 	p->name = name ? strdup(name) : host_name();
 	p->listen = listen ? strdup(listen) : NULL;
-	if (!p->name || (listen && !p->listen) ||
+	p->bind = bind ? strdup(bind) : NULL;
+	if (!p->name || (listen && !p->listen) || (bind && !p->bind) ||
 	    asprintf(&p->folder, "%s/peers", p->daemon->state) < 0 ||
 	    asprintf(&p->keys, "%s/keys", p->folder) < 0)
 		return bm_fail_errno(error, ENOMEM, "blockmirrord");
 	if (bm_disk_name_check(p->name, NULL) < 0)
 		return bm_fail(error, BM_E_USAGE,
 			       "\"%.100s\" is no name of a host: give one with --name", p->name);
+	if (bind && !listen)
+		return bm_fail(error, BM_E_USAGE,
+			       "--bind says where disks come to: who may send "
+			       "them is asked at --listen");
 	return listen ? bm_address_check(listen, error) : 0;
 }
 
-int peers_open(struct daemon *d, const char *name, const char *listen, struct bm_error *error)
+int peers_open(struct daemon *d, const char *name, const char *listen, const char *bind,
+	       struct bm_error *error)
 {
 	struct peers *p = d->peers = calloc(1, sizeof(*p));
-	bm_free char *text = NULL;
-	int r;
+	int keys = 0, r;
 
 	if (!p)
 		return bm_fail_errno(error, ENOMEM, "blockmirrord");
 	p->daemon = d;
 	bm_list_init(&p->list);
 	bm_list_init(&p->errands);
+	bm_list_init(&p->receipts);
 	p->callers = bm_workers_new(CALLERS);
 	if (!p->callers)
 		return bm_fail_errno(error, ENOMEM, "blockmirrord");
-	r = set_names(p, name, listen, error);
+	r = set_names(p, name, listen, bind, error);
 	if (!r) {
 		r = bm_make_folders(p->folder);
 		if (r < 0)
 			bm_fail_errno(error, r, "cannot create %s", p->folder);
 	}
 	if (!r)
-		r = read_all(p, error);
-	/* A change that was cut off is completed. */
-	text = r ? NULL : peer_keys_text(p, NULL, NULL);
-	if (!r && (!text || write_text(p->keys, text, error) < 0))
-		bm_log(BM_LOG_ERROR, "no other host is let in: %s",
-		       text ? error->text : "out of memory");
+		r = peer_read_all(p, &keys, error);
+	if (!r && keys < 0)
+		bm_log(BM_LOG_ERROR, "no other host is let in: %s", error->text);
 	else if (!r)
 		use_keys(p);
-	if (text)
-		explicit_bzero(text, strlen(text));
 	return r || !listen ? r : peer_listen(p, error);
 }
 
@@ -307,12 +208,14 @@ void peers_close(struct daemon *d)
 		return;
 	bm_workers_free(p->callers);
 	peer_admin_close(p);
+	receive_close(p);
 	bm_rpc_free(p->rpc);
 	bm_keyring_free(p->keyring);
 	while ((node = bm_list_take(&p->list)))
 		peer_free(bm_container(node, struct peer, link));
 	free(p->name);
 	free(p->listen);
+	free(p->bind);
 	free(p->folder);
 	free(p->keys);
 	free(p);

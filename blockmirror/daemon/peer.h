@@ -3,9 +3,13 @@
  * Hosts that trust each other, shared by the files about them. Two hosts have a key of their own,
  * by which TLS proves each to the other; nobody else gets in.
  *
- *   peer.c        which there are: STATE/peers/NAME.json, and their keys as TLS reads them
+ *   peer.c        which there are
+ *   peer_file.c   STATE/peers: NAME.json of each, and their keys as TLS reads them
  *   peer_port.c   what they may ask of us
+ *   receive.c     of that: disks of theirs that come here
+ *   probe.c       what their images' place can do
  *   peer_call.c   what we ask of them
+ *   remote.c      of that: disks of ours that go there
  *   peer_admin.c  the control socket's methods about them
  */
 #ifndef BM_DAEMON_PEER_H
@@ -22,18 +26,20 @@ enum {
 	PEER_KEY_TEXT = 2 * PEER_KEY,
 };
 
-/* One host. Where it is, and its key, change only as a whole, in a new one. */
+/* One host. What is known of it changes only as a whole, in a new one. */
 struct peer {
 	struct bm_list link;
-	char *name;    /* by which it comes to us */
-	char *address; /* HOST:PORT */
-	char *key;     /* hexadecimal */
+	char *name;      /* by which it comes to us */
+	char *address;   /* HOST:PORT */
+	char *key;       /* hexadecimal */
+	json_t *receive; /* folders of ours that disks of its may come to; strings */
 };
 
 struct peers {
 	struct daemon *daemon;
 	char *name;                 /* ours, by which we go to others */
 	char *listen;               /* ADDRESS:PORT; NULL: nobody comes to us */
+	char *bind;                 /* ADDRESS that disks come to; NULL: that of listen */
 	char *folder, *keys;        /* STATE/peers, and the file of all keys in it */
 	struct bm_list list;        /* struct peer, by name */
 	struct bm_rpc *rpc;         /* of those who come */
@@ -41,31 +47,49 @@ struct peers {
 	struct bm_workers *callers; /* calls to them, which block */
 	struct peer_change *change; /* files are being written; NULL */
 	struct bm_list errands;     /* calls to them, for calls to us */
+	struct bm_list receipts;    /* disks that they want to put here, and that are looked at */
 };
 
-/* peer.c */
-int peers_open(struct daemon *d, const char *name, const char *listen, struct bm_error *error);
+/* peer.c. bind: NULL, or the address for disks. */
+int peers_open(struct daemon *d, const char *name, const char *listen, const char *bind,
+	       struct bm_error *error);
 void peers_close(struct daemon *d);
 struct peer *peer_find(const struct peers *p, const char *name);
-/* Copies; NULL: no memory. */
-struct peer *peer_new(const char *name, const char *address, const char *key);
+/* Copies; receive NULL: nothing may come. NULL: no memory. */
+struct peer *peer_new(const char *name, const char *address, const char *key, json_t *receive);
 void peer_free(struct peer *peer); /* NULL is allowed */
-int peer_check(const char *name, const char *address, const char *key, struct bm_error *error);
+int peer_check(const char *name, const char *address, const char *key, const json_t *receive,
+	       struct bm_error *error);
 /* A new key, hexadecimal, malloc()ed. */
 char *peer_make_key(void);
+/* What was written counts from now on; peer is taken over. */
+void peer_changed(struct peers *p, struct peer *peer, const char *removed);
+
 /*
- * Writes what is to be: text is the file of all keys as it shall be, peer the one that is added, or
- * NULL, and then removed is the name of one that goes. Blocks, in any thread.
+ * peer_file.c: all block. Writes what is to be: text is the file of all keys as it shall be, peer
+ * the one that is added, or NULL, and then removed is the name of one that goes. Blocks, in any
+ * thread.
  */
 int peer_write(const struct peers *p, const struct peer *peer, const char *removed,
 	       const char *text, struct bm_error *error);
 /* The file of all keys, with peer instead of who has its name, and without removed. malloc()ed. */
 char *peer_keys_text(const struct peers *p, const struct peer *peer, const char *removed);
-/* What was written counts from now on; peer is taken over. */
-void peer_changed(struct peers *p, struct peer *peer, const char *removed);
+/* The file by which we prove to be ourselves to that host. malloc()ed. */
+char *peer_key_path(const struct peers *p, const char *name);
+/* What was cut off is completed. keys: what that comes to; the hosts are known in any case. */
+int peer_read_all(struct peers *p, int *keys, struct bm_error *error);
 
 /* peer_port.c */
 int peer_listen(struct peers *p, struct bm_error *error);
+/* Whether the caller is one of ours, and has said hello; answers when not. */
+struct peer *peer_admit(struct peers *p, struct bm_rpc_call *call, bool greeted);
+/* A socket that disks come to: *port, or, when that is 0, whichever is free. Its descriptor. */
+int peer_listen_data(const struct peers *p, unsigned *port, struct bm_error *error);
+
+/* receive.c: methods of that port; arg is the peers. */
+bm_rpc_method method_receive, method_discard;
+/* No worker has anything of ours any more. */
+void receive_close(struct peers *p);
 
 /*
  * peer_call.c: blocks; in any thread. A connection to a peer on which a version is agreed on;
@@ -73,14 +97,43 @@ int peer_listen(struct peers *p, struct bm_error *error);
  */
 int peer_connect(const struct peer *peer, const char *our_name, struct bm_client **client,
 		 json_t **hello, struct bm_error *error);
+/* Once more with the rest: connects, calls, closes. limit: ns that the answer may take. */
+int peer_ask(const struct peer *peer, const char *our_name, const char *method, json_t *params,
+	     uint64_t limit, json_t **result, struct bm_error *error);
 /* How it is reached: as peer.check tells it (docs/protocol.md). */
 int peer_measure(const struct peer *peer, const char *our_name, json_t **result,
 		 struct bm_error *error);
 
 /* peer_admin.c: methods of the control socket; arg is the daemon. */
-bm_rpc_method method_peer_add, method_peer_pair, method_peer_remove, method_peer_list,
-	method_peer_check;
+bm_rpc_method method_peer_add, method_peer_allow, method_peer_pair, method_peer_remove,
+	method_peer_list, method_peer_check;
+/* The peer that params name; answers and returns NULL when there is none. */
+struct peer *peer_wanted(struct peers *p, struct bm_rpc_call *call, json_t *params,
+			 const char *member);
 /* No worker has anything of ours any more. */
 void peer_admin_close(struct peers *p);
+
+/*
+ * A call to a peer, for a call to us: run() is called in a worker, sets result or fails; the call
+ * is answered with that. params is the caller's to have taken a reference to.
+ */
+struct peer_errand {
+	struct bm_work work;
+	struct bm_list link;
+	struct bm_rpc_call *call;
+	struct peer *peer; /* a copy */
+	const struct peers *peers;
+	json_t *params;
+	int (*run)(struct peer_errand *errand);
+	json_t *result;
+	int failed;
+	struct bm_error error;
+};
+/* Answers the call, too, when it cannot be begun. */
+void peer_errand_begin(struct peers *p, struct bm_rpc_call *call, const struct peer *peer,
+		       json_t *params, int (*run)(struct peer_errand *errand));
+
+/* remote.c: methods of the control socket; arg is the daemon. */
+bm_rpc_method method_remote_create, method_remote_remove;
 
 #endif

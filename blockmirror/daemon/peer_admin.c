@@ -20,18 +20,6 @@ struct peer_change {
 	struct bm_error error;
 };
 
-/* A call to a peer, for a call to us. */
-struct peer_errand {
-	struct bm_work work;
-	struct bm_list link;
-	struct bm_rpc_call *call;
-	struct peer *peer; /* a copy */
-	char *our_name;
-	json_t *result;
-	int failed;
-	struct bm_error error;
-};
-
 static void refuse(struct bm_rpc_call *call, enum bm_code code, const char *text, const char *name)
 {
 	control_refuse(call, code, "host", name, text);
@@ -116,19 +104,20 @@ static bool can_change(const struct peers *p, struct bm_rpc_call *call, const ch
 static void add(struct peers *p, struct bm_rpc_call *call, json_t *params, const char *made_key)
 {
 	const char *name = NULL, *address = NULL, *given = NULL, *key;
+	json_t *receive = NULL;
 	struct bm_error error;
 	struct peer *peer;
 	int replace = 0;
 
-	if (json_unpack(params, "{s:s s:s s?s s?b}", "name", &name, "address", &address, "key",
-			&given, "replace", &replace) ||
+	if (json_unpack(params, "{s:s s:s s?s s?b s?o}", "name", &name, "address", &address, "key",
+			&given, "replace", &replace, "receive", &receive) ||
 	    (!made_key && !given)) {
 		bm_fail(&error, BM_E_USAGE, "name, address and key (strings) are wanted");
 		bm_rpc_fail(call, &error);
 		return;
 	}
 	key = made_key ? made_key : given;
-	if (peer_check(name, address, key, &error) < 0) {
+	if (peer_check(name, address, key, receive, &error) < 0) {
 		bm_rpc_fail(call, &error);
 		return;
 	}
@@ -137,7 +126,7 @@ static void add(struct peers *p, struct bm_rpc_call *call, json_t *params, const
 	else if (peer_find(p, name) && !replace)
 		refuse(call, BM_E_EXISTS, "is known already: remove it, or say --replace", name);
 	else if (can_change(p, call, name)) {
-		peer = peer_new(name, address, key);
+		peer = peer_new(name, address, key, receive);
 		if (peer)
 			begin_change(p, call, peer, NULL, made_key);
 		else
@@ -166,9 +155,10 @@ void method_peer_pair(void *arg, struct bm_rpc_call *call, json_t *params)
 	free(key);
 }
 
-static struct peer *want_peer(struct peers *p, struct bm_rpc_call *call, json_t *params)
+struct peer *peer_wanted(struct peers *p, struct bm_rpc_call *call, json_t *params,
+			 const char *member)
 {
-	const char *name = json_string_value(json_object_get(params, "name"));
+	const char *name = json_string_value(json_object_get(params, member));
 	struct peer *peer = name ? peer_find(p, name) : NULL;
 
 	if (!peer)
@@ -177,10 +167,33 @@ static struct peer *want_peer(struct peers *p, struct bm_rpc_call *call, json_t 
 	return peer;
 }
 
+void method_peer_allow(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	struct daemon *d = arg;
+	const struct peer *old = peer_wanted(d->peers, call, params, "name");
+	json_t *receive = json_object_get(params, "receive");
+	struct bm_error error;
+	struct peer *peer;
+
+	if (!old)
+		return;
+	if (peer_check(old->name, old->address, old->key, receive, &error) < 0) {
+		bm_rpc_fail(call, &error);
+		return;
+	}
+	if (!can_change(d->peers, call, old->name))
+		return;
+	peer = peer_new(old->name, old->address, old->key, receive);
+	if (peer)
+		begin_change(d->peers, call, peer, NULL, false);
+	else
+		refuse(call, BM_E_INTERNAL, "cannot be changed: out of memory", old->name);
+}
+
 void method_peer_remove(void *arg, struct bm_rpc_call *call, json_t *params)
 {
 	struct daemon *d = arg;
-	const struct peer *peer = want_peer(d->peers, call, params);
+	const struct peer *peer = peer_wanted(d->peers, call, params, "name");
 
 	if (peer && can_change(d->peers, call, peer->name))
 		begin_change(d->peers, call, NULL, peer->name, false);
@@ -195,8 +208,9 @@ void method_peer_list(void *arg, struct bm_rpc_call *call, json_t *params)
 	bm_list_each(node, &d->peers->list) {
 		const struct peer *peer = bm_container(node, struct peer, link);
 
-		json_array_append_new(
-			list, json_pack("{s:s s:s}", "name", peer->name, "address", peer->address));
+		json_array_append_new(list,
+				      json_pack("{s:s s:s s:O}", "name", peer->name, "address",
+						peer->address, "receive", peer->receive));
 	}
 	bm_rpc_reply(call, json_pack("{s:o s:s s:s*}", "peers", list, "name", d->peers->name,
 				     "listen", d->peers->listen));
@@ -207,15 +221,15 @@ void method_peer_list(void *arg, struct bm_rpc_call *call, json_t *params)
 static void free_errand(struct peer_errand *e)
 {
 	peer_free(e->peer);
-	free(e->our_name);
+	json_decref(e->params);
 	free(e);
 }
 
-static void run_check(struct bm_work *work)
+static void run_errand(struct bm_work *work)
 {
 	struct peer_errand *e = bm_container(work, struct peer_errand, work);
 
-	e->failed = peer_measure(e->peer, e->our_name, &e->result, &e->error);
+	e->failed = e->run(e);
 }
 
 static void errand_done(struct bm_work *work)
@@ -230,30 +244,41 @@ static void errand_done(struct bm_work *work)
 	free_errand(e);
 }
 
-void method_peer_check(void *arg, struct bm_rpc_call *call, json_t *params)
+void peer_errand_begin(struct peers *p, struct bm_rpc_call *call, const struct peer *peer,
+		       json_t *params, int (*run)(struct peer_errand *errand))
 {
-	struct daemon *d = arg;
-	const struct peer *peer = want_peer(d->peers, call, params);
-	struct peer_errand *e;
+	struct peer_errand *e = calloc(1, sizeof(*e));
 
-	if (!peer)
-		return;
-	e = calloc(1, sizeof(*e));
-	if (e) {
-		e->peer = peer_new(peer->name, peer->address, peer->key);
-		e->our_name = strdup(d->peers->name);
-	}
-	if (!e || !e->peer || !e->our_name) {
-		if (e)
-			free_errand(e);
+	if (e)
+		e->peer = peer_new(peer->name, peer->address, peer->key, NULL);
+	if (!e || !e->peer) {
+		free(e);
+		json_decref(params);
 		refuse(call, BM_E_INTERNAL, "cannot be asked: out of memory", peer->name);
 		return;
 	}
+	e->peers = p;
 	e->call = call;
-	e->work.run = run_check;
+	e->params = params;
+	e->run = run;
+	e->work.run = run_errand;
 	e->work.done = errand_done;
-	bm_list_append(&d->peers->errands, &e->link);
-	bm_workers_submit(d->peers->callers, d->loop, &e->work);
+	bm_list_append(&p->errands, &e->link);
+	bm_workers_submit(p->callers, p->daemon->loop, &e->work);
+}
+
+static int check(struct peer_errand *e)
+{
+	return peer_measure(e->peer, e->peers->name, &e->result, &e->error);
+}
+
+void method_peer_check(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	struct daemon *d = arg;
+	const struct peer *peer = peer_wanted(d->peers, call, params, "name");
+
+	if (peer)
+		peer_errand_begin(d->peers, call, peer, NULL, check);
 }
 
 /* The workers have ended; nobody waits for what they had done. */

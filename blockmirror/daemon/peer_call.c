@@ -41,6 +41,22 @@ int peer_connect(const struct peer *peer, const char *our_name, struct bm_client
 	return r;
 }
 
+int peer_ask(const struct peer *peer, const char *our_name, const char *method, json_t *params,
+	     uint64_t limit, json_t **result, struct bm_error *error)
+{
+	struct bm_client *client;
+	int r = peer_connect(peer, our_name, &client, NULL, error);
+
+	if (r < 0) {
+		json_decref(params);
+		return r;
+	}
+	bm_client_set_timeout(client, limit);
+	r = bm_client_call(client, method, params, result, error);
+	bm_client_close(client);
+	return r;
+}
+
 static int compare(const void *a, const void *b)
 {
 	const uint64_t *x = a, *y = b;

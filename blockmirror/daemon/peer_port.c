@@ -18,8 +18,7 @@
 enum { BACKLOG = 16 };
 #define MOST_SWALLOWED (1ull << 30)
 
-/* Whether the caller is one of ours, and has said hello; answers when not. */
-static struct peer *admit(struct peers *p, struct bm_rpc_call *call, bool greeted)
+struct peer *peer_admit(struct peers *p, struct bm_rpc_call *call, bool greeted)
 {
 	const struct bm_identity *who = bm_rpc_identity(call);
 	struct peer *peer = who && who->psk ? peer_find(p, who->psk) : NULL;
@@ -50,7 +49,7 @@ static void method_hello(void *arg, struct bm_rpc_call *call, json_t *params)
 	int oldest = 0, newest = 0;
 	struct bm_error error;
 
-	if (!admit(p, call, false))
+	if (!peer_admit(p, call, false))
 		return;
 	if (json_unpack(params, "{s:[ii]}", "versions", &oldest, &newest) || oldest < 1 ||
 	    oldest > newest)
@@ -72,7 +71,7 @@ static void method_hello(void *arg, struct bm_rpc_call *call, json_t *params)
 static void method_ping(void *arg, struct bm_rpc_call *call, json_t *params)
 {
 	(void)params;
-	if (admit(arg, call, true))
+	if (peer_admit(arg, call, true))
 		bm_rpc_reply(call, json_pack("{s:I}", "time_ns", wall_ns()));
 }
 
@@ -82,7 +81,7 @@ static void method_swallow(void *arg, struct bm_rpc_call *call, json_t *params)
 	json_int_t bytes = 0;
 	struct bm_error error;
 
-	if (!admit(arg, call, true))
+	if (!peer_admit(arg, call, true))
 		return;
 	if (!json_unpack(params, "{s:I}", "bytes", &bytes) && bytes > 0 &&
 	    bytes <= (json_int_t)MOST_SWALLOWED) {
@@ -94,10 +93,8 @@ static void method_swallow(void *arg, struct bm_rpc_call *call, json_t *params)
 }
 
 static const struct bm_rpc_table methods[] = {
-	{"hello", method_hello},
-	{"ping", method_ping},
-	{"swallow", method_swallow},
-	{NULL, NULL},
+	{"hello", method_hello},     {"ping", method_ping},       {"swallow", method_swallow},
+	{"receive", method_receive}, {"discard", method_discard}, {NULL, NULL},
 };
 
 static struct bm_keyring *keyring_of(void *arg)
@@ -120,18 +117,51 @@ static int listen_on(const struct addrinfo *info)
 	return bm_steal_fd(fd);
 }
 
-int peer_listen(struct peers *p, struct bm_error *error)
+static int listen_at(const char *address, struct bm_error *error)
 {
 	struct addrinfo *list;
-	int fd = -EADDRNOTAVAIL, r = bm_address_lookup(p->listen, true, &list, error);
+	int fd = -EADDRNOTAVAIL, r = bm_address_lookup(address, true, &list, error);
 
 	if (r < 0)
 		return r;
 	for (struct addrinfo *info = list; info && fd < 0; info = info->ai_next)
 		fd = listen_on(info);
 	freeaddrinfo(list);
+	return fd < 0 ? bm_fail_errno(error, fd, "cannot listen on %s", address) : fd;
+}
+
+/* Numbers, if the name of the address was one: nobody is asked. */
+int peer_listen_data(const struct peers *p, unsigned *port, struct bm_error *error)
+{
+	struct sockaddr_storage found;
+	socklen_t length = sizeof(found);
+	bm_free char *address = NULL;
+	const char *host = p->bind ? p->bind : p->listen;
+	bm_close int fd = -1;
+	int n = host ? (int)strlen(host) : 0;
+
+	if (!host)
+		return bm_fail(error, BM_E_USAGE, "blockmirrord does not listen for other hosts");
+	if (!p->bind)
+		n = (int)(strrchr(host, ':') - host);
+	if (asprintf(&address, "%.*s:%u", n, host, *port) < 0)
+		return bm_fail_errno(error, ENOMEM, "cannot listen on %s", host);
+	fd = listen_at(address, error);
 	if (fd < 0)
-		return bm_fail_errno(error, fd, "cannot listen on %s", p->listen);
+		return fd;
+	if (getsockname(fd, (struct sockaddr *)&found, &length) < 0)
+		return bm_fail_errno(error, errno, "cannot listen on %s", address);
+	*port = ntohs(found.ss_family == AF_INET6 ? ((struct sockaddr_in6 *)&found)->sin6_port
+						  : ((struct sockaddr_in *)&found)->sin_port);
+	return bm_steal_fd(fd);
+}
+
+int peer_listen(struct peers *p, struct bm_error *error)
+{
+	int r, fd = listen_at(p->listen, error);
+
+	if (fd < 0)
+		return fd;
 	r = bm_rpc_new(p->daemon->loop, methods, p, &p->rpc);
 	if (r < 0) {
 		close(fd);

@@ -30,11 +30,35 @@ bool registry_limits_good(const json_t *limits)
 	return !limits || (json_is_object(limits) && json_object_size(limits) == good);
 }
 
-int registry_add(const char *folder, const char *name, json_t *limits, struct bm_error *error)
+const char *registry_peer(const json_t *received)
+{
+	return json_string_value(json_object_get(received, "peer"));
+}
+
+const char *registry_disk(const json_t *received)
+{
+	return json_string_value(json_object_get(received, "disk"));
+}
+
+unsigned registry_port(const json_t *received)
+{
+	return (unsigned)json_integer_value(json_object_get(received, "port"));
+}
+
+static bool received_good(const json_t *received)
+{
+	json_int_t port = json_integer_value(json_object_get(received, "port"));
+
+	return !received ||
+	       (registry_peer(received) && registry_disk(received) && port > 0 && port < 65536);
+}
+
+int registry_add(const char *folder, const char *name, json_t *limits, json_t *received,
+		 struct bm_error *error)
 {
 	bm_free char *path = NULL, *beside = NULL, *text = NULL;
-	json_t *entry =
-		json_pack("{s:i s:s s:O*}", "format", FORMAT, "name", name, "limits", limits);
+	json_t *entry = json_pack("{s:i s:s s:O* s:O*}", "format", FORMAT, "name", name, "limits",
+				  limits, "received", received);
 	int r;
 
 	text = entry ? json_dumps(entry, JSON_COMPACT) : NULL;
@@ -63,28 +87,26 @@ int registry_remove(const char *folder, const char *name, struct bm_error *error
 	return r < 0 ? bm_fail_errno(error, r, "cannot remove %s", path) : 0;
 }
 
-/* The name that an entry's file says and has. *limits is the caller's to release. */
-static bool check(const char *folder, const char *name, json_t **limits)
+/* The name that an entry's file says and has. *entry is the caller's to release. */
+static bool check(const char *folder, const char *name, json_t **entry)
 {
 	bm_free char *path = NULL, *text = NULL;
 	const char *said = NULL;
 	int format = 0;
-	json_t *entry = NULL;
-	bool good;
 
 	if (bm_disk_name_check(name, NULL) < 0 ||
 	    asprintf(&path, "%s/%s" SUFFIX, folder, name) < 0 ||
 	    bm_read_text(path, LARGEST, &text) < 0)
 		return false;
-	entry = json_loads(text, 0, NULL);
-	*limits = json_incref(json_object_get(entry, "limits"));
-	good = entry && !json_unpack(entry, "{s:i s:s}", "format", &format, "name", &said) &&
-	       format == FORMAT && !strcmp(said, name) && registry_limits_good(*limits);
-	json_decref(entry);
-	return good;
+	*entry = json_loads(text, 0, NULL);
+	return *entry && !json_unpack(*entry, "{s:i s:s}", "format", &format, "name", &said) &&
+	       format == FORMAT && !strcmp(said, name) &&
+	       registry_limits_good(json_object_get(*entry, "limits")) &&
+	       received_good(json_object_get(*entry, "received"));
 }
 
-int registry_read(const char *folder, void (*found)(void *arg, const char *name, json_t *limits),
+int registry_read(const char *folder,
+		  void (*found)(void *arg, const char *name, json_t *limits, json_t *received),
 		  void *arg, struct bm_error *error)
 {
 	struct dirent **entries = NULL;
@@ -96,17 +118,18 @@ int registry_read(const char *folder, void (*found)(void *arg, const char *name,
 		char *name = entries[i]->d_name, *dot = strrchr(name, '.');
 
 		if (*name != '.' && dot && !strcmp(dot, SUFFIX)) {
-			json_t *limits = NULL;
+			json_t *entry = NULL;
 
 			*dot = '\0';
-			if (check(folder, name, &limits))
-				found(arg, name, limits);
+			if (check(folder, name, &entry))
+				found(arg, name, json_object_get(entry, "limits"),
+				      json_object_get(entry, "received"));
 			else
 				bm_log(BM_LOG_ERROR,
 				       "%s/%s" SUFFIX " is damaged, or of a newer format: the disk "
 				       "is not served; \"blockmirror serve\" writes it anew",
 				       folder, name);
-			json_decref(limits);
+			json_decref(entry);
 		}
 		free(entries[i]);
 	}

@@ -27,7 +27,6 @@
 #define LIFE        500000000ull /* ns: who lived longer did not die of its start */
 #define DELAY_FIRST 100000000ull
 #define DELAY_MOST  10000000000ull
-enum { ARGUMENTS = 20, NUMBER = 24 };
 
 uint64_t served_delay(unsigned quick)
 {
@@ -89,7 +88,18 @@ static void fail_call(struct bm_rpc_call **call, const struct bm_error *error)
 static void forget_first(struct served *s)
 {
 	free(s->first.image);
+	json_decref(s->first.answer);
 	s->first = (struct first_start){0};
+}
+
+static void answer_serve(struct served *s)
+{
+	struct bm_rpc_call *call = bm_steal(s->serve_call);
+
+	bm_rpc_reply(call, s->first.answer
+				   ? bm_steal(s->first.answer)
+				   : json_pack("{s:s s:s*}", "name", s->name, "nbd", s->uri));
+	forget_first(s);
 }
 
 /* Nothing is in the registry and nothing runs: there is no such disk. */
@@ -118,7 +128,11 @@ void served_stopped(struct served *s)
 		       s->name, s->stopped, strerror(errno));
 	if (call)
 		bm_rpc_reply(call, NULL);
-	remove_if_unknown(s);
+	s->erasing = s->discard_call;
+	if (s->discard_call)
+		served_forget(s, bm_steal(s->discard_call));
+	else
+		remove_if_unknown(s);
 }
 
 /* Guests wait in the queue as long as it takes; who gives an order is told that nobody hears it. */
@@ -134,6 +148,8 @@ static void turn_callers_away(const struct served *s)
 static void down(struct served *s, bool quick)
 {
 	fail_call(&s->serve_call, &s->error);
+	if (s->first.made)
+		unlink(s->first.image);
 	forget_first(s);
 	if (!s->wanted && s->control.fd >= 0) { /* a first start that came to nothing */
 		served_stopped(s);
@@ -217,21 +233,20 @@ static void runs(struct served *s)
 
 static void is_ready(struct served *s)
 {
-	struct bm_rpc_call *call;
-
 	free(s->uri);
 	s->uri = strdup(s->line + strlen("ready "));
 	s->back = s->ended ? bm_loop_now(s->daemon->loop) - s->ended : 0;
 	s->ended = 0;
-	forget_first(s);
+	s->first.made = false;
 	served_close_watch(s, &s->output);
 	runs(s);
 	if (s->back)
 		bm_log(BM_LOG_NOTICE, "%s: process %d serves it, after %" PRIu64 " ms", s->name,
 		       (int)s->pid, s->back / 1000000);
-	call = s->working ? NULL : bm_steal(s->serve_call);
-	if (call) /* else once it is in the registry */
-		bm_rpc_reply(call, json_pack("{s:s s:s}", "name", s->name, "nbd", s->uri));
+	if (s->serve_call && !s->working) /* else once it is in the registry */
+		answer_serve(s);
+	else if (!s->serve_call)
+		forget_first(s);
 }
 
 static void output_ready(struct bm_watch *watch, uint32_t events)
@@ -256,61 +271,11 @@ static void output_ready(struct bm_watch *watch, uint32_t events)
 	}
 }
 
-static int put_limits(const struct served *s, char **argv, int n)
-{
-	static const char *const known[] = {"--max-connections", "--max-data",
-					    "--reconnect-timeout"};
-
-	for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++) {
-		const char *value = json_string_value(json_object_get(s->limits, known[i] + 2));
-
-		if (value) {
-			argv[n++] = (char *)known[i];
-			argv[n++] = (char *)value;
-		}
-	}
-	return n;
-}
-
-static int spawn(struct served *s, int *output)
-{
-	const int fds[] = {s->nbd.fd, s->control.fd};
-	char *argv[ARGUMENTS], create[NUMBER];
-	struct bm_spawn spawn = {.argv = argv,
-				 .log = s->log,
-				 .append = true,
-				 .output = output,
-				 .fds = fds,
-				 .n_fds = 2,
-				 .fd_names = "nbd:control"};
-	int n = 0;
-
-	argv[n++] = (char *)BM_DISK_PROGRAM;
-	argv[n++] = (char *)"--name";
-	argv[n++] = s->name;
-	argv[n++] = (char *)"--run-dir";
-	argv[n++] = s->daemon->run;
-	argv[n++] = (char *)"--state-dir";
-	argv[n++] = s->daemon->state;
-	n = put_limits(s, argv, n);
-	if (s->first.create) {
-		snprintf(create, sizeof(create), "%" PRIu64, s->first.create);
-		argv[n++] = (char *)"--create";
-		argv[n++] = create;
-	}
-	if (s->first.force)
-		argv[n++] = (char *)"--force";
-	if (s->first.image)
-		argv[n++] = s->first.image;
-	argv[n] = NULL;
-	return bm_spawn_disk(&spawn);
-}
-
 /* A child that we cannot watch must not live on unseen. */
 static int start_process(struct served *s)
 {
 	bm_close int output = -1, process = -1;
-	int pid = spawn(s, &output), r = 0;
+	int pid = served_spawn(s, &output), r = 0;
 
 	if (pid < 0)
 		return pid;
@@ -330,7 +295,7 @@ static int start_process(struct served *s)
 		waitpid(pid, NULL, 0);
 		bm_watch_set(s->daemon->loop, &s->process, process, 0);
 		s->process.fd = s->output.fd = -1;
-		return r;
+		return bm_fail_errno(&s->error, r, "cannot start " BM_DISK_PROGRAM);
 	}
 	bm_steal_fd(output);
 	bm_steal_fd(process);
@@ -376,7 +341,6 @@ void served_begin(struct served *s)
 	}
 	r = start_process(s);
 	if (r < 0) {
-		bm_fail_errno(&s->error, r, "cannot start " BM_DISK_PROGRAM);
 		down(s, true);
 		return;
 	}
@@ -445,31 +409,31 @@ static void write_registry(struct bm_work *work)
 	struct served *s = bm_container(work, struct served, work);
 
 	s->work_error.code = BM_OK;
+	if (s->erasing && receive_erase(s, &s->work_error) < 0)
+		return;
 	if (s->forgetting)
 		registry_remove(s->daemon->registry, s->name, &s->work_error);
 	else
-		registry_add(s->daemon->registry, s->name, s->limits, &s->work_error);
+		registry_add(s->daemon->registry, s->name, s->limits, s->received, &s->work_error);
 }
 
 static void written(struct served *s)
 {
-	struct bm_rpc_call *call = bm_steal(s->serve_call);
-
 	s->saved = !s->work_error.code;
 	if (!s->saved)
 		bm_log(BM_LOG_ERROR, "%s: it is served, but not after a boot: %s", s->name,
 		       s->work_error.text);
-	if (call && s->saved)
-		bm_rpc_reply(call, json_pack("{s:s s:s*}", "name", s->name, "nbd", s->uri));
-	else if (call)
-		bm_rpc_fail(call, &s->work_error);
+	if (s->serve_call && s->saved)
+		answer_serve(s);
+	else
+		fail_call(&s->serve_call, &s->work_error);
 }
 
 static void removed(struct served *s)
 {
 	struct bm_rpc_call *call = bm_steal(s->stop_call);
 
-	s->forgetting = false;
+	s->forgetting = s->erasing = false;
 	if (s->work_error.code) {
 		bm_rpc_fail(call, &s->work_error);
 		return;
@@ -563,7 +527,9 @@ void served_free(struct served *s)
 	bm_unix_leave(&s->control);
 	close_sockets(s);
 	forget_first(s);
+	fail_call(&s->discard_call, &error);
 	json_decref(s->limits);
+	json_decref(s->received);
 	free(s->uri);
 	free(s->stopped);
 	free(s->log);

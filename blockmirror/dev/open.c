@@ -12,8 +12,21 @@
 static bm_opener *const openers[] = {
 	[BM_SCHEME_FILE] = bm_file_open,   [BM_SCHEME_NBD] = bm_nbd_open,
 	[BM_SCHEME_ISCSI] = bm_iscsi_open, [BM_SCHEME_MEM] = bm_mem_open,
-	[BM_SCHEME_FAULT] = bm_fault_open,
+	[BM_SCHEME_FAULT] = bm_fault_open, [BM_SCHEME_PEER] = bm_peer_open,
 };
+
+/* It is the name of a target: by the time that there is an image it has another one. */
+int bm_peer_open(const struct bm_uri *uri, const struct bm_open_options *options,
+		 struct bm_dev **dev, struct bm_error *error)
+{
+	(void)options;
+	(void)dev;
+	return bm_fail(
+		error, BM_E_UNSUPPORTED,
+		"%s: another host is asked for it when it is the target of a relocation of a "
+		"served disk, and only then",
+		uri->text);
+}
 
 int bm_dev_open(const char *text, const struct bm_open_options *options, struct bm_dev **dev,
 		struct bm_error *error)

@@ -12,7 +12,7 @@
 typedef int bm_opener(const struct bm_uri *uri, const struct bm_open_options *options,
 		      struct bm_dev **dev, struct bm_error *error);
 
-bm_opener bm_file_open, bm_nbd_open, bm_iscsi_open, bm_mem_open, bm_fault_open;
+bm_opener bm_file_open, bm_nbd_open, bm_iscsi_open, bm_mem_open, bm_fault_open, bm_peer_open;
 
 /*
  * Creates an image file of size bytes, all holes, that exists after a power cut: the file and its

@@ -20,6 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "blockmirror/base/cleanup.h"
 #include "blockmirror/base/hist.h"
 #include "blockmirror/base/list.h"
 #include "blockmirror/dev/later.h"
@@ -57,6 +58,8 @@ struct order {
 	uint32_t align, block; /* block: of lower, for all time */
 	bool owns;             /* lower goes with us */
 	bool cancelled;
+	unsigned busy;         /* slots in use */
+	struct bm_task *idle;  /* to be run when there are none; NULL */
 	struct bm_list pieces; /* in flight, in the order of arrival */
 	struct bm_list queue;  /* requests that wait for a slot */
 	struct bm_list free;
@@ -154,9 +157,12 @@ static void finish(struct piece *p, int error)
 
 	count(o->meter, p);
 	bm_list_push(&o->free, &p->link);
+	o->busy--;
 	node = bm_list_take(&o->queue);
 	if (node)
 		begin(o, bm_container(node, struct bm_request, link));
+	if (!o->busy && o->idle)
+		bm_loop_soon(o->dev.loop, bm_steal(o->idle));
 	rq->done(rq, error);
 }
 
@@ -398,6 +404,7 @@ static void begin(struct order *o, struct bm_request *rq)
 	struct bm_list *node = bm_list_take(&o->free);
 	struct piece *p = bm_container(node, struct piece, link);
 
+	o->busy++;
 	p->rq = rq;
 	p->writes = rq->op != BM_READ;
 	p->end = rq->offset;
@@ -524,6 +531,15 @@ int bm_order_new(struct bm_dev *lower, uint32_t align, struct bm_meter *meter, s
 	}
 	*dev = &o->dev;
 	return 0;
+}
+
+void bm_order_when_idle(struct bm_dev *dev, struct bm_task *task)
+{
+	struct order *o = bm_container(dev, struct order, dev);
+
+	o->idle = o->busy ? task : NULL;
+	if (!o->busy)
+		bm_loop_soon(dev->loop, task);
 }
 
 uint32_t bm_order_align(const struct bm_dev *lower)

@@ -92,8 +92,17 @@ static void start_job(struct disk *d, enum job_kind kind, struct bm_rpc_call *ca
 		fail(call, BM_E_BUSY, "the disk is being stopped");
 		return;
 	}
-	if (delete_source && (!bm_uri_path(d->record.uri) ||
-			      stat(bm_uri_path(d->record.uri), &st) < 0 || !S_ISREG(st.st_mode))) {
+	if (d->record.role != BM_ROLE_ACTIVE) {
+		struct bm_error error;
+
+		bm_fail(&error, BM_E_RETIRED, "the disk is not served here, but on host %s",
+			d->record.peer);
+		bm_rpc_fail(call, &error);
+		return;
+	}
+	if (delete_source && !remote_is(d->record.uri) &&
+	    (!bm_uri_path(d->record.uri) || stat(bm_uri_path(d->record.uri), &st) < 0 ||
+	     !S_ISREG(st.st_mode))) {
 		fail(call, BM_E_UNSUPPORTED, "only a source that is a file can be deleted");
 		return;
 	}

@@ -18,7 +18,7 @@
 #include "blockmirror/base/spawn.h"
 #include "blockmirror/disk/disk.h"
 
-/* As sd_listen_fds_with_names(3) has it; our names are "nbd" and "control". */
+/* As sd_listen_fds_with_names(3) has it; our names are "nbd", "control" and "data". */
 void daemon_take_sockets(struct disk_options *options)
 {
 	const char *pid = getenv("LISTEN_PID"), *count = getenv("LISTEN_FDS");
@@ -34,6 +34,8 @@ void daemon_take_sockets(struct disk_options *options)
 			options->nbd_fd = BM_SPAWN_FIRST_FD + i;
 		else if (!strcmp(name, "control"))
 			options->control_fd = BM_SPAWN_FIRST_FD + i;
+		else if (!strcmp(name, "data"))
+			options->data_fd = BM_SPAWN_FIRST_FD + i;
 	unsetenv("LISTEN_PID");
 	unsetenv("LISTEN_FDS");
 	unsetenv("LISTEN_FDNAMES");

@@ -2,7 +2,7 @@
 /*
  * A served disk: finds out which image is the truth, locks and opens it, and builds the stack
  *
- *	NBD server → order device → mirror → image
+ *	NBD server → gate → order device → mirror → image
  *
  * A record, where there is one, decides which image that is; what the command line says is only
  * believed by a disk that has none yet.
@@ -29,6 +29,7 @@
 #include "blockmirror/client.h"
 #include "blockmirror/dev/open.h"
 #include "blockmirror/disk/job.h"
+#include "blockmirror/disk/standby.h"
 
 enum {
 	OPENERS = 4,
@@ -57,6 +58,7 @@ static int make_paths(struct disk *d, const struct disk_options *options, struct
 	if (!d->records || !run || !d->name ||
 	    asprintf(&d->nbd_path, "%s/%s.nbd", run, d->name) < 0 ||
 	    asprintf(&d->control_path, "%s/%s.sock", run, d->name) < 0 ||
+	    asprintf(&d->daemon_path, "%s/../blockmirrord.sock", run) < 0 ||
 	    asprintf(&d->map_path, "%s/%s.map", run, d->name) < 0 ||
 	    asprintf(&d->doubt_path, "%s/%s.doubt", run, d->name) < 0 ||
 	    asprintf(&d->checkpoint_path, "%s/map", d->folder) < 0)
@@ -138,9 +140,14 @@ static int new_disk(struct disk *d, const struct disk_options *options, struct b
 	d->created = options->create != 0;
 	bm_identity(id);
 	d->record.name = strdup(d->name);
-	d->record.disk = strdup(id);
+	d->record.disk = strdup(options->identity ? options->identity : id);
 	d->record.uri = bm_uri_canonical(options->uri);
-	if (!d->record.name || !d->record.disk || !d->record.uri)
+	if (options->standby_of) {
+		d->record.role = BM_ROLE_STANDBY;
+		d->record.peer = strdup(options->standby_of);
+	}
+	if (!d->record.name || !d->record.disk || !d->record.uri ||
+	    (options->standby_of && !d->record.peer))
 		return bm_fail_errno(error, errno, "%s",
 				     bm_uri_redact(options->uri, shown, sizeof(shown)));
 	return bm_record_checks_uri(d->record.uri, error);
@@ -172,7 +179,7 @@ static int open_image(struct disk *d, const struct disk_options *asked, struct b
 	d->image_fd = 0;
 	block = d->side[0]->geometry.block;
 	if (d->fresh)
-		d->record.size = d->side[0]->geometry.size;
+		d->record.size = asked->size ? asked->size : d->side[0]->geometry.size;
 	if (d->side[0]->geometry.size < d->record.size)
 		return bm_fail(error, BM_E_SIZE,
 			       "%s has %" PRIu64 " bytes and the disk %" PRIu64 ": it was cut",
@@ -234,6 +241,11 @@ static int build_devices(struct disk *d, struct bm_error *error)
 	if (r < 0)
 		return bm_fail_errno(error, r, "disk %s", d->name);
 	bm_dev_start(d->order, d->loop);
+	d->gate = gate_new(d->order, &standby_gate, d);
+	if (!d->gate)
+		return bm_fail_errno(error, ENOMEM, "disk %s", d->name);
+	bm_dev_start(d->gate, d->loop);
+	gate_set_role(d->gate, standby_gate_role(d));
 	return 0;
 }
 
@@ -246,7 +258,7 @@ static int build_server(struct disk *d, const struct disk_options *options, stru
 	d->nbd = nbd_server_new(d->loop, &options->limits);
 	if (!d->nbd)
 		return bm_fail_errno(error, ENOMEM, "disk %s", d->name);
-	exported.dev = d->order;
+	exported.dev = d->gate;
 	r = nbd_server_add_export(d->nbd, &exported, error);
 	if (!r)
 		r = offer_dirty_map(d, error);
@@ -255,6 +267,8 @@ static int build_server(struct disk *d, const struct disk_options *options, stru
 				    : nbd_server_listen_unix(d->nbd, d->nbd_path, error);
 	if (!r)
 		r = control_listen(d, options->control_fd, error);
+	if (!r)
+		r = standby_open(d, options, error);
 	return r;
 }
 
@@ -267,6 +281,11 @@ static int believe(struct disk *d, const struct disk_options *options, struct bm
 			       "the record in %s is that of another disk, %s: move the folder back "
 			       "to that name and serve that disk, or move it away",
 			       d->folder, d->record.name);
+	if (!r && d->record.role == BM_ROLE_RETIRED)
+		return bm_fail(error, BM_E_RETIRED,
+			       "disk %s is on host %s since generation %" PRIu64
+			       ", says its record in %s: serve it there",
+			       d->name, d->record.peer, d->record.generation, d->folder);
 	return r ? r : owner_check_record(&d->record, d->folder, options->force, error);
 }
 
@@ -367,16 +386,22 @@ int disk_open(struct bm_loop *loop, const struct disk_options *asked, struct dis
 	return 0;
 }
 
+static void close_stack(struct disk *d)
+{
+	bm_dev_close(d->gate);
+	bm_dev_close(d->order);
+	bm_mirror_free(d->mirror);
+	for (int i = 0; i < 2; i++)
+		bm_dev_close(d->side[i]);
+}
+
 void disk_let_go(struct disk *d)
 {
 	int fd = bm_dev_descriptor(d->side[disk_authority(d)]);
 
 	d->image_fd = fd < 0 ? 0 : fcntl(fd, F_DUPFD_CLOEXEC, 1);
-	bm_dev_close(d->order);
-	bm_mirror_free(d->mirror);
-	for (int i = 0; i < 2; i++)
-		bm_dev_close(d->side[i]);
-	d->order = d->side[0] = d->side[1] = NULL;
+	close_stack(d);
+	d->gate = d->order = d->side[0] = d->side[1] = NULL;
 	d->mirror = NULL;
 }
 
@@ -393,8 +418,7 @@ int disk_take_up(struct disk *d, struct bm_error *error)
 	if (!r && !name)
 		r = bm_fail_errno(error, ENOMEM, "disk %s", d->name);
 	if (!r)
-		nbd_server_set_devs(d->nbd, d->name, d->order, name,
-				    bm_mirror_dirty_dev(d->mirror));
+		nbd_server_set_devs(d->nbd, d->name, d->gate, name, bm_mirror_dirty_dev(d->mirror));
 	return r;
 }
 
@@ -422,6 +446,13 @@ static void clients_gone(void *arg)
 		bm_loop_stop(d->loop);
 }
 
+static void host_gone(void *arg)
+{
+	struct disk *d = arg;
+
+	nbd_server_stop(d->nbd, clients_gone, d);
+}
+
 void disk_stop(struct disk *d)
 {
 	if (d->stopping)
@@ -429,15 +460,18 @@ void disk_stop(struct disk *d)
 	if (upgrade_stops(d))
 		return;
 	d->stopping = true;
-	/* Requests that wait for it cannot be answered: clients come again to the next process. */
-	if (storage_is_lost(d)) {
+	/* Requests that wait cannot be answered: clients come again to the next process. */
+	if (storage_is_lost(d) || gate_held(d->gate)) {
 		d->abandoned = true;
 		bm_loop_stop(d->loop);
 		return;
 	}
 	if (job_runs(d->job)) /* a target that is being opened may take its time */
 		atomic_store(&d->job->give_up, true);
-	nbd_server_stop(d->nbd, clients_gone, d);
+	if (d->data)
+		nbd_server_stop(d->data, host_gone, d);
+	else
+		host_gone(d);
 }
 
 void disk_fini(struct disk *d)
@@ -449,10 +483,8 @@ void disk_fini(struct disk *d)
 	if (d->verify_call)
 		bm_rpc_reply(d->verify_call, NULL);
 	nbd_server_free(d->nbd);
-	bm_dev_close(d->order);
-	bm_mirror_free(d->mirror);
-	for (int i = 0; i < 2; i++)
-		bm_dev_close(d->side[i]);
+	nbd_server_free(d->data);
+	close_stack(d);
 	storage_fini(d);
 	if (d->folder_lock >= 0)
 		close(d->folder_lock);
@@ -467,6 +499,7 @@ void disk_fini(struct disk *d)
 	free(d->records);
 	free(d->nbd_path);
 	free(d->control_path);
+	free(d->daemon_path);
 	free(d->map_path);
 	free(d->doubt_path);
 	free(d->checkpoint_path);

@@ -6,8 +6,10 @@
  *   disk.c      the disk: its record, its image, the stack that serves it
  *   owner.c     marks on images, and whom they belong to
  *   target.c    targets: names, checks, creation, opening (in a worker)
+ *   remote.c    those on other hosts
  *   storage.c   remote storage that is lost, and opened again
- *   doubt.c     that a flush failed, for the next process
+ *   gate.c      what a role lets a guest do
+ *   standby.c   a disk that another host has, and its copy here
  *   mapfile.c   the settled map as files
  *   doubt.c     that a flush failed, for the process that follows
  *   checkpoint.c  the one of them that outlives the host, kept up to date
@@ -43,9 +45,14 @@ struct disk_options {
 	const char *name, *run_dir, *state_dir;
 	const char *uri;        /* NULL: what the record says */
 	uint64_t create;        /* bytes; 0: the image exists */
+	uint64_t size;          /* of a new disk; 0: that of its image */
 	bool force;             /* serve an old or incomplete copy */
 	int nbd_fd, control_fd; /* sockets that listen already, and that the caller holds, too; 0 */
 	int predecessor;        /* take over from the process at the other end; 0 */
+	const char *standby_of; /* a new disk is that host's; NULL: it is ours */
+	const char *identity;   /* that it has there */
+	const char *keys;       /* file: of hosts; NULL: none is let in */
+	int data_fd;            /* listens for the host whose standby it is; 0 */
 	struct nbd_server_options limits;
 	uint64_t reconnect; /* ns that requests wait for storage that is lost; UINT64_MAX: for ever
 			     */
@@ -58,6 +65,7 @@ struct disk {
 	char *nbd_path, *control_path;
 	char *map_path, *checkpoint_path; /* of the settled map: in RUN, and in the folder */
 	char *doubt_path;
+	char *daemon_path; /* of blockmirrord's socket */
 	int folder_lock;
 	int image_fd; /* holds the image's locks while there is no device; 0: nothing does */
 	struct nbd_server_options limits;
@@ -71,8 +79,11 @@ struct disk {
 	uint64_t reconnect;          /* of disk_options */
 	struct bm_mirror *mirror;
 	struct bm_dev *order;
+	struct bm_dev *gate; /* on top, and what guests get */
+	uint64_t refused_writes;
 	struct bm_meter meter;
 	struct nbd_server *nbd;
+	struct nbd_server *data; /* for the mirror of another host; NULL */
 	struct bm_rpc *rpc;
 	struct job *job;                 /* running, or the last one; NULL: there was none */
 	unsigned jobs;                   /* number of the last one */
@@ -227,6 +238,7 @@ struct target {
 	const char *name;       /* for a folder that the source's name does not give one for */
 	const struct bm_record *record;
 	const char *folder; /* of the record, or of all records */
+	const char *daemon; /* blockmirrord's socket; NULL: no other host can be asked */
 	bool (*interrupted)(void *arg);
 	void *arg;
 	/* found */
@@ -239,10 +251,22 @@ struct target {
 
 int target_prepare(struct target *target);
 
+/*
+ * remote.c: image is the name that it gets in a folder, need what it takes. is: whether uri came of
+ * that; then remove: the disk's copy goes, and its image there.
+ */
+int remote_create(struct target *target, const char *image, uint64_t need);
+bool remote_is(const char *uri);
+int remote_remove(const char *daemon, const char *name, const struct bm_record *record,
+		  const char *uri, struct bm_error *error);
+
 /* Nothing was written to it: it is marked as it was before. Blocks. */
 void target_unmark(const struct target *target);
 
-/* Forgets the target: closes it, and removes it when it was created. */
+/* Forgets the target: closes it, and removes it when it was created. Blocks. */
 void target_drop(struct target *target);
+
+/* An image of the disk's that is not needed any more, on whichever host. Blocks. */
+int target_remove(const struct disk *disk, const char *uri);
 
 #endif

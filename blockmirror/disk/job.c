@@ -89,7 +89,11 @@ static enum job_phase drop(struct job *job)
 {
 	if (!job->error.code)
 		job->error = job->target.error;
-	target_drop(&job->target);
+	if (job->target.uri) { /* cancelled: it is there, and goes again */
+		job->prepare.run = step_drop;
+		job_run(job, job->disk->workers, &job->prepare);
+		return PHASE_PREPARING;
+	}
 	job->refused = true;
 	job->disk->jobs--;
 	return end(job);
@@ -563,6 +567,7 @@ void job_begin(struct disk *d, struct job_options *options, struct bm_rpc_call *
 		.size = d->record.size,
 		.source = job->source,
 		.own_socket = d->nbd_path,
+		.daemon = d->daemon_path,
 		.name = d->name,
 		.record = &d->record,
 		.folder = d->records,

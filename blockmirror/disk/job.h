@@ -290,6 +290,7 @@ const char *job_outcome_name(enum outcome outcome);
 
 /* steps.c: run in workers; they read job->snapshot and write job->step_error. */
 void step_prepare(struct bm_work *work);
+void step_drop(struct bm_work *work); /* the same work as step_prepare() */
 void step_start(struct bm_work *work);
 void step_records(struct bm_work *work);
 void step_commit(struct bm_work *work);

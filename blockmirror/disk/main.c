@@ -36,6 +36,10 @@ static const char help[] =
 	"  --take-over FD   take the place of the process at that socket (blockmirror upgrade)\n"
 	"  --reconnect-timeout T  how long requests wait for storage that is lost (s, m, h;\n"
 	"                         default: for ever), then they fail\n"
+	"  --standby-of HOST  a new disk is another host's, and this is its copy here\n"
+	"  --disk-id ID       the identity that it has there\n"
+	"  --size SIZE        of a new disk, whose image may be larger\n"
+	"  --peer-keys FILE   by which that host is known (blockmirrord)\n"
 	"  --one-off FD     no disk: copy or compare, as asked over that socket, and end\n"
 	"  --help, --version\n"
 	"\n"
@@ -103,6 +107,10 @@ static const struct option known[] = {
 	{"handshake-timeout", required_argument, NULL, 'L'},
 	{"idle-timeout", required_argument, NULL, 'L'},
 	{"reconnect-timeout", required_argument, NULL, 'R'},
+	{"standby-of", required_argument, NULL, 'S'},
+	{"disk-id", required_argument, NULL, 'I'},
+	{"size", required_argument, NULL, 'Z'},
+	{"peer-keys", required_argument, NULL, 'K'},
 	{"one-off", required_argument, NULL, 'o'},
 	{"take-over", required_argument, NULL, 't'},
 	{"help", no_argument, NULL, 'h'},
@@ -114,6 +122,7 @@ static const struct option known[] = {
 static int take_option(int c, int which, struct disk_options *disk, int *control)
 {
 	struct bm_error error = {0};
+	uint64_t *size;
 
 	switch (c) {
 	case 'n':
@@ -126,10 +135,12 @@ static int take_option(int c, int which, struct disk_options *disk, int *control
 		disk->state_dir = optarg;
 		return 0;
 	case 'c':
-		if (!bm_parse_size(optarg, &disk->create) && disk->create)
+	case 'Z':
+		size = c == 'c' ? &disk->create : &disk->size;
+		if (!bm_parse_size(optarg, size) && *size)
 			return 0;
-		fprintf(stderr, "blockmirror-disk: --create %s: a size like 10G is wanted\n",
-			optarg);
+		fprintf(stderr, "blockmirror-disk: --%s %s: a size like 10G is wanted\n",
+			known[which].name, optarg);
 		return 2;
 	case 'f':
 		disk->force = true;
@@ -148,6 +159,15 @@ static int take_option(int c, int which, struct disk_options *disk, int *control
 			"blockmirror-disk: --reconnect-timeout %s: a time like 5m is wanted\n",
 			optarg);
 		return 2;
+	case 'S':
+		disk->standby_of = optarg;
+		return 0;
+	case 'I':
+		disk->identity = optarg;
+		return 0;
+	case 'K':
+		disk->keys = optarg;
+		return 0;
 	case 'o':
 		*control = atoi(optarg);
 		return 0;

@@ -59,7 +59,7 @@ static void finish_again(struct disk *d, const struct past *p)
 	if (!strcmp(p->kind, "relocate")) {
 		owner_mark(d->record.uri, "active", &d->record, d->folder);
 		if (p->delete_source && !undone)
-			owner_remove(old);
+			target_remove(d, old);
 		else
 			owner_mark(old, "retired", &d->record, d->folder);
 	}

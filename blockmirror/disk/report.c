@@ -253,11 +253,11 @@ json_t *report_disk(struct disk *d)
 	json_t *j;
 
 	bm_mirror_get_stats(d->mirror, &stats);
-	j = json_pack("{s:s s:s s:o s:I s:s s:I s:s* s:s}", "name", d->name, "disk", d->record.disk,
-		      "uri", shown_uri(d->record.uri), "generation",
-		      (json_int_t)d->record.generation, "role", "active", "size",
-		      (json_int_t)d->record.size, "nbd", uri, "state",
-		      bm_mirror_state_name(stats.state));
+	j = json_pack("{s:s s:s s:o s:I s:s s:s* s:I s:s* s:s}", "name", d->name, "disk",
+		      d->record.disk, "uri", shown_uri(d->record.uri), "generation",
+		      (json_int_t)d->record.generation, "role", bm_role_name(d->record.role),
+		      "peer", d->record.peer, "size", (json_int_t)d->record.size, "nbd", uri,
+		      "state", bm_mirror_state_name(stats.state));
 	free(uri);
 	json_object_set_new(j, "limiter",
 			    json_string(job_runs(d->job) && stats.limiter ? stats.limiter : ""));

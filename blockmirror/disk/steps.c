@@ -31,6 +31,11 @@ void step_prepare(struct bm_work *work)
 	target_prepare(&job->target);
 }
 
+void step_drop(struct bm_work *work)
+{
+	target_drop(&bm_container(work, struct job, prepare)->target);
+}
+
 /* A record of the disk on uri, with the job as it was when the step was begun. */
 static struct bm_record record_of(const struct job *job, const char *uri, uint64_t generation)
 {
@@ -208,13 +213,13 @@ void step_finish(struct bm_work *work)
 	else if (!job->error.code)
 		finish_copy(job);
 	if (job->switched && job->options.delete_source && closed)
-		note(job, owner_remove(job->source), "remove", job->source);
+		note(job, target_remove(d, job->source), "remove", job->source);
 	if (d->folder)
 		bm_record_write(d->folder, &record, &job->step_error);
 	if (!job->error.code || job->undone)
 		return;
 	if (job->target.created && job->error.code != BM_E_FOREIGN)
-		note(job, owner_remove(job->target.uri), "remove", job->target.uri);
+		note(job, target_remove(d, job->target.uri), "remove", job->target.uri);
 	else if (!job->attached)
 		target_unmark(&job->target);
 }

@@ -25,14 +25,24 @@
 
 #define ERROR &target->error
 
-/* In a folder the image gets the name that it has, or the disk's. */
-static int path_in_folder(struct target *target, const char *folder, char **path)
+/* In a folder the image gets the name that it has, on whichever host, or the disk's. */
+static char *image_name(const struct target *target)
 {
 	const char *source = bm_uri_path(target->source);
-	const char *name = source ? strrchr(source, '/') : NULL;
+	bm_free char *there = source ? NULL : bm_uri_parameter(target->source, BM_URI_PATH);
+	const char *path = source ? source : there, *name = path ? strrchr(path, '/') : NULL;
+	char *result;
 
-	if (asprintf(path, name ? "%s/%s" : "%s/%s.img", folder, name ? name + 1 : target->name) <
-	    0)
+	return asprintf(&result, name ? "%s" : "%s.img", name ? name + 1 : target->name) < 0
+		       ? NULL
+		       : result;
+}
+
+static int path_in_folder(struct target *target, const char *folder, char **path)
+{
+	bm_free char *name = image_name(target);
+
+	if (!name || asprintf(path, "%s/%s", folder, name) < 0)
 		return bm_fail_errno(ERROR, ENOMEM, "%s", folder);
 	return 0;
 }
@@ -169,6 +179,15 @@ static int find_export(struct target *target)
 	return target->uri ? 0 : bm_fail_errno(ERROR, ENOMEM, "target");
 }
 
+static int find_peer(struct target *target)
+{
+	bm_free char *image = image_name(target);
+
+	if (!image)
+		return bm_fail_errno(ERROR, ENOMEM, "%s", target->text);
+	return remote_create(target, image, allocated(target));
+}
+
 static int open_target(struct target *target)
 {
 	const struct bm_open_options options = {.fence = target->fence,
@@ -189,7 +208,7 @@ static int open_target(struct target *target)
 	if (target->dev->geometry.flags & BM_DEV_READ_ONLY)
 		return bm_fail(ERROR, BM_E_ACCESS, "%s is read-only", shown);
 	/* A foreign export exists whenever it can be opened. */
-	if (!bm_uri_path(target->uri) && !target->overwrite)
+	if (!bm_uri_path(target->uri) && !target->overwrite && !target->created)
 		return bm_fail(ERROR, BM_E_EXISTS,
 			       "%s exists (every export does); --overwrite gives up what it holds",
 			       shown);
@@ -234,8 +253,9 @@ int target_prepare(struct target *target)
 	if (!r)
 		r = bm_record_checks_uri(target->text, ERROR);
 	if (!r)
-		r = uri->scheme == BM_SCHEME_FILE ? find_path(target, uri->rest)
-						  : find_export(target);
+		r = uri->scheme == BM_SCHEME_FILE   ? find_path(target, uri->rest)
+		    : uri->scheme == BM_SCHEME_PEER ? find_peer(target)
+						    : find_export(target);
 	if (!r)
 		r = open_target(target);
 	if (!r)
@@ -245,13 +265,34 @@ int target_prepare(struct target *target)
 	return r;
 }
 
+static int remove_remote(const char *daemon, const char *name, const struct bm_record *record,
+			 const char *uri)
+{
+	struct bm_error error;
+	char shown[400];
+	int r = remote_remove(daemon, name, record, uri, &error);
+
+	if (r < 0)
+		bm_log(BM_LOG_WARN, "cannot remove %s: %s",
+		       bm_uri_redact(uri, shown, sizeof(shown)), error.text);
+	return r;
+}
+
+int target_remove(const struct disk *d, const char *uri)
+{
+	return remote_is(uri) ? remove_remote(d->daemon_path, d->name, &d->record, uri)
+			      : owner_remove(uri);
+}
+
 void target_drop(struct target *target)
 {
 	const char *path = target->uri ? bm_uri_path(target->uri) : NULL;
 
 	bm_dev_close(target->dev);
 	target->dev = NULL;
-	if (target->created && path) {
+	if (target->created && target->uri && !path) {
+		remove_remote(target->daemon, target->name, target->record, target->uri);
+	} else if (target->created && path) {
 		bm_mark_remove(path);
 		if (unlink(path) < 0)
 			bm_log(BM_LOG_WARN, "cannot remove %s: %s", path, strerror(errno));

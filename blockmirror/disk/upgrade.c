@@ -505,6 +505,14 @@ void upgrade_begin(void *arg, struct bm_rpc_call *call, json_t *params)
 		bm_rpc_fail(call, &error);
 		return;
 	}
+	if (d->data) { /* its clients are under TLS, and cannot be passed on */
+		bm_fail(&error, BM_E_UNSUPPORTED,
+			"disk %s is a standby of host %s: stop it and serve it again, its guest is "
+			"not here",
+			d->name, d->record.peer);
+		bm_rpc_fail(call, &error);
+		return;
+	}
 	u = calloc(1, sizeof(*u));
 	if (!u) {
 		bm_fail_errno(&error, ENOMEM, "disk %s", d->name);

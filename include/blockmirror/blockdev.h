@@ -209,6 +209,12 @@ static inline int bm_dev_descriptor(const struct bm_dev *dev)
  */
 int bm_order_new(struct bm_dev *lower, uint32_t align, struct bm_meter *meter, struct bm_dev **dev);
 
+/*
+ * Runs task from the loop once all requests in the order device have ended; soon when there are
+ * none now. One task at a time: the last one that was given.
+ */
+void bm_order_when_idle(struct bm_dev *order, struct bm_task *task);
+
 /* The align for a device that may be moved to others: their blocks have up to 4 KiB, or lower's. */
 #define BM_ORDER_ALIGN 4096u
 uint32_t bm_order_align(const struct bm_dev *lower);

@@ -58,6 +58,9 @@ static void passwords_are_not_shown(void **state)
 			"x?target_password=***&y://u:***@h");
 	assert_redacted("iscsi://host/iqn.a/1?target_password=secret",
 			"iscsi://host/iqn.a/1?target_password=***");
+	assert_redacted(
+		"nbds://host-a@10.0.0.2:4711/web?tls-psk-file=/s/k&peer=host-b&path=/srv/a%20b.img",
+		"bm://host-b/srv/a b.img");
 	assert_redacted("ISCSI://user%secret@host/x", "ISCSI://user%***@host/x");
 	assert_redacted("iser://user%secret@host/x", "iser://user%***@host/x");
 	assert_redacted("fault:op=read;iscsi://user%secret@host/x",
@@ -268,6 +271,42 @@ static void a_record_is_read_as_it_was_written(void **state)
 	bm_record_clear(&read);
 }
 
+/* Who does not know of roles must not take a standby for the disk: the format says so. */
+static void a_record_has_its_role(void **state)
+{
+	struct bm_record record = {.generation = 9,
+				   .role = BM_ROLE_STANDBY,
+				   .name = (char *)"web",
+				   .disk = (char *)"0123456789abcdef0123456789abcdef",
+				   .peer = (char *)"host-a",
+				   .uri = (char *)"/srv/web.img",
+				   .size = 1 << 20},
+			 read;
+	struct bm_error error;
+	char path[200], *text;
+
+	(void)state;
+	snprintf(path, sizeof(path), "%s/record", folder);
+	for (int role = BM_ROLE_ACTIVE; role <= BM_ROLE_RETIRED; role++) {
+		record.role = (enum bm_role)role;
+		assert_int_equal(bm_record_write(folder, &record, &error), 0);
+		assert_int_equal(bm_record_read(folder, &read, &error), 0);
+		assert_int_equal(read.role, role);
+		assert_string_equal(read.peer, "host-a");
+		bm_record_clear(&read);
+		assert_int_equal(bm_read_text(path, 4096, &text), 0);
+		assert_non_null(
+			strstr(text, role == BM_ROLE_ACTIVE ? "\"format\":1," : "\"format\":2,"));
+		free(text);
+	}
+	record.peer = NULL; /* of nobody */
+	assert_int_equal(bm_record_write(folder, &record, &error), 0);
+	assert_true(bm_record_read(folder, &read, &error) < 0);
+	assert_int_equal(error.code, BM_E_RECORD);
+	record.role = BM_ROLE_ACTIVE;
+	assert_int_equal(bm_record_write(folder, &record, &error), 0);
+}
+
 /* Every byte of it, one after the other, and every length. */
 static void a_damaged_record_is_refused(void **state)
 {
@@ -375,6 +414,7 @@ int main(void)
 		cmocka_unit_test(sizes_and_durations_are_read),
 		cmocka_unit_test(percentiles_are_right_to_a_bucket),
 		cmocka_unit_test(a_record_is_read_as_it_was_written),
+		cmocka_unit_test(a_record_has_its_role),
 		cmocka_unit_test(a_damaged_record_is_refused),
 		cmocka_unit_test(a_mark_is_read_as_it_was_written),
 		cmocka_unit_test(names_of_disks),

@@ -36,12 +36,15 @@ static void put(const char *name, const char *text)
 	assert_int_equal(bm_write_durably(in_folder(name), text, strlen(text)), 0);
 }
 
-static void found(void *arg, const char *name, json_t *limits)
+static void found(void *arg, const char *name, json_t *limits, json_t *received)
 {
 	(void)arg;
 	assert_true(registry_limits_good(limits));
 	snprintf(names + strlen(names), sizeof(names) - strlen(names), "%s%s ", name,
 		 limits ? json_string_value(json_object_get(limits, "max-data")) : "");
+	if (received)
+		snprintf(names + strlen(names), sizeof(names) - strlen(names), "of %s:%u (%s) ",
+			 registry_peer(received), registry_port(received), registry_disk(received));
 }
 
 static void assert_registry(const char *expected)
@@ -60,22 +63,37 @@ static void what_is_added_is_there_until_it_is_removed(void **state)
 
 	(void)state;
 	assert_registry("");
-	assert_int_equal(registry_add(folder, "web", NULL, &error), 0);
-	assert_int_equal(registry_add(folder, "db.1", NULL, &error), 0);
-	assert_int_equal(registry_add(folder, "web", NULL, &error), 0); /* twice is once */
+	assert_int_equal(registry_add(folder, "web", NULL, NULL, &error), 0);
+	assert_int_equal(registry_add(folder, "db.1", NULL, NULL, &error), 0);
+	assert_int_equal(registry_add(folder, "web", NULL, NULL, &error), 0); /* twice is once */
 	assert_registry("db.1 web ");
 	assert_int_equal(registry_remove(folder, "web", &error), 0);
 	assert_int_equal(registry_remove(folder, "web", &error), 0); /* it is gone: that is all */
 	limits = json_pack("{s:s}", "max-data", "4M");
-	assert_int_equal(registry_add(folder, "db.1", limits, &error), 0);
+	assert_int_equal(registry_add(folder, "db.1", limits, NULL, &error), 0);
 	assert_registry("db.14M ");
 	json_object_set_new(limits, "run-dir", json_string("/elsewhere"));
 	assert_false(registry_limits_good(limits));
 	json_decref(limits);
-	assert_int_equal(registry_add(folder, "db.1", NULL, &error), 0);
+	assert_int_equal(registry_add(folder, "db.1", NULL, NULL, &error), 0);
 	assert_registry("db.1 ");
 	assert_int_equal(registry_remove(folder, "db.1", &error), 0);
 	assert_registry("");
+}
+
+static void whose_a_standby_is_stays_known(void **state)
+{
+	json_t *received =
+		json_pack("{s:s s:s s:i}", "peer", "host-a", "disk", "12ab", "port", 4711);
+	struct bm_error error;
+
+	(void)state;
+	assert_int_equal(registry_add(folder, "theirs", NULL, received, &error), 0);
+	assert_registry("theirs of host-a:4711 (12ab) ");
+	json_decref(received);
+	put("theirs.json", "{\"format\":1,\"name\":\"theirs\",\"received\":{\"peer\":\"host-a\"}}");
+	assert_registry("");
+	assert_int_equal(registry_remove(folder, "theirs", &error), 0);
 }
 
 static void what_is_damaged_is_left_out_and_left_alone(void **state)
@@ -93,7 +111,7 @@ static void what_is_damaged_is_left_out_and_left_alone(void **state)
 	struct bm_error error;
 
 	(void)state;
-	assert_int_equal(registry_add(folder, "good", NULL, &error), 0);
+	assert_int_equal(registry_add(folder, "good", NULL, NULL, &error), 0);
 	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
 		char *text = NULL;
 
@@ -103,7 +121,7 @@ static void what_is_damaged_is_left_out_and_left_alone(void **state)
 		assert_string_equal(text, bad[i]);
 		free(text);
 	}
-	assert_int_equal(registry_add(folder, "bad", NULL, &error), 0); /* serve mends it */
+	assert_int_equal(registry_add(folder, "bad", NULL, NULL, &error), 0); /* serve mends it */
 	assert_registry("bad good ");
 	registry_remove(folder, "bad", &error);
 	registry_remove(folder, "good", &error);
@@ -119,7 +137,7 @@ static void what_is_no_entry_is_none(void **state)
 	snprintf(huge, sizeof(huge), "{\"format\":1,\"name\":\"huge\"}");
 	huge[strlen(huge)] = ' ';
 	huge[sizeof(huge) - 1] = '\0';
-	assert_int_equal(registry_add(folder, "good", NULL, &error), 0);
+	assert_int_equal(registry_add(folder, "good", NULL, NULL, &error), 0);
 	put(".web.new", "{\"format\":1,\"name\":\"web\"}"); /* a crash before the rename */
 	put("web.json~", "{\"format\":1,\"name\":\"web\"}");
 	put("web", "{\"format\":1,\"name\":\"web\"}");
@@ -141,10 +159,10 @@ static void a_registry_that_cannot_be_written_says_so(void **state)
 	struct bm_error error = {0};
 
 	(void)state;
-	assert_int_equal(registry_add(in_folder("none"), "web", NULL, &error), -ENOENT);
+	assert_int_equal(registry_add(in_folder("none"), "web", NULL, NULL, &error), -ENOENT);
 	assert_int_equal(error.code, BM_E_NOT_FOUND);
 	mkdir(in_folder("web.json"), 0700); /* in the way of the rename */
-	assert_true(registry_add(folder, "web", NULL, &error) < 0);
+	assert_true(registry_add(folder, "web", NULL, NULL, &error) < 0);
 	assert_int_equal(access(in_folder(".web.new"), F_OK), -1);
 	rmdir(in_folder("web.json"));
 	assert_true(registry_read(in_folder("none"), found, NULL, &error) < 0);
@@ -336,6 +354,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(what_is_added_is_there_until_it_is_removed),
+		cmocka_unit_test(whose_a_standby_is_stays_known),
 		cmocka_unit_test(what_is_damaged_is_left_out_and_left_alone),
 		cmocka_unit_test(what_is_no_entry_is_none),
 		cmocka_unit_test(a_registry_that_cannot_be_written_says_so),

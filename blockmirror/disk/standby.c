@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * What another host may do with a disk of ours that is a standby: its mirror writes to the image,
+ * below the gate, over a port of its own, under TLS, by the key that the two hosts have. Nobody
+ * else gets in there.
+ */
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "blockmirror/base/credentials.h"
+#include "blockmirror/base/log.h"
+#include "blockmirror/disk/gate.h"
+#include "blockmirror/disk/standby.h"
+
+enum { CONNECTIONS = 32 }; /* a mirror has 4, and as many that are not known to be dead yet */
+
+static void wanted(void *arg)
+{
+	(void)arg;
+}
+
+static void refused(void *arg)
+{
+	struct disk *d = arg;
+
+	if (!d->refused_writes++)
+		bm_log(BM_LOG_WARN,
+		       "%s: a guest's write is refused: the disk is a standby of host %s", d->name,
+		       d->record.peer);
+	if (d->rpc)
+		bm_rpc_notify(d->rpc, "refused", json_pack("{s:s}", "name", d->name));
+}
+
+const struct gate_host standby_gate = {.wanted = wanted, .refused = refused};
+
+enum gate_role standby_gate_role(const struct disk *d)
+{
+	return d->record.role == BM_ROLE_STANDBY   ? GATE_STANDBY
+	       : d->record.role == BM_ROLE_RETIRED ? GATE_RETIRED
+						   : GATE_ACTIVE;
+}
+
+static enum nbd_access access_of(void *arg, const struct bm_identity *who, const char *export)
+{
+	const struct disk *d = arg;
+
+	(void)export;
+	return who && who->psk && d->record.peer && !strcmp(who->psk, d->record.peer)
+		       ? NBD_ACCESS_WRITE
+		       : NBD_ACCESS_NONE;
+}
+
+int standby_open(struct disk *d, const struct disk_options *options, struct bm_error *error)
+{
+	const struct nbd_server_options limits = {
+		.max_connections = CONNECTIONS, .access = access_of, .arg = d};
+	const struct bm_tls_options tls = {.psk = options->keys};
+	const struct nbd_export exported = {.name = d->name, .dev = d->order};
+	int r;
+
+	if (d->record.role != BM_ROLE_STANDBY || !options->data_fd) {
+		if (options->data_fd)
+			close(options->data_fd);
+		return 0;
+	}
+	d->data = nbd_server_new(d->loop, &limits);
+	if (!d->data)
+		return bm_fail_errno(error, ENOMEM, "disk %s", d->name);
+	r = nbd_server_add_export(d->data, &exported, error);
+	if (!r)
+		r = nbd_server_set_tls(d->data, NBD_TLS_REQUIRE, &tls, error);
+	return r ? r : nbd_server_listen_fd(d->data, options->data_fd, error);
+}
