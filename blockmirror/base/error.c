@@ -42,6 +42,7 @@ static const struct {
 	[BM_E_DIFFERED] = {"E_DIFFERED", 1, EIO},
 	[BM_E_FOREIGN] = {"E_FOREIGN", 1, ESTALE},
 	[BM_E_TARGET_LOST] = {"E_TARGET_LOST", 1, EHOSTUNREACH},
+	[BM_E_SPLIT] = {"E_SPLIT", 3, EBUSY},
 };
 
 const char *bm_code_name(enum bm_code code)

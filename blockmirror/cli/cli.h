@@ -47,6 +47,9 @@ int cmd_job(struct cli *cli, int argc, char **argv);
 int cmd_whois(struct cli *cli, int argc, char **argv);
 int cmd_events(struct cli *cli, int argc, char **argv);
 int cmd_peer(struct cli *cli, int argc, char **argv);
+int cmd_recover(struct cli *cli, int argc, char **argv);
+int cmd_hand_over(struct cli *cli, int argc, char **argv);
+int cmd_migrate(struct cli *cli, int argc, char **argv);
 
 /*
  * getopt for a command: the options that all commands have are dealt with here; own options
@@ -127,6 +130,12 @@ char *cli_hint(const struct cli *cli);
  */
 int cli_begin(const struct cli *cli, struct bm_client *client, const char *method, json_t *params,
 	      const char *name, json_t **job);
+
+/* relocate.c: moves a disk, and follows that; params is taken over. Returns an exit code. */
+int cli_relocate(const struct cli *cli, const char *name, json_t *params);
+
+/* migrate.c: the host that has a disk's storage serves the disk, too. Returns an exit code. */
+int cli_hand_over(const struct cli *cli, const char *name);
 
 /*
  * Follows a job until it has ended (or is in sync, when stop_in_sync), showing progress, also when

@@ -42,6 +42,7 @@ const struct command commands[] = {
 	{"relocate",
 	 "NAME TARGET [--rate BYTES] [--guest-latency MS|off] [--switch auto|manual] [--overwrite] "
 	 "[--verify] [--accept-repair] [--undo-window TIME] [--delete-source] [--detach] "
+	 "[--serve-there] "
 	 "[--target-deadline TIME] [--on-target-loss wait|pause|TIME] "
 	 "[--on-source-error stop|skip]",
 	 "move a running disk to other storage",
@@ -60,6 +61,7 @@ const struct command commands[] = {
 	 "switch;\n"
 	 "                      where they differ they are copied again, and the job fails\n"
 	 "  --accept-repair     the same, and it goes on\n"
+	 "  --serve-there       with bm://HOST/PATH: and then HOST serves the disk (hand-over)\n"
 	 "  --undo-window TIME  mirror the other way round that long (s, m, h) after the switch:\n"
 	 "                      \"undo\" takes the disk back, \"release\" ends the window\n"
 	 "  --delete-source     remove the source, a file, after the switch and the window\n"
@@ -105,6 +107,29 @@ const struct command commands[] = {
 	 "[--on-target-loss wait|pause|TIME]",
 	 "jobs: list, look at, wait for, change",
 	 "JOB is NAME.NUMBER, or NAME for the disk's last job.\n", cmd_job},
+	{"hand-over", "NAME", "the host that has a disk's storage serves the disk from now on",
+	 "Its storage was relocated to bm://HOST/PATH before. Requests are held meanwhile; this "
+	 "host "
+	 "has\nthe disk no more, and its guest gets errors.\n",
+	 cmd_hand_over},
+	{"recover", "NAME [--resume-here --peer-is-dead]",
+	 "a standby becomes the disk, if the host that had it has passed it on",
+	 "After a hand-over that was cut off. That host is asked.\n"
+	 "\n"
+	 "  --resume-here --peer-is-dead  it is not asked: you know that it is dead, and will not\n"
+	 "                                come back with the disk\n",
+	 cmd_recover},
+	{"migrate", "arm|disarm NAME... [--to HOST] [--into FOLDER] [--expires TIME] [--overwrite]",
+	 "disks follow their machine, which something else moves",
+	 "  arm     the disks go to HOST and stay in sync here; the one whose guest writes first "
+	 "there\n          is served there from then on\n"
+	 "  disarm  they are not passed on any more; \"undo\" brings the storage back\n"
+	 "\n"
+	 "  --to HOST         arm: one of \"peer list\"\n"
+	 "  --into FOLDER     arm: of that host (default: the folder that the image is in here)\n"
+	 "  --expires TIME    arm: for so long (default 1h)\n"
+	 "  --overwrite       arm: what is there is given up, as an old copy of the disk\n",
+	 cmd_migrate},
 	{"whois", "IMAGE", "which image is the truth, and why",
 	 "IMAGE is a path or a URI. Reads its mark and the records in STATE; needs no process.\n"
 	 "Exit status 0: it is the truth of a disk; 1: it is not, and it is said where that is;\n"

@@ -20,13 +20,15 @@ enum {
 	OPT_WINDOW,
 	OPT_DEADLINE,
 	OPT_LOSS,
-	OPT_SOURCE
+	OPT_SOURCE,
+	OPT_THERE
 };
 
 struct request {
 	const struct cli *cli;
 	json_t *params;
 	bool detach, manual;
+	bool serve_there; /* and then the other host serves it */
 };
 
 static void set(struct request *q, const char *key, json_t *value)
@@ -75,6 +77,9 @@ static int take(int option, const char *value, void *arg)
 		break;
 	case OPT_DETACH:
 		q->detach = true;
+		break;
+	case OPT_THERE:
+		q->serve_there = true;
 		break;
 	case OPT_VERIFY:
 		set(q, "verify", json_true());
@@ -154,6 +159,27 @@ static int set_path(struct request *q, const char *key, const char *text)
 	return 0;
 }
 
+int cli_relocate(const struct cli *cli, const char *name, json_t *params)
+{
+	struct request q = {.cli = cli, .params = params};
+	struct bm_client *client = NULL;
+	struct bm_error error;
+	int r = cli_connect(cli, name, &client, &error) < 0 ? cli_fail(cli, &error)
+							    : begin(&q, &client, "relocate", name);
+
+	bm_client_close(client);
+	json_decref(q.params);
+	return r;
+}
+
+static int check_there(const struct request *q, const char *target)
+{
+	if (q->serve_there && (q->detach || q->manual || strncmp(target, "bm:", 3) != 0))
+		return cli_usage(q->cli, "--serve-there goes with bm://HOST/PATH, and without "
+					 "--detach and --switch manual");
+	return 0;
+}
+
 int cmd_relocate(struct cli *cli, int argc, char **argv)
 {
 	static const struct option own[] = {
@@ -169,6 +195,7 @@ int cmd_relocate(struct cli *cli, int argc, char **argv)
 		{"target-deadline", required_argument, NULL, OPT_DEADLINE},
 		{"on-target-loss", required_argument, NULL, OPT_LOSS},
 		{"on-source-error", required_argument, NULL, OPT_SOURCE},
+		{"serve-there", no_argument, NULL, OPT_THERE},
 		{0},
 	};
 	struct request q = {.cli = cli, .params = json_object()};
@@ -178,12 +205,16 @@ int cmd_relocate(struct cli *cli, int argc, char **argv)
 
 	if (!r)
 		r = cli_arguments(cli, argc, 2, 2);
+	if (!r)
+		r = check_there(&q, argv[optind + 1]);
 	if (!r && cli_connect(cli, argv[optind], &client, &error) < 0)
 		r = cli_fail(cli, &error);
 	if (!r)
 		r = set_path(&q, "target", argv[optind + 1]);
 	if (!r)
 		r = begin(&q, &client, "relocate", argv[optind]);
+	if (!r && q.serve_there)
+		r = cli_hand_over(cli, argv[optind]);
 	bm_client_close(client);
 	json_decref(q.params);
 	return r < 0 ? 0 : r;

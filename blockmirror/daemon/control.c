@@ -246,6 +246,10 @@ static const struct bm_rpc_table methods[] = {
 	{"peer.check", method_peer_check},
 	{"remote.create", method_remote_create},
 	{"remote.remove", method_remote_remove},
+	{"remote.yield", method_remote_yield},
+	{"remote.arm", method_remote_arm},
+	{"remote.take", method_remote_take},
+	{"received", method_received},
 	{NULL, NULL},
 };
 

@@ -10,6 +10,7 @@
  *   probe.c       what their images' place can do
  *   peer_call.c   what we ask of them
  *   remote.c      of that: disks of ours that go there
+ *   pass.c        disks that pass from one to the other
  *   peer_admin.c  the control socket's methods about them
  */
 #ifndef BM_DAEMON_PEER_H
@@ -125,15 +126,20 @@ struct peer_errand {
 	const struct peers *peers;
 	json_t *params;
 	int (*run)(struct peer_errand *errand);
+	const char *arg; /* run()'s */
 	json_t *result;
 	int failed;
 	struct bm_error error;
 };
 /* Answers the call, too, when it cannot be begun. */
 void peer_errand_begin(struct peers *p, struct bm_rpc_call *call, const struct peer *peer,
-		       json_t *params, int (*run)(struct peer_errand *errand));
+		       json_t *params, int (*run)(struct peer_errand *errand), const char *arg);
 
 /* remote.c: methods of the control socket; arg is the daemon. */
 bm_rpc_method method_remote_create, method_remote_remove;
+
+/* pass.c: methods of the control socket, whose arg is the daemon; and of the port for hosts. */
+bm_rpc_method method_remote_yield, method_remote_arm, method_remote_take, method_received;
+bm_rpc_method method_yield, method_arm, method_take;
 
 #endif

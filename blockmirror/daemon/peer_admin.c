@@ -245,7 +245,7 @@ static void errand_done(struct bm_work *work)
 }
 
 void peer_errand_begin(struct peers *p, struct bm_rpc_call *call, const struct peer *peer,
-		       json_t *params, int (*run)(struct peer_errand *errand))
+		       json_t *params, int (*run)(struct peer_errand *errand), const char *arg)
 {
 	struct peer_errand *e = calloc(1, sizeof(*e));
 
@@ -261,6 +261,7 @@ void peer_errand_begin(struct peers *p, struct bm_rpc_call *call, const struct p
 	e->call = call;
 	e->params = params;
 	e->run = run;
+	e->arg = arg;
 	e->work.run = run_errand;
 	e->work.done = errand_done;
 	bm_list_append(&p->errands, &e->link);
@@ -278,7 +279,7 @@ void method_peer_check(void *arg, struct bm_rpc_call *call, json_t *params)
 	const struct peer *peer = peer_wanted(d->peers, call, params, "name");
 
 	if (peer)
-		peer_errand_begin(d->peers, call, peer, NULL, check);
+		peer_errand_begin(d->peers, call, peer, NULL, check, NULL);
 }
 
 /* The workers have ended; nobody waits for what they had done. */

@@ -282,6 +282,27 @@ static void looked(struct bm_work *work)
 	free_receipt(t);
 }
 
+/* It is small: the loop does not wait for long. */
+static int read_record(const struct served *s, struct bm_record *record, struct bm_error *error)
+{
+	bm_free char *folder = NULL;
+
+	if (asprintf(&folder, "%s/disks/%s", s->daemon->state, s->name) < 0) {
+		folder = NULL;
+		return bm_fail_errno(error, ENOMEM, "disk %s", s->name);
+	}
+	return bm_record_read(folder, record, error);
+}
+
+/* It was ours, and is the caller's now; but its process still lives. */
+static bool was_passed(const struct receipt *t, const struct served *s)
+{
+	bm_record_auto struct bm_record record = {0};
+
+	return !read_record(s, &record, NULL) && record.role == BM_ROLE_RETIRED &&
+	       !strcmp(record.peer, t->peer) && !strcmp(record.disk, t->disk);
+}
+
 /* A disk of that name that we have: whether it is the one that is meant. Answers when not. */
 static bool is_same(const struct receipt *t, const struct served *s)
 {
@@ -290,8 +311,13 @@ static bool is_same(const struct receipt *t, const struct served *s)
 	if (s->received && !strcmp(registry_peer(s->received), t->peer) &&
 	    !strcmp(registry_disk(s->received), t->disk))
 		return true;
-	bm_fail(&error, BM_E_EXISTS, "host %s has another disk of the name %s", t->peers->name,
-		t->name);
+	if (was_passed(t, s))
+		bm_fail(&error, BM_E_BUSY,
+			"host %s has passed disk %s on, and its guest has not let go of it yet",
+			t->peers->name, t->name);
+	else
+		bm_fail(&error, BM_E_EXISTS, "host %s has another disk of the name %s",
+			t->peers->name, t->name);
 	bm_rpc_fail(t->call, &error);
 	return false;
 }
@@ -373,7 +399,33 @@ void receive_close(struct peers *p)
 
 /* The end of one */
 
-/* A standby has nothing that is not on the other host, too. */
+/* Whether it is one still, and that host's, says its record. */
+static int check_standby(const struct served *s, struct bm_record *record, struct bm_error *error)
+{
+	int r = read_record(s, record, error);
+
+	if (r < 0)
+		return r;
+	return record->role == BM_ROLE_STANDBY && !strcmp(record->disk, registry_disk(s->received))
+		       ? 0
+		       : bm_fail(error, BM_E_RECORD,
+				 "disk %s is no standby any more, says its record: nothing was "
+				 "removed",
+				 s->name);
+}
+
+/* A standby has nothing that is not on the other host, too; but it may be the disk by now. */
+static bool may_discard(const struct served *s, struct bm_rpc_call *call)
+{
+	bm_record_auto struct bm_record record = {0};
+	struct bm_error error;
+	int r = check_standby(s, &record, &error);
+
+	if (r < 0 && r != -ENOENT)
+		bm_rpc_fail(call, &error);
+	return !r || r == -ENOENT;
+}
+
 void method_discard(void *arg, struct bm_rpc_call *call, json_t *params)
 {
 	struct peers *p = arg;
@@ -396,6 +448,8 @@ void method_discard(void *arg, struct bm_rpc_call *call, json_t *params)
 			       "is being started or stopped; try again");
 		return;
 	}
+	if (!may_discard(s, call))
+		return;
 	s->discard_call = call;
 	if (s->process.fd < 0) {
 		served_stopped(s);
@@ -411,25 +465,28 @@ void method_discard(void *arg, struct bm_rpc_call *call, json_t *params)
 
 int receive_erase(const struct served *s, struct bm_error *error)
 {
+	static const char *const rest[] = {"offer", "map"};
 	bm_record_auto struct bm_record record = {0};
 	bm_free char *folder = NULL;
-	int r;
+	int r = check_standby(s, &record, error);
 
-	if (asprintf(&folder, "%s/disks/%s", s->daemon->state, s->name) < 0)
-		return bm_fail_errno(error, ENOMEM, "disk %s", s->name);
-	r = bm_record_read(folder, &record, error);
-	if (r == -ENOENT)
-		return 0;
 	if (r < 0)
-		return r;
-	if (record.role != BM_ROLE_STANDBY || strcmp(record.disk, registry_disk(s->received)) != 0)
-		return bm_fail(error, BM_E_RECORD,
-			       "disk %s is no standby any more, says its record in %s: nothing was "
-			       "removed",
-			       s->name, folder);
+		return r == -ENOENT ? 0 : r;
+	if (asprintf(&folder, "%s/disks/%s", s->daemon->state, s->name) < 0) {
+		folder = NULL;
+		return bm_fail_errno(error, ENOMEM, "disk %s", s->name);
+	}
 	bm_mark_remove(record.uri);
 	if (unlink(record.uri) < 0 && errno != ENOENT)
 		return bm_fail_errno(error, errno, "cannot remove %s", record.uri);
+	for (size_t i = 0; i < sizeof(rest) / sizeof(rest[0]); i++) {
+		bm_free char *path = NULL;
+
+		if (asprintf(&path, "%s/%s", folder, rest[i]) < 0)
+			path = NULL;
+		else
+			unlink(path);
+	}
 	bm_record_remove(folder);
 	if (rmdir(folder) < 0 && errno != ENOENT)
 		bm_log(BM_LOG_WARN, "cannot remove %s: %s", folder, strerror(errno));

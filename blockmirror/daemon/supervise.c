@@ -147,6 +147,11 @@ static void turn_callers_away(const struct served *s)
 /* Nobody serves it, and s->error says why. May free s. */
 static void down(struct served *s, bool quick)
 {
+	if (s->error.code == BM_E_RETIRED && s->saved && !s->working && !s->serve_call) {
+		/* It was passed to another host. */
+		served_forget(s, NULL);
+		return;
+	}
 	fail_call(&s->serve_call, &s->error);
 	if (s->first.made)
 		unlink(s->first.image);
@@ -435,12 +440,13 @@ static void removed(struct served *s)
 
 	s->forgetting = s->erasing = false;
 	if (s->work_error.code) {
-		bm_rpc_fail(call, &s->work_error);
+		fail_call(&call, &s->work_error);
 		return;
 	}
 	unlink(s->stopped);
 	s->saved = false;
-	bm_rpc_reply(call, NULL);
+	if (call)
+		bm_rpc_reply(call, NULL);
 	remove_if_unknown(s);
 }
 

@@ -10,6 +10,7 @@
 #include "blockmirror/base/memory.h"
 #include "blockmirror/base/uri.h"
 #include "blockmirror/disk/job.h"
+#include "blockmirror/disk/standby.h"
 
 #define LEAST_DEADLINE 10000000 /* ns */
 #define PARKED         "the disk is just being upgraded; try again"
@@ -88,8 +89,9 @@ static void start_job(struct disk *d, enum job_kind kind, struct bm_rpc_call *ca
 		fail(call, BM_E_USAGE, "target (a string) is wanted, and limits as documented");
 		return;
 	}
-	if (d->stopping) {
-		fail(call, BM_E_BUSY, "the disk is being stopped");
+	if (d->stopping || d->yield) {
+		fail(call, BM_E_BUSY,
+		     d->yield ? "the disk is being passed on" : "the disk is being stopped");
 		return;
 	}
 	if (d->record.role != BM_ROLE_ACTIVE) {
@@ -445,6 +447,10 @@ static const struct bm_rpc_table methods[] = {
 	{"stop", method_stop},
 	{"adopt", daemon_adopt},
 	{"upgrade", upgrade_begin},
+	{"offer", yield_offer},
+	{"yield", yield_begin},
+	{"arm", promote_arm},
+	{"take", promote_take},
 	{"job.list", method_job_list},
 	{"job.show", control_job_show},
 	{"job.wait", control_job_wait},

@@ -245,7 +245,9 @@ static int build_devices(struct disk *d, struct bm_error *error)
 	if (!d->gate)
 		return bm_fail_errno(error, ENOMEM, "disk %s", d->name);
 	bm_dev_start(d->gate, d->loop);
+	offer_read(d);
 	gate_set_role(d->gate, standby_gate_role(d));
+	standby_armed(d);
 	return 0;
 }
 
@@ -255,7 +257,9 @@ static int build_server(struct disk *d, const struct disk_options *options, stru
 	int r;
 
 	d->limits = options->limits;
-	d->nbd = nbd_server_new(d->loop, &options->limits);
+	d->limits.changed = yield_clients_changed;
+	d->limits.arg = d;
+	d->nbd = nbd_server_new(d->loop, &d->limits);
 	if (!d->nbd)
 		return bm_fail_errno(error, ENOMEM, "disk %s", d->name);
 	exported.dev = d->gate;
@@ -289,6 +293,14 @@ static int believe(struct disk *d, const struct disk_options *options, struct bm
 	return r ? r : owner_check_record(&d->record, d->folder, options->force, error);
 }
 
+/* It was ours, and the host that has it keeps its copy here from now on. */
+static bool comes_back(const struct disk *d, const struct disk_options *options)
+{
+	return !d->fresh && options->standby_of && options->identity &&
+	       d->record.role == BM_ROLE_RETIRED && !strcmp(d->record.disk, options->identity) &&
+	       !strcmp(d->record.peer, options->standby_of);
+}
+
 static int find_image(struct disk *d, const struct disk_options *options, struct bm_error *error)
 {
 	int r = bm_record_read(d->folder, &d->record, error);
@@ -297,6 +309,10 @@ static int find_image(struct disk *d, const struct disk_options *options, struct
 		return r;
 	d->fresh = r < 0;
 	d->generation = d->record.generation;
+	if (comes_back(d, options)) {
+		bm_record_clear(&d->record);
+		d->fresh = d->returns = true;
+	}
 	r = d->fresh ? new_disk(d, options, error) : believe(d, options, error);
 	if (!r)
 		r = open_image(d, options, error);
@@ -311,7 +327,7 @@ static int find_image(struct disk *d, const struct disk_options *options, struct
 /* It did not come to a disk: what was made for it goes again. */
 static void leave_nothing(struct disk *d)
 {
-	if (!d->fresh)
+	if (!d->fresh || d->returns)
 		return;
 	if (d->generation)
 		bm_record_remove(d->folder);
@@ -461,7 +477,7 @@ void disk_stop(struct disk *d)
 		return;
 	d->stopping = true;
 	/* Requests that wait cannot be answered: clients come again to the next process. */
-	if (storage_is_lost(d) || gate_held(d->gate)) {
+	if (storage_is_lost(d) || gate_held(d->gate) || d->yield || d->promotion) {
 		d->abandoned = true;
 		bm_loop_stop(d->loop);
 		return;
@@ -479,6 +495,10 @@ void disk_fini(struct disk *d)
 	bm_workers_free(d->workers);
 	bm_workers_free(d->recorder);
 	bm_workers_free(d->keeper);
+	yield_close(d);
+	promote_close(d);
+	offer_close(d);
+	bm_timer_clear(d->loop, &d->offer_timer);
 	job_forget(d);
 	if (d->verify_call)
 		bm_rpc_reply(d->verify_call, NULL);

@@ -10,6 +10,9 @@
  *   storage.c   remote storage that is lost, and opened again
  *   gate.c      what a role lets a guest do
  *   standby.c   a disk that another host has, and its copy here
+ *   offer.c     until when it may pass from one to the other
+ *   yield.c     it passes to another host
+ *   promote.c   it comes from one
  *   mapfile.c   the settled map as files
  *   doubt.c     that a flush failed, for the process that follows
  *   checkpoint.c  the one of them that outlives the host, kept up to date
@@ -40,6 +43,12 @@
 #include "nbd-server/server.h"
 
 struct job;
+
+/* host NULL: there is none. until: ns of CLOCK_REALTIME. */
+struct offer {
+	char *host;
+	uint64_t until;
+};
 
 struct disk_options {
 	const char *name, *run_dir, *state_dir;
@@ -81,6 +90,14 @@ struct disk {
 	struct bm_dev *order;
 	struct bm_dev *gate; /* on top, and what guests get */
 	uint64_t refused_writes;
+	struct offer offer;
+	struct offering *offering; /* being written; NULL */
+	struct bm_timer offer_timer;
+	struct yield *yield;         /* under way; NULL */
+	struct promotion *promotion; /* the same */
+	struct bm_timer retired_timer;
+	uint64_t
+		longest_hold; /* ns that the guest's first request waited for the disk to be ours */
 	struct bm_meter meter;
 	struct nbd_server *nbd;
 	struct nbd_server *data; /* for the mirror of another host; NULL */
@@ -95,6 +112,7 @@ struct disk {
 	bool stopping, leaving, created;
 	bool abandoned; /* it ends as a killed process would: disk_close() is not called */
 	bool fresh;     /* had no record when it was opened */
+	bool returns;   /* or one that says that it was passed on: it comes back as a standby */
 	uint64_t started;
 };
 
@@ -253,10 +271,13 @@ int target_prepare(struct target *target);
 
 /*
  * remote.c: image is the name that it gets in a folder, need what it takes. is: whether uri came of
- * that; then remove: the disk's copy goes, and its image there.
+ * that; then remove: the disk's copy goes, and its image there. yield: the host that has the disk
+ * is asked for it. became_active: our daemon is told that it is ours.
  */
 int remote_create(struct target *target, const char *image, uint64_t need);
 bool remote_is(const char *uri);
+int remote_yield(const struct disk *disk, uint64_t *generation, struct bm_error *error);
+int remote_became_active(const struct disk *disk, struct bm_error *error);
 int remote_remove(const char *daemon, const char *name, const struct bm_record *record,
 		  const char *uri, struct bm_error *error);
 

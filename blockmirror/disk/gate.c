@@ -47,8 +47,8 @@ struct gate {
 	void *arg;
 	enum gate_role role;
 	bool cancelled;
-	struct bm_list held; /* in the order of arrival */
-	unsigned n_held;
+	struct bm_list held;        /* in the order of arrival */
+	unsigned n_held, n_changes; /* in it, and those that change something */
 	uint64_t since;
 	struct bm_later later;
 };
@@ -65,6 +65,7 @@ const char *gate_role_name(enum gate_role role)
 
 static void hold(struct gate *g, struct bm_request *rq)
 {
+	g->n_changes += kinds[rq->op] == CHANGES;
 	if (!g->n_held++)
 		g->since = bm_loop_now(g->dev.loop);
 	bm_list_append(&g->held, &rq->link);
@@ -99,7 +100,7 @@ static void look_again(struct gate *g)
 
 	bm_list_init(&batch);
 	bm_list_move_all(&batch, &g->held);
-	g->n_held = 0;
+	g->n_held = g->n_changes = 0;
 	while ((node = bm_list_take(&batch)))
 		gate_submit(&g->dev, bm_container(node, struct bm_request, link));
 }
@@ -125,6 +126,11 @@ enum gate_role gate_get_role(const struct bm_dev *dev)
 unsigned gate_held(const struct bm_dev *dev)
 {
 	return bm_container(dev, const struct gate, dev)->n_held;
+}
+
+unsigned gate_held_changes(const struct bm_dev *dev)
+{
+	return bm_container(dev, const struct gate, dev)->n_changes;
 }
 
 uint64_t gate_held_since(const struct bm_dev *dev)

@@ -31,7 +31,8 @@ struct bm_dev *gate_new(struct bm_dev *lower, const struct gate_host *host, void
 void gate_set_role(struct bm_dev *dev, enum gate_role role);
 enum gate_role gate_get_role(const struct bm_dev *dev);
 const char *gate_role_name(enum gate_role role);
-unsigned gate_held(const struct bm_dev *dev);       /* requests */
-uint64_t gate_held_since(const struct bm_dev *dev); /* ns of the loop; 0: none is held */
+unsigned gate_held_changes(const struct bm_dev *dev); /* writes, zeroes and trims of these */
+unsigned gate_held(const struct bm_dev *dev);         /* requests */
+uint64_t gate_held_since(const struct bm_dev *dev);   /* ns of the loop; 0: none is held */
 
 #endif

@@ -84,9 +84,12 @@ static int serve(struct bm_loop *loop, struct signals *signals, const struct dis
 	free(uri);
 	r = bm_loop_run(loop);
 	if (signals->disk->abandoned)
-		_exit(0);
+		_exit(signals->disk->record.role == BM_ROLE_RETIRED ? 3 : 0);
+	if (signals->disk->record.role == BM_ROLE_RETIRED)
+		bm_fail(&error, BM_E_RETIRED, "disk %s is on host %s now", options->name,
+			signals->disk->record.peer);
 	disk_close(signals->disk);
-	return r < 0;
+	return error.code ? fail(&error) : r < 0;
 }
 
 static int usage(void)

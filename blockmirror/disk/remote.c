@@ -10,9 +10,12 @@
 #include "blockmirror/base/cleanup.h"
 #include "blockmirror/base/uri.h"
 #include "blockmirror/client.h"
+#include "blockmirror/dev/open.h"
 #include "blockmirror/disk/disk.h"
 
 #define PATIENCE 90000000000ull /* ns: longer than the daemon waits for the other host */
+#define BUSY     10000000000ull
+#define STEP     200000000ull
 
 static int ask(const char *daemon, const char *method, json_t *params, json_t **result,
 	       struct bm_error *error)
@@ -23,7 +26,7 @@ static int ask(const char *daemon, const char *method, json_t *params, json_t **
 	if (bm_client_connect(daemon, &client, error) < 0) {
 		json_decref(params);
 		return bm_fail(error, BM_E_UNREACHABLE,
-			       "blockmirrord does not run: it asks other hosts (bm:) for us");
+			       "blockmirrord does not run: it asks other hosts for us");
 	}
 	bm_client_set_timeout(client, PATIENCE);
 	r = bm_client_call(client, method, params, result, error);
@@ -31,25 +34,43 @@ static int ask(const char *daemon, const char *method, json_t *params, json_t **
 	return r;
 }
 
+/* A host that has just passed the disk on to us may have a guest of it that is about to leave. */
+static int ask_patiently(struct target *target, json_t *params, json_t **answer)
+{
+	const struct bm_open_options options = {.interrupted = target->interrupted,
+						.arg = target->arg};
+
+	for (uint64_t waited = 0;; waited += STEP) {
+		int r = ask(target->daemon, "remote.create", json_incref(params), answer,
+			    &target->error);
+
+		if (r >= 0 || target->error.code != BM_E_BUSY || waited >= BUSY ||
+		    bm_wait_a_while(&options, STEP) < 0)
+			return r;
+	}
+}
+
 int remote_create(struct target *target, const char *image, uint64_t need)
 {
 	bm_free char *host = NULL, *path = NULL;
 	const char *uri = NULL;
-	json_t *answer = NULL;
+	json_t *answer = NULL, *params;
 	int created = 0, r = bm_uri_peer(target->text, &host, &path, &target->error);
 
 	if (!r && !target->daemon)
 		return bm_fail(&target->error, BM_E_UNSUPPORTED,
 			       "%s: only a served disk goes to another host", target->text);
-	if (!r)
-		r = ask(target->daemon, "remote.create",
-			json_pack("{s:s s:s s:s s:s s:s s:I s:I s:b}", "peer", host, "name",
-				  target->name, "disk", target->record->disk, "path", path, "image",
-				  image, "size", (json_int_t)target->size, "need", (json_int_t)need,
-				  "overwrite", (int)target->overwrite),
-			&answer, &target->error);
 	if (r < 0)
 		return r;
+	params = json_pack("{s:s s:s s:s s:s s:s s:I s:I s:b}", "peer", host, "name", target->name,
+			   "disk", target->record->disk, "path", path, "image", image, "size",
+			   (json_int_t)target->size, "need", (json_int_t)need, "overwrite",
+			   (int)target->overwrite);
+	r = ask_patiently(target, params, &answer);
+	json_decref(params);
+	if (r < 0)
+		return r;
+	target->error.code = BM_OK;
 	if (json_unpack(answer, "{s:s s:b}", "uri", &uri, "created", &created))
 		r = bm_fail(&target->error, BM_E_IO, "host %s answers with something else", host);
 	target->uri = uri ? strdup(uri) : NULL;
@@ -75,4 +96,25 @@ int remote_remove(const char *daemon, const char *name, const struct bm_record *
 	return ask(daemon, "remote.remove",
 		   json_pack("{s:s* s:s s:s}", "peer", host, "name", name, "disk", record->disk),
 		   NULL, error);
+}
+
+int remote_yield(const struct disk *d, uint64_t *generation, struct bm_error *error)
+{
+	json_t *result = NULL;
+	json_int_t found = 0;
+	int r = ask(d->daemon_path, "remote.yield",
+		    json_pack("{s:s s:s s:s}", "peer", d->record.peer, "name", d->name, "disk",
+			      d->record.disk),
+		    &result, error);
+
+	if (!r && json_unpack(result, "{s:I}", "generation", &found))
+		r = bm_fail(error, BM_E_IO, "host %s answers with something else", d->record.peer);
+	*generation = (uint64_t)found;
+	json_decref(result);
+	return r;
+}
+
+int remote_became_active(const struct disk *d, struct bm_error *error)
+{
+	return ask(d->daemon_path, "received", json_pack("{s:s}", "name", d->name), NULL, error);
 }

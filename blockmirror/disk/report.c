@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "blockmirror/base/uri.h"
+#include "blockmirror/disk/gate.h"
 #include "blockmirror/disk/job.h"
 
 enum { SHOWN = 500, CLIENTS = 32, RANGES = 64 };
@@ -262,6 +263,12 @@ json_t *report_disk(struct disk *d)
 	json_object_set_new(j, "limiter",
 			    json_string(job_runs(d->job) && stats.limiter ? stats.limiter : ""));
 	json_object_set_new(j, "storage", storage_report(d));
+	json_object_set_new(j, "gate", json_string(gate_role_name(gate_get_role(d->gate))));
+	if (d->offer.host)
+		json_object_set_new(j, "offer",
+				    json_pack("{s:s s:I}", "host", d->offer.host, "until",
+					      (json_int_t)d->offer.until));
+	json_object_set_new(j, "first_write_held_ns", json_integer((json_int_t)d->longest_hold));
 	json_object_set_new(j, "took_over_from", json_integer(d->predecessor));
 	json_object_set_new(j, "flush_failed", json_boolean(stats.doubtful));
 	json_object_set_new(j, "server", server(d));

@@ -11,13 +11,14 @@
 #include "blockmirror/base/credentials.h"
 #include "blockmirror/base/log.h"
 #include "blockmirror/disk/gate.h"
+#include "blockmirror/disk/job.h"
 #include "blockmirror/disk/standby.h"
 
 enum { CONNECTIONS = 32 }; /* a mirror has 4, and as many that are not known to be dead yet */
 
 static void wanted(void *arg)
 {
-	(void)arg;
+	promote(arg, NULL, false);
 }
 
 static void refused(void *arg)
@@ -36,9 +37,28 @@ const struct gate_host standby_gate = {.wanted = wanted, .refused = refused};
 
 enum gate_role standby_gate_role(const struct disk *d)
 {
-	return d->record.role == BM_ROLE_STANDBY   ? GATE_STANDBY
-	       : d->record.role == BM_ROLE_RETIRED ? GATE_RETIRED
-						   : GATE_ACTIVE;
+	if (d->record.role == BM_ROLE_STANDBY)
+		return offer_holds(d, d->record.peer) ? GATE_ARMED : GATE_STANDBY;
+	return d->record.role == BM_ROLE_RETIRED ? GATE_RETIRED : GATE_ACTIVE;
+}
+
+static void expired(struct bm_timer *timer)
+{
+	standby_armed(bm_container(timer, struct disk, offer_timer));
+}
+
+void standby_armed(struct disk *d)
+{
+	uint64_t now = job_realtime();
+
+	bm_timer_clear(d->loop, &d->offer_timer);
+	if (d->record.role != BM_ROLE_STANDBY || d->promotion)
+		return;
+	gate_set_role(d->gate, standby_gate_role(d));
+	d->offer_timer.run = expired;
+	if (offer_holds(d, NULL))
+		(void)bm_timer_set(d->loop, &d->offer_timer,
+				   bm_loop_now(d->loop) + (d->offer.until - now));
 }
 
 static enum nbd_access access_of(void *arg, const struct bm_identity *who, const char *export)

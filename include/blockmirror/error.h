@@ -42,6 +42,7 @@ enum bm_code {
 	BM_E_DIFFERED,    /* copies that had to be equal were not, before the switch */
 	BM_E_FOREIGN,     /* another image is where the target was */
 	BM_E_TARGET_LOST, /* the target was away for longer than was allowed */
+	BM_E_SPLIT,       /* the machines on both hosts write to a disk */
 	BM_CODES
 };
 

@@ -7,12 +7,11 @@
 #	check "two hosts are paired" hosts_up
 #	on a serve disk "$store/disk.img" --create 128M
 #	on a start_load disk
-#	check "b has another store" on b test ! -e "$store/disk.img"
 #	check "the guest has noticed nothing" end_load
 #
 # Each host is a network namespace and a mount namespace, where $store is a file system of its own.
-# Nothing has a name outside: all is gone with the last process inside. Run and state folders are
-# $dir/HOST/run and $dir/HOST/state, and the daemon says what it does in $dir/HOST/log.
+# Nothing has a name outside: all is gone with the last process inside. Of the daemon there is
+# $dir/HOST/run, $dir/HOST/state and, what it says, $dir/HOST/log.
 # shellcheck source-path=SCRIPTDIR source=disk.bash
 . "$(dirname "${BASH_SOURCE[0]}")/disk.bash"
 
@@ -98,13 +97,16 @@ host_start() {
 	spawn_on "$1" "$BUILD/blockmirrord" --run-dir "$dir/$1/run" --state-dir "$dir/$1/state" \
 		--name "host-$1" --listen "${host_address[$1]}:7700" "${@:2}"
 	host_daemon[$1]=$pid
-	wait_for 10 host_ready "$log" "${times:-0}" && ! lib_gone "$pid"
+	wait_for 10 host_ready "$log" "${times:-0}" && ! lib_gone "$pid" && return
+	tail -n 5 "$log"
+	return 1
 }
 # One that was started before has said so in the same log.
 host_ready() { lib_gone "$pid" || [ "$(grep -c ^ready "$1")" -gt "$2" ]; }
 # host_stop HOST, host_kill HOST: SIGTERM, SIGKILL; its disks go on.
-host_stop() { stop "${host_daemon[$1]}" && unset "host_daemon[$1]"; }
-host_kill() { kill9 "${host_daemon[$1]}" && unset "host_daemon[$1]"; }
+host_stop() { host_runs "$1" && stop "${host_daemon[$1]}" && unset "host_daemon[$1]"; }
+host_kill() { host_runs "$1" && kill9 "${host_daemon[$1]}" && unset "host_daemon[$1]"; }
+host_runs() { [ -n "${host_daemon[$1]:-}" ]; }
 
 # cut_network [HOST…]: nothing arrives there any more, by default at both; no link goes down, and
 # nobody is told. join_network ends it.
@@ -118,8 +120,8 @@ cut_network() {
 	done
 }
 join_network() {
-	local host
-	for host in a b; do on $host nft 'table inet cut; delete table inet cut' || return; done
+	on a nft 'table inet cut; delete table inet cut' &&
+		on b nft 'table inet cut; delete table inet cut'
 }
 
 # hosts_down: the test's end does it. Nobody but us starts processes in there, so all that are there
@@ -130,8 +132,7 @@ hosts_down() {
 	for host in "${!host_daemon[@]}"; do host_stop "$host"; done
 	for host in "${!host_holder[@]}"; do
 		wait_for 10 host_is_empty "$host"
-		[ ! -e "$(in_store "$host" lost+found)" ] || on "$host" umount "$store" ||
-			on "$host" umount -l "$store"
+		[ ! -e "$(in_store "$host" lost+found)" ] || on "$host" umount -l "$store"
 	done >>"$dir/log" 2>&1
 }
 host_is_empty() {

@@ -26,7 +26,24 @@ stores() {
 	check "and read past the cache" on a dd if="$store/file" of=/dev/null iflag=direct bs=4k
 }
 
-# network COMMAND…: until a connection is given up, there is time for that.
+disks() {
+	check "a serves a disk" on a serve disk "$store/disk.img" --create $image_size
+	check "it is in a's namespaces" is_in a "$disk_pid"
+	check_fails "b knows of none" 4 E_NOT_FOUND bm_on b show disk
+	on a start_load disk --iops 3000
+	check "so is its load" wait_for 10 is_in a "$load"
+	check "the disk works" on a wait_for 20 more_writes 600
+	check "the guest noticed nothing" end_load
+	check "the image holds what it wrote" store_fits a disk.img
+}
+is_in() {
+	local kind
+	for kind in net mnt; do
+		[ "/proc/$2/ns/$kind" -ef "/proc/${host_holder[$1]}/ns/$kind" ] || return
+	done
+}
+
+# Until a connection is given up, there is time for what needs no network.
 network() {
 	local at_a at_b
 	check "the network is cut" cut_network
@@ -34,7 +51,8 @@ network() {
 	at_a=$pid
 	log=$dir/at_b spawn_on b timeout 15 "$BUILD/blockmirror" peer check host-a
 	at_b=$pid
-	"$@"
+	stores
+	disks
 	check_fails "a does not reach b" 7 E_UNREACHABLE ended "$at_a" "$dir/at_a"
 	check_fails "b does not reach a" 7 E_UNREACHABLE ended "$at_b" "$dir/at_b"
 	check "the network is joined" join_network
@@ -55,27 +73,12 @@ daemons() {
 	check_fails "a does not reach b" 7 E_UNREACHABLE bm_on a peer check host-b
 	check "it is started again" host_start b
 	check "a reaches b" bm_on a peer check host-b
-}
-
-disks() {
-	check "a serves a disk" on a serve disk "$store/disk.img" --create $image_size
-	check "it is in a's namespaces" is_in a "$disk_pid"
-	check_fails "b knows of none" 4 E_NOT_FOUND bm_on b show disk
-	on a start_load disk --iops 3000
-	check "so is its load" wait_for 10 is_in a "$load"
 	check "a's daemon is stopped" host_stop a
-	check "the disk works without it" on a works
-	check "it is started again" host_start a
-	check "the disk goes on working" on a wait_for 20 more_writes 600
-	check "the guest noticed nothing" end_load
-	check "the image holds what it wrote" store_fits a disk.img
+	check "its disk is there" served_by "$disk_pid"
+	check "a's daemon is started again" host_start a
+	check "its disk is the same" served_by "$disk_pid"
 }
-is_in() {
-	local kind
-	for kind in net mnt; do
-		[ "/proc/$2/ns/$kind" -ef "/proc/${host_holder[$1]}/ns/$kind" ] || return
-	done
-}
+served_by() { [ "$(on a show disk .pid)" = "$1" ]; }
 
 # A disk that was killed has been followed by one that no test knows of.
 end() {
@@ -94,7 +97,6 @@ unused() {
 }
 
 pairing
-network stores
+network
 daemons
-disks
 end

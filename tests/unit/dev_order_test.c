@@ -46,6 +46,39 @@ static void reads_and_what_does_not_overlap_run_together(void **state)
 	over();
 }
 
+static unsigned idle_ran;
+
+static void on_idle(struct bm_task *task)
+{
+	(void)task;
+	idle_ran++;
+}
+
+static void it_tells_when_nothing_is_in_it(void **state)
+{
+	struct bm_task idle = {.run = on_idle};
+
+	(void)state;
+	begin_with(512, 512);
+	idle_ran = 0;
+	bm_order_when_idle(order, &idle);
+	bm_loop_turn(loop, 0);
+	assert_int_equal(idle_ran, 1); /* there was nothing */
+	submit(BM_READ, 0, 8 * KIB, memory, 0);
+	submit(BM_WRITE, 4 * KIB, 8 * KIB, memory + MIB, 0); /* waits for it */
+	bm_order_when_idle(order, &idle);
+	bm_loop_turn(loop, 0);
+	let_go(0, 0);
+	bm_loop_turn(loop, 0);
+	assert_int_equal(idle_ran, 1);
+	let_go(0, 0);
+	bm_loop_turn(loop, 0);
+	assert_int_equal(idle_ran, 2);
+	bm_loop_turn(loop, 0);
+	assert_int_equal(idle_ran, 2); /* once */
+	over();
+}
+
 static void who_waits_for_two_waits_for_both(void **state)
 {
 	struct client *c;
@@ -427,6 +460,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(overlapping_requests_run_in_the_order_of_arrival),
 		cmocka_unit_test(reads_and_what_does_not_overlap_run_together),
+		cmocka_unit_test(it_tells_when_nothing_is_in_it),
 		cmocka_unit_test(who_waits_for_two_waits_for_both),
 		cmocka_unit_test(order_is_kept_by_align_and_not_by_block),
 		cmocka_unit_test(a_failed_request_lets_the_next_one_go),

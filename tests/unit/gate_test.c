@@ -172,12 +172,13 @@ static void what_is_held_goes_on_in_its_order(void **state)
 	submit(1, BM_FLUSH);
 	submit(2, BM_READ);
 	assert_int_equal(gate_held(gate), 3);
+	assert_int_equal(gate_held_changes(gate), 1);
 	assert_int_not_equal(gate_held_since(gate), 0);
 	gate_set_role(gate, GATE_ACTIVE);
 	assert_int_equal(lower.came, 3);
 	for (unsigned i = 0; i < 3; i++)
 		assert_ptr_equal(lower.order[i], &client[i].rq);
-	assert_int_equal(gate_held(gate), 0);
+	assert_int_equal(gate_held(gate) + gate_held_changes(gate), 0);
 	assert_int_equal(gate_held_since(gate), 0);
 	over();
 }

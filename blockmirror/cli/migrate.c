@@ -1,0 +1,314 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * hand-over, recover, migrate arm, migrate disarm: who serves a disk whose storage is on another
+ * host. What is done here is to say so to both; they settle it between them.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "blockmirror/base/cleanup.h"
+#include "blockmirror/base/units.h"
+#include "blockmirror/base/uri.h"
+#include "blockmirror/cli/cli.h"
+
+enum { OPT_TO = 256, OPT_INTO, OPT_EXPIRES, OPT_OVERWRITE, OPT_HERE, OPT_DEAD };
+#define NOW     60000000000ull   /* ns: a hand-over by hand needs no longer */
+#define EXPIRES 3600000000000ull /* ns */
+
+/* A disk, as it is now. */
+struct there {
+	const char *name;
+	char *host; /* that has its storage; NULL: this one */
+	char *disk, *uri;
+};
+
+static void clear(struct there *t)
+{
+	free(t->host);
+	free(t->disk);
+	free(t->uri);
+}
+#define there_auto __attribute__((cleanup(clear)))
+
+static int look(const struct cli *cli, const char *name, struct there *t, struct bm_error *error)
+{
+	bm_free char *path = NULL;
+	struct bm_client *client;
+	json_t *shown = NULL;
+	int r = cli_connect(cli, name, &client, error);
+
+	*t = (struct there){.name = name};
+	if (r < 0)
+		return r;
+	r = bm_client_call(client, "show", NULL, &shown, error);
+	bm_client_close(client);
+	if (r < 0)
+		return r;
+	t->uri = strdup(cli_text(shown, "uri"));
+	t->disk = strdup(cli_text(shown, "disk"));
+	json_decref(shown);
+	if (!t->uri || !t->disk)
+		return bm_fail_errno(error, ENOMEM, "disk %s", name);
+	if (!strncmp(t->uri, "bm:", 3))
+		return bm_uri_peer(t->uri, &t->host, &path, error);
+	return 0;
+}
+
+static uint64_t wall_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_REALTIME, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+/* until 0: no more. */
+static int offer(const struct cli *cli, const struct there *t, uint64_t until,
+		 struct bm_error *error)
+{
+	struct bm_client *client;
+	int r = cli_connect(cli, t->name, &client, error);
+
+	if (r < 0)
+		return r;
+	r = bm_client_call(client, "offer",
+			   json_pack("{s:s s:I}", "to", t->host, "until", (json_int_t)until), NULL,
+			   error);
+	bm_client_close(client);
+	return r;
+}
+
+static int tell_host(const struct cli *cli, const struct there *t, const char *method,
+		     uint64_t until, json_t **result, struct bm_error *error)
+{
+	return cli_daemon_call(cli, method,
+			       json_pack("{s:s s:s s:s s:I}", "peer", t->host, "name", t->name,
+					 "disk", t->disk, "until", (json_int_t)until),
+			       result, error);
+}
+
+static int want_there(const struct there *t, struct bm_error *error)
+{
+	return t->host ? 0
+		       : bm_fail(error, BM_E_NOT_READY,
+				 "disk %s has its storage on this host: relocate it to "
+				 "bm://HOST/PATH first",
+				 t->name);
+}
+
+int cli_hand_over(const struct cli *cli, const char *name)
+{
+	there_auto struct there t = {0};
+	char took[BM_UNITS_TEXT];
+	struct bm_error error, withdrawn;
+	json_t *result = NULL;
+	int r = look(cli, name, &t, &error);
+
+	if (!r)
+		r = want_there(&t, &error);
+	if (!r)
+		r = offer(cli, &t, wall_ns() + NOW, &error);
+	if (!r) {
+		r = tell_host(cli, &t, "remote.take", 0, &result, &error);
+		if (r < 0 && offer(cli, &t, 0, &withdrawn) < 0)
+			bm_fail(&error, error.code,
+				"%.300s; it may be decided all the same: \"blockmirror recover "
+				"%s\" on "
+				"host %s finds out",
+				error.text, name, t.host);
+	}
+	if (r < 0)
+		return cli_fail(cli, &error);
+	if (cli->json)
+		cli_print_json(json_incref(result));
+	else
+		printf("%s: host %s serves the disk now (generation %" PRIu64 "); %s for that\n",
+		       name, t.host, cli_number(result, "generation"),
+		       bm_format_duration(took, cli_number(result, "took_ns")));
+	json_decref(result);
+	return 0;
+}
+
+int cmd_hand_over(struct cli *cli, int argc, char **argv)
+{
+	int r = cli_options(cli, argc, argv, NULL, NULL, NULL);
+
+	if (!r)
+		r = cli_arguments(cli, argc, 1, 1);
+	if (!r)
+		r = cli_hand_over(cli, argv[optind]);
+	return r < 0 ? 0 : r;
+}
+
+struct request {
+	const struct cli *cli;
+	const char *to, *into;
+	uint64_t expires;
+	bool overwrite;
+	bool here, dead; /* resume here: the other host is */
+};
+
+static int take(int option, const char *value, void *arg)
+{
+	struct request *q = arg;
+
+	if (option == OPT_TO)
+		q->to = value;
+	else if (option == OPT_INTO)
+		q->into = value;
+	else if (option == OPT_OVERWRITE)
+		q->overwrite = true;
+	else if (option == OPT_HERE)
+		q->here = true;
+	else if (option == OPT_DEAD)
+		q->dead = true;
+	else if (bm_parse_duration(value, &q->expires) < 0 || !q->expires)
+		return cli_usage(q->cli, "--expires %s: a time like 10m is wanted", value);
+	return 0;
+}
+
+static int recover(const struct cli *cli, const char *name, bool alone)
+{
+	struct bm_client *client;
+	struct bm_error error;
+	json_t *result = NULL;
+	int r = cli_connect(cli, name, &client, &error);
+
+	if (r < 0)
+		return cli_fail(cli, &error);
+	r = bm_client_call(client, "take", json_pack("{s:b}", "alone", (int)alone), &result,
+			   &error);
+	bm_client_close(client);
+	if (r < 0)
+		return cli_fail(cli, &error);
+	if (cli->json)
+		cli_print_json(json_incref(result));
+	else
+		printf("%s: this host has the disk (generation %" PRIu64 ")\n", name,
+		       cli_number(result, "generation"));
+	json_decref(result);
+	return 0;
+}
+
+int cmd_recover(struct cli *cli, int argc, char **argv)
+{
+	static const struct option own[] = {{"resume-here", no_argument, NULL, OPT_HERE},
+					    {"peer-is-dead", no_argument, NULL, OPT_DEAD},
+					    {0}};
+	struct request q = {.cli = cli};
+	int r = cli_options(cli, argc, argv, own, take, &q);
+
+	if (!r)
+		r = cli_arguments(cli, argc, 1, 1);
+	if (!r && q.here != q.dead)
+		r = cli_usage(cli,
+			      "--resume-here and --peer-is-dead are said together: a host that "
+			      "lives, and only cannot be reached, has the disk");
+	if (!r)
+		r = recover(cli, argv[optind], q.here);
+	return r < 0 ? 0 : r;
+}
+
+/* migrate */
+
+/* Its storage goes there, and stays here, too, as long as that can be undone. */
+static int relocate(const struct request *q, const struct there *t)
+{
+	const char *path = bm_uri_path(t->uri), *slash = path ? strrchr(path, '/') : NULL;
+	bm_free char *target = NULL;
+	int n = slash ? (int)(slash - path) : 0;
+
+	if (!q->into && !slash)
+		return cli_usage(q->cli, "%s is no file: say where it is to go with --into FOLDER",
+				 t->uri);
+	if (asprintf(&target, "bm://%s%.*s/", q->to, q->into ? (int)strlen(q->into) : n,
+		     q->into ? q->into : path) < 0)
+		return 1;
+	return cli_relocate(q->cli, t->name,
+			    json_pack("{s:s s:I s:b}", "target", target, "undo_window",
+				      (json_int_t)q->expires, "overwrite", (int)q->overwrite));
+}
+
+static int arm(const struct request *q, const char *name)
+{
+	there_auto struct there t = {0};
+	uint64_t until = wall_ns() + q->expires;
+	struct bm_error error;
+	json_t *result = NULL;
+	int r = look(q->cli, name, &t, &error);
+
+	if (!r && (!t.host || strcmp(t.host, q->to) != 0)) {
+		int status = relocate(q, &t);
+
+		if (status)
+			return status;
+		clear(&t);
+		until = wall_ns() + q->expires;
+		r = look(q->cli, name, &t, &error);
+		if (!r)
+			r = want_there(&t, &error);
+	}
+	if (!r)
+		r = offer(q->cli, &t, until, &error);
+	if (!r)
+		r = tell_host(q->cli, &t, "remote.arm", until, &result, &error);
+	if (r < 0)
+		return cli_fail(q->cli, &error);
+	json_decref(result);
+	if (!q->cli->json)
+		printf("%s: host %s has the disk when its guest writes there first\n", name, q->to);
+	return 0;
+}
+
+static int disarm(const struct request *q, const char *name)
+{
+	there_auto struct there t = {0};
+	struct bm_error error;
+	json_t *result = NULL;
+	int r = look(q->cli, name, &t, &error);
+
+	if (!r)
+		r = want_there(&t, &error);
+	/* Here first: then it does not matter whether the other host hears of it. */
+	if (!r)
+		r = offer(q->cli, &t, 0, &error);
+	if (!r)
+		r = tell_host(q->cli, &t, "remote.arm", 0, &result, &error);
+	json_decref(result);
+	if (r < 0)
+		return cli_fail(q->cli, &error);
+	if (!q->cli->json)
+		printf("%s: the disk stays on this host\n", name);
+	return 0;
+}
+
+int cmd_migrate(struct cli *cli, int argc, char **argv)
+{
+	static const struct option own[] = {{"to", required_argument, NULL, OPT_TO},
+					    {"into", required_argument, NULL, OPT_INTO},
+					    {"expires", required_argument, NULL, OPT_EXPIRES},
+					    {"overwrite", no_argument, NULL, OPT_OVERWRITE},
+					    {0}};
+	struct request q = {.cli = cli, .expires = EXPIRES};
+	int r = cli_options(cli, argc, argv, own, take, &q);
+	bool arms;
+
+	if (!r)
+		r = cli_arguments(cli, argc, 2, 100);
+	if (r)
+		return r < 0 ? 0 : r;
+	arms = !strcmp(argv[optind], "arm");
+	if (!arms && strcmp(argv[optind], "disarm") != 0)
+		return cli_usage(cli, "unknown verb \"%s\"", argv[optind]);
+	if (arms && !q.to)
+		return cli_usage(cli, "migrate arm: --to HOST is wanted");
+	if (q.into && *q.into != '/')
+		return cli_usage(cli, "--into %s: an absolute path is wanted", q.into);
+	for (int i = optind + 1; !r && i < argc; i++)
+		r = arms ? arm(&q, argv[i]) : disarm(&q, argv[i]);
+	return r;
+}

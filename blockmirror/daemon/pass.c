@@ -1,0 +1,193 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Disks that pass from one host to the other: what one host's disk process asks of the other one's,
+ * by way of both daemons. Nothing is decided here. Only where a disk's process has ended, because
+ * the disk was passed on, its record is what answers.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "blockmirror/base/cleanup.h"
+#include "blockmirror/base/disk_name.h"
+#include "blockmirror/base/record.h"
+#include "blockmirror/daemon/peer.h"
+
+#define PATIENCE       30000000000ull /* ns: a fence, a flush, a record */
+#define PATIENCE_THERE 40000000000ull
+
+/* Methods of the control socket: to the other host. */
+
+static const char *method_there(const struct peer_errand *e)
+{
+	return e->arg;
+}
+
+static int ask_there(struct peer_errand *e)
+{
+	return peer_ask(e->peer, e->peers->name, method_there(e), json_incref(e->params),
+			PATIENCE_THERE, &e->result, &e->error);
+}
+
+static void pass_on(struct daemon *d, struct bm_rpc_call *call, json_t *params, const char *method)
+{
+	const struct peer *peer = peer_wanted(d->peers, call, params, "peer");
+
+	if (peer)
+		peer_errand_begin(d->peers, call, peer, json_incref(params), ask_there, method);
+}
+
+void method_remote_yield(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	pass_on(arg, call, params, "yield");
+}
+
+void method_remote_arm(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	pass_on(arg, call, params, "arm");
+}
+
+void method_remote_take(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	pass_on(arg, call, params, "take");
+}
+
+/* A disk's process says that a standby is the disk now. */
+void method_received(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	struct daemon *d = arg;
+	const char *name = json_string_value(json_object_get(params, "name"));
+	struct served *s = name ? served_find(d, name) : NULL;
+
+	if (s && s->received) {
+		json_decref(s->received);
+		s->received = NULL;
+		served_save(s);
+	}
+	bm_rpc_reply(call, NULL);
+}
+
+/* Methods of the port for other hosts: to a disk's process. */
+
+static int call_process(struct peer_errand *e, const char *method, json_t *params)
+{
+	bm_free char *path = NULL;
+	struct bm_client *client;
+	int r;
+
+	if (asprintf(&path, "%s/%s.sock", e->peers->daemon->sockets,
+		     json_string_value(json_object_get(e->params, "name"))) < 0) {
+		path = NULL;
+		json_decref(params);
+		return bm_fail_errno(&e->error, ENOMEM, "host %s", e->peers->name);
+	}
+	r = bm_client_connect(path, &client, &e->error);
+	if (r < 0) {
+		json_decref(params);
+		return r;
+	}
+	bm_client_set_timeout(client, PATIENCE);
+	r = bm_client_call(client, method, params, &e->result, &e->error);
+	bm_client_close(client);
+	return r;
+}
+
+/* The disk that is meant, by its record. */
+static int read_record(struct peer_errand *e, struct bm_record *record)
+{
+	const char *name = json_string_value(json_object_get(e->params, "name")),
+		   *disk = json_string_value(json_object_get(e->params, "disk"));
+	bm_free char *folder = NULL;
+	int r;
+
+	if (asprintf(&folder, "%s/disks/%s", e->peers->daemon->state, name) < 0) {
+		folder = NULL;
+		return bm_fail_errno(&e->error, ENOMEM, "disk %s", name);
+	}
+	r = bm_record_read(folder, record, &e->error);
+	if (r == -ENOENT || (!r && strcmp(record->disk, disk) != 0))
+		return bm_fail(&e->error, BM_E_NOT_FOUND, "host %s has no such disk %s",
+			       e->peers->name, name);
+	return r;
+}
+
+static bool was_passed(const struct peer_errand *e, const struct bm_record *record)
+{
+	return record->role == BM_ROLE_RETIRED && !strcmp(record->peer, e->peer->name);
+}
+
+static int yield(struct peer_errand *e)
+{
+	bm_record_auto struct bm_record record = {0};
+	int r = read_record(e, &record);
+
+	if (!r && !was_passed(e, &record)) {
+		r = call_process(e, "yield", json_pack("{s:s}", "to", e->peer->name));
+		if (r >= 0)
+			return 0;
+		/* It may have been decided, and then that process was gone. */
+		if (e->error.code != BM_E_UNREACHABLE && e->error.code != BM_E_NOT_FOUND &&
+		    e->error.code != BM_E_INTERRUPTED)
+			return r;
+		bm_record_clear(&record);
+		if (read_record(e, &record) < 0 || !was_passed(e, &record))
+			return bm_fail(&e->error, BM_E_UNREACHABLE,
+				       "the disk's process on host %s does not answer",
+				       e->peers->name);
+	}
+	if (r < 0)
+		return r;
+	e->result = json_pack("{s:I}", "generation", (json_int_t)record.generation);
+	return 0;
+}
+
+/* Who has the disk says that its standby may take it, or is to. */
+static int tell_standby(struct peer_errand *e)
+{
+	bm_record_auto struct bm_record record = {0};
+	const char *method = method_there(e);
+	int r = read_record(e, &record);
+
+	if (r < 0)
+		return r;
+	if (record.role == BM_ROLE_STANDBY && strcmp(record.peer, e->peer->name) != 0)
+		return bm_fail(&e->error, BM_E_ACCESS, "disk %s is not a standby of host %s",
+			       record.name, e->peer->name);
+	return call_process(e, method,
+			    !strcmp(method, "arm") ? json_pack("{s:O*}", "until",
+							       json_object_get(e->params, "until"))
+						   : NULL);
+}
+
+static void answer(struct peers *p, struct bm_rpc_call *call, json_t *params,
+		   int (*run)(struct peer_errand *e), const char *method)
+{
+	const struct peer *peer = peer_admit(p, call, true);
+	const char *name = json_string_value(json_object_get(params, "name")),
+		   *disk = json_string_value(json_object_get(params, "disk"));
+	struct bm_error error;
+
+	if (!peer)
+		return;
+	if (!disk || bm_disk_name_check(name ? name : "", NULL) < 0) {
+		bm_fail(&error, BM_E_USAGE, "name, and disk (its identity), are wanted");
+		bm_rpc_fail(call, &error);
+		return;
+	}
+	peer_errand_begin(p, call, peer, json_incref(params), run, method);
+}
+
+void method_yield(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	answer(arg, call, params, yield, NULL);
+}
+
+void method_arm(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	answer(arg, call, params, tell_standby, "arm");
+}
+
+void method_take(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	answer(arg, call, params, tell_standby, "take");
+}

@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * An offer: until when the disk may pass to another host, or, of a standby, come from it. A small
+ * file, FOLDER/offer, so that it outlives the process; it decides nothing about where the disk is.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "blockmirror/base/cleanup.h"
+#include "blockmirror/base/file_util.h"
+#include "blockmirror/base/log.h"
+#include "blockmirror/base/memory.h"
+#include "blockmirror/disk/job.h"
+#include "blockmirror/disk/standby.h"
+
+enum { LARGEST = 4096 };
+
+static char *path_of(const struct disk *d)
+{
+	char *path;
+
+	return asprintf(&path, "%s/offer", d->folder) < 0 ? NULL : path;
+}
+
+bool offer_holds(const struct disk *d, const char *host)
+{
+	return d->offer.host && (!host || !strcmp(d->offer.host, host)) &&
+	       job_realtime() < d->offer.until;
+}
+
+void offer_clear(struct disk *d)
+{
+	free(d->offer.host);
+	d->offer = (struct offer){0};
+}
+
+void offer_read(struct disk *d)
+{
+	bm_free char *path = path_of(d), *text = NULL;
+	const char *host;
+	json_int_t until;
+	json_t *j = NULL;
+
+	if (path && !bm_read_text(path, LARGEST, &text))
+		j = json_loads(text, 0, NULL);
+	offer_clear(d);
+	if (j && !json_unpack(j, "{s:s s:I}", "host", &host, "until", &until)) {
+		d->offer.host = strdup(host);
+		d->offer.until = (uint64_t)until;
+	}
+	json_decref(j);
+}
+
+int offer_write(const struct disk *d, const char *host, uint64_t until, struct bm_error *error)
+{
+	bm_free char *path = path_of(d), *text = NULL;
+	json_t *j = json_pack("{s:s s:I}", "host", host, "until", (json_int_t)until);
+	int r;
+
+	text = j ? json_dumps(j, JSON_COMPACT) : NULL;
+	json_decref(j);
+	r = path && text ? bm_write_durably(path, text, strlen(text)) : -ENOMEM;
+	return r < 0 ? bm_fail_errno(error, r, "cannot write %s", path ? path : "the offer") : 0;
+}
+
+void offer_remove(const struct disk *d)
+{
+	bm_free char *path = path_of(d);
+
+	if (path && unlink(path) < 0 && errno != ENOENT)
+		bm_log(BM_LOG_WARN, "cannot remove %s: %s", path, strerror(errno));
+}
+
+/* One that is being written. */
+struct offering {
+	struct bm_work work;
+	struct disk *disk;
+	struct bm_rpc_call *call;
+	char *to;
+	uint64_t until;
+	struct bm_error error;
+};
+
+static void write_offer(struct bm_work *work)
+{
+	struct offering *o = bm_container(work, struct offering, work);
+
+	if (o->until)
+		offer_write(o->disk, o->to, o->until, &o->error);
+	else
+		offer_remove(o->disk);
+}
+
+static void offered(struct bm_work *work)
+{
+	struct offering *o = bm_container(work, struct offering, work);
+	struct disk *d = o->disk;
+
+	if (o->error.code) {
+		bm_rpc_fail(o->call, &o->error);
+	} else {
+		offer_clear(d);
+		d->offer = (struct offer){.host = o->until ? bm_steal(o->to) : NULL,
+					  .until = o->until};
+		standby_armed(d);
+		bm_rpc_reply(o->call, NULL);
+	}
+	d->offering = NULL;
+	free(o->to);
+	free(o);
+}
+
+void offer_begin(struct disk *d, struct bm_rpc_call *call, const char *to, uint64_t until)
+{
+	struct offering *o;
+	struct bm_error error;
+
+	if (d->offering) {
+		bm_fail(&error, BM_E_BUSY, "disk %s is just being offered; try again", d->name);
+		bm_rpc_fail(call, &error);
+		return;
+	}
+	o = d->offering = bm_need(calloc(1, sizeof(*o)));
+	*o = (struct offering){.work = {.run = write_offer, .done = offered},
+			       .disk = d,
+			       .call = call,
+			       .to = bm_need(strdup(to)),
+			       .until = until};
+	bm_workers_submit(d->recorder, d->loop, &o->work);
+}
+
+void offer_close(struct disk *d)
+{
+	const struct bm_error error = {BM_E_INTERRUPTED, "the disk's process ends"};
+
+	if (d->offering) {
+		bm_rpc_fail(d->offering->call, &error);
+		free(d->offering->to);
+		free(d->offering);
+	}
+	offer_clear(d);
+}

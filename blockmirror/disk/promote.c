@@ -1,0 +1,308 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * A standby becomes the disk: when its guest writes for the first time, if it is armed for that, or
+ * when somebody says so. The host that has the disk is asked until it answers; it decides
+ *(yield.c), and its answer is the same however often it is asked. Meanwhile what the guest wants is
+ *held.
+ *
+ *	ask -> the other host's mirror is let in no more, and nothing of its is in flight
+ *	    -> a record says that the disk is ours, by a higher generation than the decision
+ *	    -> the guest goes on
+ *
+ * From the answer on there is no way back: the other host does not have the disk any more. Whoever
+ * dies then comes here again: the guest's write, sent again, asks again.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "blockmirror/base/cleanup.h"
+#include "blockmirror/base/log.h"
+#include "blockmirror/base/memory.h"
+#include "blockmirror/base/units.h"
+#include "blockmirror/disk/job.h"
+#include "blockmirror/disk/standby.h"
+
+#define AGAIN 200000000ull /* ns */
+#define ALONE 1000000u     /* generations that a host that is dead may have been ahead */
+
+struct promotion {
+	struct disk *disk;
+	struct bm_rpc_call *call; /* who said so; NULL: the guest */
+	struct bm_work ask, record;
+	struct bm_timer timer;
+	struct bm_task stopped;
+	bool decided;
+	uint64_t begun, generation; /* that of the decision */
+	struct bm_record next;      /* shares what d->record has */
+	struct bm_error error;
+};
+
+static void promotion_free(struct promotion *p)
+{
+	struct disk *d = p->disk;
+
+	bm_timer_clear(d->loop, &p->timer);
+	bm_task_cancel(&p->stopped);
+	free(p);
+	d->promotion = NULL;
+}
+
+static void answer(struct promotion *p, const struct bm_error *error)
+{
+	struct disk *d = p->disk;
+	struct bm_rpc_call *call = bm_steal(p->call);
+
+	if (call && error)
+		bm_rpc_fail(call, error);
+	else if (call)
+		bm_rpc_reply(call,
+			     json_pack("{s:I s:I}", "generation", (json_int_t)d->record.generation,
+				       "took_ns", (json_int_t)(bm_loop_now(d->loop) - p->begun)));
+}
+
+static void tell_role(const struct disk *d)
+{
+	bm_rpc_notify(d->rpc, "role",
+		      json_pack("{s:s s:s s:s*}", "name", d->name, "role",
+				bm_role_name(d->record.role), "peer", d->record.peer));
+}
+
+/* The record */
+
+static void write_record(struct bm_work *work)
+{
+	struct promotion *p = bm_container(work, struct promotion, record);
+	const struct disk *d = p->disk;
+	struct bm_error error;
+
+	p->error.code = BM_OK;
+	if (bm_record_write(d->folder, &p->next, &p->error) < 0)
+		return;
+	owner_mark(p->next.uri, "active", &p->next, d->folder);
+	offer_remove(d);
+	if (remote_became_active(d, &error) < 0)
+		bm_log(BM_LOG_WARN, "%s: blockmirrord does not know yet that the disk is ours: %s",
+		       d->name, error.text);
+}
+
+static void begin_record(struct promotion *p)
+{
+	struct disk *d = p->disk;
+
+	p->next = d->record;
+	p->next.role = BM_ROLE_ACTIVE;
+	p->next.peer = NULL;
+	if (d->generation < p->generation)
+		d->generation = p->generation;
+	p->next.generation = ++d->generation;
+	bm_workers_submit(d->recorder, d->loop, &p->record);
+}
+
+static void written(struct bm_work *work)
+{
+	struct promotion *p = bm_container(work, struct promotion, record);
+	struct disk *d = p->disk;
+	char held[BM_UNITS_TEXT];
+	uint64_t since = gate_held_since(d->gate);
+
+	if (p->error.code) {
+		bm_log(BM_LOG_ERROR,
+		       "%s: the disk is ours, and cannot be served before its record "
+		       "says so: %s; it is tried again",
+		       d->name, p->error.text);
+		(void)bm_timer_set(d->loop, &p->timer, bm_loop_now(d->loop) + AGAIN);
+		return;
+	}
+	bm_log(BM_LOG_NOTICE,
+	       "%s: the disk is ours, by generation %" PRIu64
+	       "; the guest's first write was held for %s",
+	       d->name, p->next.generation,
+	       bm_format_duration(held, since ? bm_loop_now(d->loop) - since : 0));
+	d->record.generation = p->next.generation;
+	d->record.role = BM_ROLE_ACTIVE;
+	free(d->record.peer);
+	d->record.peer = NULL;
+	d->longest_hold = since ? bm_loop_now(d->loop) - since : 0;
+	offer_clear(d);
+	gate_set_role(d->gate, GATE_ACTIVE);
+	tell_role(d);
+	answer(p, NULL);
+	promotion_free(p);
+}
+
+/* The other host */
+
+static void nobody_writes(struct bm_task *task)
+{
+	struct promotion *p = bm_container(task, struct promotion, stopped);
+
+	nbd_server_free(p->disk->data);
+	p->disk->data = NULL;
+	begin_record(p);
+}
+
+static void data_stopped(void *arg)
+{
+	struct disk *d = arg;
+
+	bm_loop_soon(d->loop, &d->promotion->stopped);
+}
+
+static void ask(struct bm_work *work)
+{
+	struct promotion *p = bm_container(work, struct promotion, ask);
+
+	p->error.code = BM_OK;
+	remote_yield(p->disk, &p->generation, &p->error);
+}
+
+/* Whether it can help to ask again. */
+static bool passes(enum bm_code code)
+{
+	return code == BM_E_UNREACHABLE || code == BM_E_BUSY || code == BM_E_IO ||
+	       code == BM_E_INTERNAL || code == BM_E_INTERRUPTED;
+}
+
+/* Nobody was promised anything: the guest that came is told that the disk is not here. */
+static void refused(struct promotion *p)
+{
+	struct disk *d = p->disk;
+
+	bm_log(BM_LOG_ERROR, "%s: the disk is not ours: %s", d->name, p->error.text);
+	gate_set_role(d->gate, GATE_RETIRED);
+	gate_set_role(d->gate, standby_gate_role(d));
+	bm_rpc_notify(d->rpc, "refused",
+		      json_pack("{s:s s:s s:s}", "name", d->name, "code",
+				bm_code_name(p->error.code), "message", p->error.text));
+	answer(p, &p->error);
+	promotion_free(p);
+}
+
+/* From here on there is no way back. */
+static void decided(struct promotion *p)
+{
+	p->decided = true;
+	if (p->disk->data)
+		nbd_server_stop(p->disk->data, data_stopped, p->disk);
+	else
+		begin_record(p);
+}
+
+static void answered(struct bm_work *work)
+{
+	struct promotion *p = bm_container(work, struct promotion, ask);
+	struct disk *d = p->disk;
+
+	if (!p->error.code) {
+		decided(p);
+	} else if (passes(p->error.code) && (offer_holds(d, NULL) && !p->call)) {
+		(void)bm_timer_set(d->loop, &p->timer, bm_loop_now(d->loop) + AGAIN);
+	} else {
+		refused(p);
+	}
+}
+
+static void again(struct bm_timer *timer)
+{
+	struct promotion *p = bm_container(timer, struct promotion, timer);
+
+	if (p->decided)
+		begin_record(p);
+	else
+		bm_workers_submit(p->disk->workers, p->disk->loop, &p->ask);
+}
+
+void promote(struct disk *d, struct bm_rpc_call *call, bool alone)
+{
+	struct promotion *p = d->promotion;
+	struct bm_error error;
+
+	if (p && call) {
+		bm_fail(&error, BM_E_BUSY, "disk %s asks host %s already", d->name, d->record.peer);
+		bm_rpc_fail(call, &error);
+	}
+	if (p)
+		return;
+	p = d->promotion = bm_need(calloc(1, sizeof(*p)));
+	*p = (struct promotion){.disk = d,
+				.call = call,
+				.begun = bm_loop_now(d->loop),
+				.timer.run = again,
+				.stopped.run = nobody_writes,
+				.ask = {.run = ask, .done = answered},
+				.record = {.run = write_record, .done = written}};
+	p->generation = d->generation + ALONE;
+	if (alone)
+		decided(p);
+	else
+		bm_workers_submit(d->workers, d->loop, &p->ask);
+}
+
+void promote_close(struct disk *d)
+{
+	const struct bm_error error = {BM_E_INTERRUPTED, "the disk's process ends"};
+
+	if (!d->promotion)
+		return;
+	answer(d->promotion, &error);
+	promotion_free(d->promotion);
+}
+
+/* Methods */
+
+static bool is_standby(const struct disk *d, struct bm_rpc_call *call)
+{
+	struct bm_error error;
+
+	if (d->stopping)
+		bm_fail(&error, BM_E_BUSY, "disk %s is being stopped", d->name);
+	else if (d->record.role != BM_ROLE_STANDBY)
+		bm_fail(&error, BM_E_NOT_READY, "disk %s is no standby", d->name);
+	else
+		return true;
+	bm_rpc_fail(call, &error);
+	return false;
+}
+
+void promote_arm(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	struct disk *d = arg;
+	json_int_t until = 0;
+	struct bm_error error;
+
+	if (!is_standby(d, call))
+		return;
+	if (!json_unpack(params, "{s:I}", "until", &until) && until >= 0) {
+		offer_begin(d, call, d->record.peer, (uint64_t)until);
+		return;
+	}
+	bm_fail(&error, BM_E_USAGE, "until (ns since 1970; 0: no more) is wanted");
+	bm_rpc_fail(call, &error);
+}
+
+/*
+ * alone: a person says that the other host is dead for good. The offer that it made once shows that
+ * what it acknowledged was here: without one this may be half of a copy.
+ */
+void promote_take(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	struct disk *d = arg;
+	bool alone = json_is_true(json_object_get(params, "alone"));
+	struct bm_error error;
+
+	if (d->record.role == BM_ROLE_ACTIVE) {
+		bm_rpc_reply(call,
+			     json_pack("{s:I}", "generation", (json_int_t)d->record.generation));
+	} else if (is_standby(d, call) && alone && !d->offer.host) {
+		bm_fail(&error, BM_E_NOT_READY,
+			"host %s has never said that all of disk %s is here: this may be a part of "
+			"a copy",
+			d->record.peer, d->name);
+		bm_rpc_fail(call, &error);
+	} else if (d->record.role == BM_ROLE_STANDBY && !d->stopping) {
+		promote(d, call, alone);
+	}
+}

@@ -1,0 +1,340 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * The disk passes to another host, which has its storage already (relocate to bm:), has been
+ *offered it, and asks for it now.
+ *
+ *	fence: no request of a guest begins any more; those in flight end
+ *	flush: what was acknowledged is durable there
+ *	decide: a record with the next generation says "retired: it is on that host"
+ *
+ * That record is the decision, and there is no other one. Once it is durable the disk is not ours,
+ * whatever becomes of our answer: who asks again is told the same, by this process, by the next
+ *one, or by the daemon, which reads it. Before, all is as it was: the fence is lifted, and the
+ *other host told why. A write to the record that fails may have happened: the disk stays fenced,
+ *and records are written that say "ours", until one is durable.
+ *
+ * A guest that writes here while the other host asks for the disk has not stopped: two machines
+ *run. It keeps the disk.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "blockmirror/base/cleanup.h"
+#include "blockmirror/base/log.h"
+#include "blockmirror/base/memory.h"
+#include "blockmirror/base/uri.h"
+#include "blockmirror/disk/job.h"
+#include "blockmirror/disk/standby.h"
+
+#define PATIENCE  5000000000ull /* ns that requests in flight get, and a job to let go */
+#define STEP      2000000ull
+#define AGAIN     500000000ull
+#define LAST_CALL 1000000000ull /* ns in which a guest that left may come again, to flush */
+
+enum stage {
+	LETS_GO, /* a job with an open window ends */
+	FENCES,
+	FLUSHES,
+	DECIDES,
+	DOUBTS /* a record may be durable, and may not */
+};
+
+struct yield {
+	struct disk *disk;
+	enum stage stage;
+	struct bm_rpc_call *call; /* NULL: it has its answer */
+	char *to;
+	uint64_t end;
+	struct bm_timer timer;
+	struct bm_task idle;
+	struct bm_request flush;
+	struct bm_work record;
+	struct bm_record next; /* shares what d->record has, but for the peer */
+	struct bm_error error;
+};
+
+static void yield_free(struct yield *y)
+{
+	struct disk *d = y->disk;
+
+	bm_timer_clear(d->loop, &y->timer);
+	bm_task_cancel(&y->idle);
+	free(y->to);
+	free(y);
+	d->yield = NULL;
+}
+
+static void answer(struct yield *y, const struct bm_error *error)
+{
+	struct bm_rpc_call *call = bm_steal(y->call);
+
+	if (call && error)
+		bm_rpc_fail(call, error);
+	else if (call)
+		bm_rpc_reply(call, json_pack("{s:I}", "generation",
+					     (json_int_t)y->disk->record.generation));
+}
+
+/* Nothing was decided. */
+static void give_up(struct yield *y, enum bm_code code, const char *why)
+{
+	struct disk *d = y->disk;
+	struct bm_error error;
+
+	bm_fail(&error, code, "disk %s is not passed on: %s", d->name, why);
+	bm_log(BM_LOG_WARN, "%s", error.text);
+	gate_set_role(d->gate, GATE_ACTIVE);
+	answer(y, &error);
+	yield_free(y);
+}
+
+/* A retired disk */
+
+static void last_call(struct bm_timer *timer)
+{
+	struct disk *d = bm_container(timer, struct disk, retired_timer);
+
+	if (!nbd_server_clients(d->nbd, NULL, 0) && !d->stopping)
+		disk_stop(d);
+}
+
+void yield_clients_changed(void *arg)
+{
+	struct disk *d = arg;
+
+	if (d->record.role == BM_ROLE_RETIRED && !d->stopping)
+		(void)bm_timer_set(d->loop, &d->retired_timer, bm_loop_now(d->loop) + LAST_CALL);
+}
+
+static void retired(struct yield *y)
+{
+	struct disk *d = y->disk;
+
+	bm_log(BM_LOG_NOTICE, "%s: host %s has the disk, by generation %" PRIu64, d->name, y->to,
+	       d->record.generation);
+	gate_set_role(d->gate, GATE_RETIRED);
+	storage_set_roles(d);
+	offer_remove(d);
+	offer_clear(d);
+	answer(y, NULL);
+	bm_rpc_notify(d->rpc, "role",
+		      json_pack("{s:s s:s s:s}", "name", d->name, "role", "retired", "peer",
+				d->record.peer));
+	yield_free(y);
+	d->retired_timer.run = last_call;
+	yield_clients_changed(d);
+}
+
+/* The decision */
+
+static void write_record(struct bm_work *work)
+{
+	struct yield *y = bm_container(work, struct yield, record);
+
+	y->error.code = BM_OK;
+	bm_record_write(y->disk->folder, &y->next, &y->error);
+}
+
+static void begin_record(struct yield *y, enum bm_role role)
+{
+	struct disk *d = y->disk;
+
+	y->next = d->record;
+	y->next.role = role;
+	y->next.peer = role == BM_ROLE_RETIRED ? y->to : NULL;
+	y->next.generation = ++d->generation;
+	bm_workers_submit(d->recorder, d->loop, &y->record);
+}
+
+static void written(struct bm_work *work)
+{
+	struct yield *y = bm_container(work, struct yield, record);
+	struct disk *d = y->disk;
+
+	if (y->error.code) {
+		bm_log(BM_LOG_ERROR,
+		       "%s: it is not known who has the disk, and nobody is served: %s", d->name,
+		       y->error.text);
+		answer(y, &y->error);
+		y->stage = DOUBTS;
+		(void)bm_timer_set(d->loop, &y->timer, bm_loop_now(d->loop) + AGAIN);
+		return;
+	}
+	d->record.generation = y->next.generation;
+	if (y->next.role != BM_ROLE_RETIRED) {
+		give_up(y, BM_E_IO, "its record could not be written");
+		return;
+	}
+	free(d->record.peer);
+	d->record.role = BM_ROLE_RETIRED;
+	d->record.peer = bm_need(strdup(y->to));
+	retired(y);
+}
+
+static void flushed(struct bm_request *rq, int error)
+{
+	struct yield *y = bm_container(rq, struct yield, flush);
+
+	if (error)
+		give_up(y, BM_E_IO, "it cannot be flushed");
+	else if (gate_held_changes(y->disk->gate))
+		give_up(y, BM_E_SPLIT,
+			"its guest has written while another machine asked for the disk: both run, "
+			"and this one keeps it");
+	else {
+		y->stage = DECIDES;
+		begin_record(y, BM_ROLE_RETIRED);
+	}
+}
+
+static void is_idle(struct bm_task *task)
+{
+	struct yield *y = bm_container(task, struct yield, idle);
+
+	bm_timer_clear(y->disk->loop, &y->timer);
+	y->stage = FLUSHES;
+	y->flush = (struct bm_request){.op = BM_FLUSH, .done = flushed};
+	bm_submit(y->disk->order, &y->flush);
+}
+
+static void fence(struct yield *y)
+{
+	struct disk *d = y->disk;
+
+	y->stage = FENCES;
+	gate_set_role(d->gate, GATE_FENCED);
+	bm_order_when_idle(d->order, &y->idle);
+	(void)bm_timer_set(d->loop, &y->timer, bm_loop_now(d->loop) + PATIENCE);
+}
+
+/* A job whose undo window is open ends now. */
+static void let_go(struct yield *y)
+{
+	struct disk *d = y->disk;
+	uint64_t now = bm_loop_now(d->loop);
+
+	if (job_runs(d->job))
+		job_event(d->job, EV_RELEASE);
+	if (!job_runs(d->job))
+		fence(y);
+	else if (now < y->end)
+		(void)bm_timer_set(d->loop, &y->timer, now + STEP);
+	else
+		give_up(y, BM_E_BUSY, "its last move does not come to an end");
+}
+
+static void timed_out(struct bm_timer *timer)
+{
+	struct yield *y = bm_container(timer, struct yield, timer);
+
+	if (y->stage == LETS_GO)
+		let_go(y);
+	else if (y->stage == FENCES)
+		give_up(y, BM_E_BUSY, "what is in flight does not end");
+	else if (y->stage == DOUBTS)
+		begin_record(y, BM_ROLE_ACTIVE);
+}
+
+static bool moves(const struct job *job)
+{
+	return job_runs(job) && job->phase != PHASE_WINDOW && job->phase != PHASE_MARKING &&
+	       !(job->switched && job->phase > PHASE_WINDOW);
+}
+
+/* Whether its storage is there. */
+static bool is_on(const struct disk *d, const char *host)
+{
+	bm_free char *there =
+		remote_is(d->record.uri) ? bm_uri_parameter(d->record.uri, BM_URI_HOST) : NULL;
+
+	return there && !strcmp(there, host);
+}
+
+static int may_yield(const struct disk *d, const char *to, struct bm_error *error)
+{
+	if (d->stopping || d->upgrade || d->yield || d->offering)
+		return bm_fail(error, BM_E_BUSY, "disk %s is being stopped, upgraded or passed on",
+			       d->name);
+	if (d->record.role != BM_ROLE_ACTIVE)
+		return bm_fail(error, BM_E_RETIRED, "disk %s is on host %s", d->name,
+			       d->record.peer);
+	if (!is_on(d, to))
+		return bm_fail(error, BM_E_NOT_READY,
+			       "disk %s has its storage not on host %s: relocate it there first",
+			       d->name, to);
+	if (!offer_holds(d, to))
+		return bm_fail(error, BM_E_ACCESS,
+			       "disk %s was not offered to host %s, or not until now", d->name, to);
+	if (moves(d->job))
+		return bm_fail(error, BM_E_BUSY, "disk %s is being moved", d->name);
+	return storage_is_lost(d) ? bm_fail(error, BM_E_UNREACHABLE,
+					    "the storage of disk %s is unreachable", d->name)
+				  : 0;
+}
+
+void yield_begin(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	struct disk *d = arg;
+	const char *to = json_string_value(json_object_get(params, "to"));
+	struct bm_error error;
+	struct yield *y;
+
+	if (to && d->record.role == BM_ROLE_RETIRED && !strcmp(d->record.peer, to)) {
+		bm_rpc_reply(call,
+			     json_pack("{s:I}", "generation", (json_int_t)d->record.generation));
+		return;
+	}
+	if (!to)
+		bm_fail(&error, BM_E_USAGE, "to (a host) is wanted");
+	if (!to || may_yield(d, to, &error) < 0) {
+		bm_rpc_fail(call, &error);
+		return;
+	}
+	y = d->yield = bm_need(calloc(1, sizeof(*y)));
+	y->disk = d;
+	y->call = call;
+	y->to = bm_need(strdup(to));
+	y->end = bm_loop_now(d->loop) + PATIENCE;
+	y->timer.run = timed_out;
+	y->idle.run = is_idle;
+	y->record = (struct bm_work){.run = write_record, .done = written};
+	let_go(y);
+}
+
+void yield_close(struct disk *d)
+{
+	const struct bm_error error = {BM_E_INTERRUPTED, "the disk's process ends"};
+
+	bm_timer_clear(d->loop, &d->retired_timer);
+	if (!d->yield)
+		return;
+	answer(d->yield, &error);
+	yield_free(d->yield);
+}
+
+/* until 0: it is withdrawn. */
+void yield_offer(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	struct disk *d = arg;
+	const char *to = NULL;
+	struct bm_error error = {0};
+	json_int_t until = 0;
+
+	if (json_unpack(params, "{s:s s:I}", "to", &to, "until", &until) || until < 0)
+		bm_fail(&error, BM_E_USAGE, "to (a host) and until (ns since 1970) are wanted");
+	else if (d->yield)
+		bm_fail(&error, BM_E_BUSY, "disk %s is just being passed on", d->name);
+	else if (d->record.role != BM_ROLE_ACTIVE)
+		bm_fail(&error, BM_E_RETIRED, "disk %s is on host %s", d->name, d->record.peer);
+	else if (until && !is_on(d, to))
+		bm_fail(&error, BM_E_NOT_READY,
+			"disk %s has its storage not on host %s: relocate it there first", d->name,
+			to);
+	if (error.code)
+		bm_rpc_fail(call, &error);
+	else
+		offer_begin(d, call, to, (uint64_t)until);
+}
