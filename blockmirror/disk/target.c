@@ -179,13 +179,32 @@ static int find_export(struct target *target)
 	return target->uri ? 0 : bm_fail_errno(ERROR, ENOMEM, "target");
 }
 
+/* Both are of other hosts: the same image of the same one. */
+static bool same_there(const char *a, const char *b)
+{
+	static const char *const parts[] = {BM_URI_HOST, BM_URI_PATH};
+
+	for (size_t i = 0; i < sizeof(parts) / sizeof(parts[0]); i++) {
+		bm_free char *x = bm_uri_parameter(a, parts[i]), *y = bm_uri_parameter(b, parts[i]);
+
+		if (!x || !y || strcmp(x, y) != 0)
+			return false;
+	}
+	return true;
+}
+
 static int find_peer(struct target *target)
 {
 	bm_free char *image = image_name(target);
+	char shown[400];
+	int r = image ? remote_create(target, image, allocated(target))
+		      : bm_fail_errno(ERROR, ENOMEM, "%s", target->text);
 
-	if (!image)
-		return bm_fail_errno(ERROR, ENOMEM, "%s", target->text);
-	return remote_create(target, image, allocated(target));
+	/* Both sessions would be one, and take each other's place for ever. */
+	if (!r && remote_is(target->source) && same_there(target->source, target->uri))
+		return bm_fail(ERROR, BM_E_SAME, "%s is the image that the disk is on",
+			       bm_uri_redact(target->uri, shown, sizeof(shown)));
+	return r;
 }
 
 static int open_target(struct target *target)

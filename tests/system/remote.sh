@@ -162,6 +162,8 @@ back() {
 	check "a guest, again" on a start_load disk --initial any
 	check_fails "with the image that is there already it stays" 3 "E_EXISTS|E_SAME" \
 		bm_on a relocate disk "$there/img/disk.img"
+	check_fails "nor is it overwritten by itself" 3 "E_SAME: bm://host-b.* is the image that the disk is on" \
+		bm_on a relocate disk "$there/img/disk.img" --overwrite
 	check "it moves back, and b's copy goes" bm_on a relocate disk "$store/img/back.img" --delete-source \
 		--guest-latency off
 	check "the guest has noticed nothing" on a end_load
