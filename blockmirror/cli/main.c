@@ -159,6 +159,10 @@ const struct command commands[] = {
 	 "                          of times\n"
 	 "  --replace               pair, add: though NAME is known\n",
 	 cmd_peer},
+	{"rate", "[BYTES|off]", "what this host's moves may send to others, all together",
+	 "Bytes a second; without it, it is shown. It holds at once, for all that run, and those "
+	 "that\ncome, until the next boot.\n",
+	 cmd_rate},
 	{"events", "[NAME]", "print events of all disks, or one, as they happen", NULL, cmd_events},
 	{0},
 };

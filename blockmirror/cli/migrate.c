@@ -308,7 +308,11 @@ int cmd_migrate(struct cli *cli, int argc, char **argv)
 		return cli_usage(cli, "migrate arm: --to HOST is wanted");
 	if (q.into && *q.into != '/')
 		return cli_usage(cli, "--into %s: an absolute path is wanted", q.into);
-	for (int i = optind + 1; !r && i < argc; i++)
+	for (int i = optind + 1; !r && i < argc; i++) {
 		r = arms ? arm(&q, argv[i]) : disarm(&q, argv[i]);
+		/* A machine has all its disks armed, or none. */
+		for (int k = optind + 1; arms && r && k < i; k++)
+			disarm(&q, argv[k]);
+	}
 	return r;
 }

@@ -21,6 +21,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "blockmirror/base/cap.h"
 #include "blockmirror/base/cleanup.h"
 #include "blockmirror/base/disk_name.h"
 #include "blockmirror/base/file_util.h"
@@ -375,6 +376,11 @@ int disk_open(struct bm_loop *loop, const struct disk_options *asked, struct dis
 		r = bm_fail_errno(error, ENOMEM, "disk %s", options->name);
 	if (!r)
 		r = begin(d, options, &successor, error);
+	if (!r && bm_cap_open(options->run_dir, &d->cap) < 0)
+		bm_log(BM_LOG_WARN,
+		       "%s: what the host sends in all is not limited for it: %s/cap "
+		       "cannot be used",
+		       d->name, options->run_dir);
 	if (!r)
 		r = find_image(d, options, error);
 	if (!r)
@@ -506,6 +512,7 @@ void disk_fini(struct disk *d)
 	nbd_server_free(d->data);
 	close_stack(d);
 	storage_fini(d);
+	bm_cap_close(d->cap);
 	if (d->folder_lock >= 0)
 		close(d->folder_lock);
 	if (d->image_fd > 0)

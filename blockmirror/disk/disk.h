@@ -87,6 +87,7 @@ struct disk {
 	struct bm_list storage;      /* storage.c's: devices that are opened again */
 	uint64_t reconnect;          /* of disk_options */
 	struct bm_mirror *mirror;
+	struct bm_cap *cap; /* of all that this host sends; NULL: it cannot be had */
 	struct bm_dev *order;
 	struct bm_dev *gate; /* on top, and what guests get */
 	uint64_t refused_writes;

@@ -149,6 +149,10 @@ void job_set_limits(const struct job *job)
 	bm_mirror_set_rate(mirror, job->options.rate);
 	bm_mirror_set_latency(mirror, job->options.latency);
 	bm_mirror_set_deadline(mirror, job->options.deadline);
+	/* What stays on this host's own storage is not sent. */
+	bm_mirror_set_cap(mirror, job->target.uri && bm_uri_path(job_uri(job, FORWARD))
+					  ? NULL
+					  : job->disk->cap);
 }
 
 void job_pause(struct job *job, bool paused)

@@ -213,6 +213,7 @@ struct bm_mirror {
 	struct bm_loop *loop;
 	struct bm_mirror_config config;
 	const struct bm_mirror_host *host;
+	struct bm_cap *cap; /* the host's, or NULL */
 	void *arg;
 	uint64_t size;
 	uint32_t block;

@@ -25,6 +25,7 @@
  *
  * A rate cap that the user sets is a token bucket beside all that.
  */
+#include "blockmirror/base/cap.h"
 #include "blockmirror/mirror/engine.h"
 
 #include <math.h>
@@ -415,10 +416,14 @@ static bool admit_pace(struct bm_mirror *m, uint64_t bytes, uint64_t now)
 bool governor_admit(struct bm_mirror *m, uint64_t bytes)
 {
 	struct governor *g = &m->governor;
-	uint64_t now = bm_loop_now(m->loop);
+	uint64_t now = bm_loop_now(m->loop), again;
 
 	if (!admit_rate(m, bytes, now) || !admit_pace(m, bytes ? bytes : governor_chunk(m), now))
 		return false;
+	if (m->cap && bytes && !bm_cap_admit(m->cap, bytes, now, &again)) {
+		g->rate_limits = true;
+		return wait_until(m, again);
+	}
 	if (g->rate)
 		g->tokens -= bytes;
 	return true;
@@ -468,6 +473,12 @@ void bm_mirror_set_rate(struct bm_mirror *m, uint64_t rate)
 {
 	m->governor.rate = rate;
 	m->governor.tokens = 0;
+	mirror_kick(m);
+}
+
+void bm_mirror_set_cap(struct bm_mirror *m, struct bm_cap *cap)
+{
+	m->cap = cap;
 	mirror_kick(m);
 }
 

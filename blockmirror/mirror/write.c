@@ -14,6 +14,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "blockmirror/base/cap.h"
 #include "blockmirror/mirror/engine.h"
 
 static void leg_done(struct bm_request *rq, int error);
@@ -101,6 +102,8 @@ static bool send_next_run(struct op *op)
 		end = op->rq->offset + op->rq->length;
 	if (op->plain_fua)
 		flags &= ~(uint32_t)BM_FUA;
+	if (m->cap && op->rq->op == BM_WRITE)
+		bm_cap_charge(m->cap, end - start, bm_loop_now(m->loop));
 	send_leg(op, !op->authority, start, end, flags);
 	return true;
 }

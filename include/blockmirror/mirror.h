@@ -215,6 +215,13 @@ void bm_mirror_set_deadline(struct bm_mirror *mirror, uint64_t deadline);
 void bm_mirror_set_rate(struct bm_mirror *mirror, uint64_t rate);
 
 /*
+ * What all mirrors of a host, in whichever process, may send together (base/cap.h). Copies wait for
+ * it, writes of the guest take from it and do not wait. Outlives the mirror; NULL: nothing of that.
+ */
+struct bm_cap;
+void bm_mirror_set_cap(struct bm_mirror *mirror, struct bm_cap *cap);
+
+/*
  * How much the guest may feel: BM_LATENCY_AUTO, p99 at most twice its own before (the default);
  * BM_LATENCY_OFF, all the copy can take; else p99 in ns, and where the target itself is slower
  * than that, writes go to the authority alone until the end is near.

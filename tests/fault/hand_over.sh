@@ -10,6 +10,7 @@
 need_hosts
 cycles=${CYCLES:-${LONG:+100}}
 cycles=${cycles:-4}
+# shellcheck disable=SC2034 # disk.bash has them
 BEFORE=0.3 AFTER=0.3
 here=a there=b
 

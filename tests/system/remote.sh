@@ -179,6 +179,24 @@ back() {
 	check "all is there" store_fits b img/back.img
 }
 
+# One cap for all that a host sends: at once, and no more when it is lifted.
+capped() {
+	check "no cap is set" grep_of 'no limit' bm_on a rate
+	check "a cap of 1 MiB/s" bm_on a rate 1M
+	check_fails "another word" 2 "rate" bm_on a rate fast
+	check "is shown" json_of '.rate == 1048576' bm_on a rate --json
+	check "a disk moves back" bm_on a relocate disk "$store/capped.img" --delete-source --guest-latency off
+	check "what it reads from b is not sent" disk_is_on_a "$store/capped.img"
+	check "and to b" bm_on a relocate disk "$there/img/capped.img" --guest-latency off --detach
+	check "it is limited" wait_for 20 limited_by "rate cap"
+	check "by half as much" bm_on a rate 512k
+	check "until it is not" bm_on a rate off
+	check "then it comes to its end" wait_for 60 on_b_as capped.img
+}
+disk_is_on_a() { [ "$(on a show disk .uri)" = "$1" ]; }
+limited_by() { [ "$(on a show disk .limiter)" = "$1" ]; }
+on_b_as() { [ "$(on a show disk .uri)" = "$there/img/$1" ] && [ "$(on a job disk .state)" = done ]; }
+
 without_daemon() {
 	check "a's daemon is gone" host_stop a
 	check_fails "nobody asks b" 7 "E_UNREACHABLE: blockmirrord does not run" \
@@ -196,4 +214,5 @@ standby
 strangers
 deaths
 back
+capped
 without_daemon
