@@ -83,11 +83,11 @@ static int offer(const struct cli *cli, const struct there *t, uint64_t until,
 }
 
 static int tell_host(const struct cli *cli, const struct there *t, const char *method,
-		     uint64_t until, json_t **result, struct bm_error *error)
+		     uint64_t time, json_t **result, struct bm_error *error)
 {
 	return cli_daemon_call(cli, method,
 			       json_pack("{s:s s:s s:s s:I}", "peer", t->host, "name", t->name,
-					 "disk", t->disk, "until", (json_int_t)until),
+					 "disk", t->disk, "time_ns", (json_int_t)time),
 			       result, error);
 }
 
@@ -100,29 +100,47 @@ static int want_there(const struct there *t, struct bm_error *error)
 				 t->name);
 }
 
+/* It did not get there, or nobody knows. What was offered is so no more, if it can be said. */
+static int hand_over_failed(const struct cli *cli, const struct there *t,
+			    const struct bm_error *why)
+{
+	struct bm_error error;
+	json_t *result = NULL;
+
+	if (tell_host(cli, t, "remote.arm", 0, &result, &error) >= 0 &&
+	    offer(cli, t, 0, &error) >= 0) {
+		json_decref(result);
+		return cli_fail(cli, why);
+	}
+	json_decref(result);
+	bm_fail(&error, why->code,
+		"%.250s; it may be decided all the same: \"blockmirror recover %s\" on host %s "
+		"finds "
+		"out",
+		why->text, t->name, t->host);
+	return cli_fail(cli, &error);
+}
+
 int cli_hand_over(const struct cli *cli, const char *name)
 {
 	there_auto struct there t = {0};
 	char took[BM_UNITS_TEXT];
-	struct bm_error error, withdrawn;
-	json_t *result = NULL;
+	struct bm_error error;
+	json_t *result = NULL, *armed = NULL;
 	int r = look(cli, name, &t, &error);
 
 	if (!r)
 		r = want_there(&t, &error);
 	if (!r)
 		r = offer(cli, &t, wall_ns() + NOW, &error);
-	if (!r) {
-		r = tell_host(cli, &t, "remote.take", 0, &result, &error);
-		if (r < 0 && offer(cli, &t, 0, &withdrawn) < 0)
-			bm_fail(&error, error.code,
-				"%.300s; it may be decided all the same: \"blockmirror recover "
-				"%s\" on "
-				"host %s finds out",
-				error.text, name, t.host);
-	}
 	if (r < 0)
 		return cli_fail(cli, &error);
+	r = tell_host(cli, &t, "remote.arm", NOW, &armed, &error);
+	if (!r)
+		r = tell_host(cli, &t, "remote.take", 0, &result, &error);
+	json_decref(armed);
+	if (r < 0)
+		return hand_over_failed(cli, &t, &error);
 	if (cli->json)
 		cli_print_json(json_incref(result));
 	else
@@ -236,7 +254,6 @@ static int relocate(const struct request *q, const struct there *t)
 static int arm(const struct request *q, const char *name)
 {
 	there_auto struct there t = {0};
-	uint64_t until = wall_ns() + q->expires;
 	struct bm_error error;
 	json_t *result = NULL;
 	int r = look(q->cli, name, &t, &error);
@@ -247,15 +264,14 @@ static int arm(const struct request *q, const char *name)
 		if (status)
 			return status;
 		clear(&t);
-		until = wall_ns() + q->expires;
 		r = look(q->cli, name, &t, &error);
 		if (!r)
 			r = want_there(&t, &error);
 	}
 	if (!r)
-		r = offer(q->cli, &t, until, &error);
+		r = offer(q->cli, &t, wall_ns() + q->expires, &error);
 	if (!r)
-		r = tell_host(q->cli, &t, "remote.arm", until, &result, &error);
+		r = tell_host(q->cli, &t, "remote.arm", q->expires, &result, &error);
 	if (r < 0)
 		return cli_fail(q->cli, &error);
 	json_decref(result);
@@ -273,11 +289,11 @@ static int disarm(const struct request *q, const char *name)
 
 	if (!r)
 		r = want_there(&t, &error);
-	/* Here first: then it does not matter whether the other host hears of it. */
-	if (!r)
-		r = offer(q->cli, &t, 0, &error);
+	/* There first: as long as it was not told, it vouches for its copy. */
 	if (!r)
 		r = tell_host(q->cli, &t, "remote.arm", 0, &result, &error);
+	if (!r)
+		r = offer(q->cli, &t, 0, &error);
 	json_decref(result);
 	if (r < 0)
 		return cli_fail(q->cli, &error);

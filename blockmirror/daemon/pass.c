@@ -5,11 +5,15 @@
  * the disk was passed on, its record is what answers.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/file.h>
+#include <unistd.h>
 
 #include "blockmirror/base/cleanup.h"
 #include "blockmirror/base/disk_name.h"
+#include "blockmirror/base/file_util.h"
 #include "blockmirror/base/record.h"
 #include "blockmirror/daemon/peer.h"
 
@@ -29,27 +33,29 @@ static int ask_there(struct peer_errand *e)
 			PATIENCE_THERE, &e->result, &e->error);
 }
 
-static void pass_on(struct daemon *d, struct bm_rpc_call *call, json_t *params, const char *method)
+static void pass_on(struct daemon *d, struct bm_rpc_call *call, json_t *params, const char *method,
+		    enum errand_level level)
 {
 	const struct peer *peer = peer_wanted(d->peers, call, params, "peer");
 
 	if (peer)
-		peer_errand_begin(d->peers, call, peer, json_incref(params), ask_there, method);
+		peer_errand_begin(d->peers, call, peer, json_incref(params), ask_there, method,
+				  level);
 }
 
 void method_remote_yield(void *arg, struct bm_rpc_call *call, json_t *params)
 {
-	pass_on(arg, call, params, "yield");
+	pass_on(arg, call, params, "yield", ERRAND_ASK);
 }
 
 void method_remote_arm(void *arg, struct bm_rpc_call *call, json_t *params)
 {
-	pass_on(arg, call, params, "arm");
+	pass_on(arg, call, params, "arm", ERRAND_OURS);
 }
 
 void method_remote_take(void *arg, struct bm_rpc_call *call, json_t *params)
 {
-	pass_on(arg, call, params, "take");
+	pass_on(arg, call, params, "take", ERRAND_OURS);
 }
 
 /* A disk's process says that a standby is the disk now. */
@@ -116,25 +122,51 @@ static bool was_passed(const struct peer_errand *e, const struct bm_record *reco
 	return record->role == BM_ROLE_RETIRED && !strcmp(record->peer, e->peer->name);
 }
 
+/*
+ * The disk's process is gone, and cannot come meanwhile: its folder's lock is ours. What the record
+ * says is durable before it is told: that process may have died between its rename and its sync.
+ *
+ *	A record "passed on" that is there and not durable; the process lives, and doubts; told of
+ *by us, the other host begins to serve; then the process writes a record "ours", and serves, too.
+ */
+static int read_alone(struct peer_errand *e, struct bm_record *record)
+{
+	bm_free char *folder = NULL, *file = NULL;
+	bm_close int lock = -1;
+	int r;
+
+	if (asprintf(&folder, "%s/disks/%s", e->peers->daemon->state,
+		     json_string_value(json_object_get(e->params, "name"))) < 0) {
+		folder = NULL;
+		return bm_fail_errno(&e->error, ENOMEM, "disk");
+	}
+	if (asprintf(&file, "%s/record", folder) < 0) {
+		file = NULL;
+		return bm_fail_errno(&e->error, ENOMEM, "disk");
+	}
+	lock = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (lock < 0 || flock(lock, LOCK_EX | LOCK_NB) < 0)
+		return bm_fail(&e->error, BM_E_UNREACHABLE,
+			       "the disk's process on host %s does not answer", e->peers->name);
+	r = bm_sync_folder_of(file);
+	return r < 0 ? bm_fail_errno(&e->error, r, "cannot sync %s", folder)
+		     : read_record(e, record);
+}
+
 static int yield(struct peer_errand *e)
 {
 	bm_record_auto struct bm_record record = {0};
-	int r = read_record(e, &record);
+	int r = call_process(e, "yield", json_pack("{s:s}", "to", e->peer->name));
 
-	if (!r && !was_passed(e, &record)) {
-		r = call_process(e, "yield", json_pack("{s:s}", "to", e->peer->name));
-		if (r >= 0)
-			return 0;
-		/* It may have been decided, and then that process was gone. */
-		if (e->error.code != BM_E_UNREACHABLE && e->error.code != BM_E_NOT_FOUND &&
-		    e->error.code != BM_E_INTERRUPTED)
-			return r;
-		bm_record_clear(&record);
-		if (read_record(e, &record) < 0 || !was_passed(e, &record))
-			return bm_fail(&e->error, BM_E_UNREACHABLE,
-				       "the disk's process on host %s does not answer",
-				       e->peers->name);
-	}
+	if (r >= 0)
+		return 0;
+	if (e->error.code != BM_E_UNREACHABLE && e->error.code != BM_E_NOT_FOUND &&
+	    e->error.code != BM_E_INTERRUPTED)
+		return r;
+	r = read_alone(e, &record);
+	if (!r && !was_passed(e, &record))
+		r = bm_fail(&e->error, BM_E_UNREACHABLE, "disk %s is not served on host %s now",
+			    record.name, e->peers->name);
 	if (r < 0)
 		return r;
 	e->result = json_pack("{s:I}", "generation", (json_int_t)record.generation);
@@ -153,10 +185,11 @@ static int tell_standby(struct peer_errand *e)
 	if (record.role == BM_ROLE_STANDBY && strcmp(record.peer, e->peer->name) != 0)
 		return bm_fail(&e->error, BM_E_ACCESS, "disk %s is not a standby of host %s",
 			       record.name, e->peer->name);
-	return call_process(e, method,
-			    !strcmp(method, "arm") ? json_pack("{s:O*}", "until",
-							       json_object_get(e->params, "until"))
-						   : NULL);
+	return call_process(
+		e, method,
+		!strcmp(method, "arm")
+			? json_pack("{s:O*}", "time_ns", json_object_get(e->params, "time_ns"))
+			: NULL);
 }
 
 static void answer(struct peers *p, struct bm_rpc_call *call, json_t *params,
@@ -174,7 +207,8 @@ static void answer(struct peers *p, struct bm_rpc_call *call, json_t *params,
 		bm_rpc_fail(call, &error);
 		return;
 	}
-	peer_errand_begin(p, call, peer, json_incref(params), run, method);
+	peer_errand_begin(p, call, peer, json_incref(params), run, method,
+			  run == yield ? ERRAND_YIELD : ERRAND_THEIRS);
 }
 
 void method_yield(void *arg, struct bm_rpc_call *call, json_t *params)

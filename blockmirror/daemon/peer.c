@@ -181,9 +181,11 @@ int peers_open(struct daemon *d, const char *name, const char *listen, const cha
 	bm_list_init(&p->list);
 	bm_list_init(&p->errands);
 	bm_list_init(&p->receipts);
-	p->callers = bm_workers_new(CALLERS);
-	if (!p->callers)
-		return bm_fail_errno(error, ENOMEM, "blockmirrord");
+	for (int i = 0; i < ERRAND_LEVELS; i++) {
+		p->callers[i] = bm_workers_new(CALLERS);
+		if (!p->callers[i])
+			return bm_fail_errno(error, ENOMEM, "blockmirrord");
+	}
 	r = set_names(p, name, listen, bind, error);
 	if (!r) {
 		r = bm_make_folders(p->folder);
@@ -206,7 +208,9 @@ void peers_close(struct daemon *d)
 
 	if (!p)
 		return;
-	bm_workers_free(p->callers);
+	for (int i = 0; i < ERRAND_LEVELS; i++)
+		if (p->callers[i])
+			bm_workers_free(p->callers[i]);
 	peer_admin_close(p);
 	receive_close(p);
 	bm_rpc_free(p->rpc);

@@ -27,6 +27,19 @@ enum {
 	PEER_KEY_TEXT = 2 * PEER_KEY,
 };
 
+/*
+ * What may wait for what: a call waits for those of higher levels alone, on this host and the
+ * other, and each level has threads of its own. With one pool for all, hand-overs of four disks at
+ * a time would take all threads of both hosts, and wait for the calls that they need themselves.
+ */
+enum errand_level {
+	ERRAND_OURS,   /* somebody of this host wants something of another one */
+	ERRAND_THEIRS, /* another one of us */
+	ERRAND_ASK,    /* a standby asks for the disk */
+	ERRAND_YIELD,  /* and is answered */
+	ERRAND_LEVELS
+};
+
 /* One host. What is known of it changes only as a whole, in a new one. */
 struct peer {
 	struct bm_list link;
@@ -45,10 +58,10 @@ struct peers {
 	struct bm_list list;        /* struct peer, by name */
 	struct bm_rpc *rpc;         /* of those who come */
 	struct bm_keyring *keyring; /* NULL: there are no peers */
-	struct bm_workers *callers; /* calls to them, which block */
-	struct peer_change *change; /* files are being written; NULL */
-	struct bm_list errands;     /* calls to them, for calls to us */
-	struct bm_list receipts;    /* disks that they want to put here, and that are looked at */
+	struct bm_workers *callers[ERRAND_LEVELS]; /* calls to them, and for them, which block */
+	struct peer_change *change;                /* files are being written; NULL */
+	struct bm_list errands;                    /* calls to them, for calls to us */
+	struct bm_list receipts; /* disks that they want to put here, and that are looked at */
 };
 
 /* peer.c. bind: NULL, or the address for disks. */
@@ -133,7 +146,8 @@ struct peer_errand {
 };
 /* Answers the call, too, when it cannot be begun. */
 void peer_errand_begin(struct peers *p, struct bm_rpc_call *call, const struct peer *peer,
-		       json_t *params, int (*run)(struct peer_errand *errand), const char *arg);
+		       json_t *params, int (*run)(struct peer_errand *errand), const char *arg,
+		       enum errand_level level);
 
 /* remote.c: methods of the control socket; arg is the daemon. */
 bm_rpc_method method_remote_create, method_remote_remove;

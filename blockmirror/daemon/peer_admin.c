@@ -245,7 +245,8 @@ static void errand_done(struct bm_work *work)
 }
 
 void peer_errand_begin(struct peers *p, struct bm_rpc_call *call, const struct peer *peer,
-		       json_t *params, int (*run)(struct peer_errand *errand), const char *arg)
+		       json_t *params, int (*run)(struct peer_errand *errand), const char *arg,
+		       enum errand_level level)
 {
 	struct peer_errand *e = calloc(1, sizeof(*e));
 
@@ -265,7 +266,7 @@ void peer_errand_begin(struct peers *p, struct bm_rpc_call *call, const struct p
 	e->work.run = run_errand;
 	e->work.done = errand_done;
 	bm_list_append(&p->errands, &e->link);
-	bm_workers_submit(p->callers, p->daemon->loop, &e->work);
+	bm_workers_submit(p->callers[level], p->daemon->loop, &e->work);
 }
 
 static int check(struct peer_errand *e)
@@ -279,7 +280,7 @@ void method_peer_check(void *arg, struct bm_rpc_call *call, json_t *params)
 	const struct peer *peer = peer_wanted(d->peers, call, params, "name");
 
 	if (peer)
-		peer_errand_begin(d->peers, call, peer, NULL, check, NULL);
+		peer_errand_begin(d->peers, call, peer, NULL, check, NULL, ERRAND_OURS);
 }
 
 /* The workers have ended; nobody waits for what they had done. */

@@ -378,7 +378,7 @@ void method_receive(void *arg, struct bm_rpc_call *call, json_t *params)
 	t->work.run = look;
 	t->work.done = looked;
 	bm_list_append(&p->receipts, &t->link);
-	bm_workers_submit(p->callers, p->daemon->loop, &t->work);
+	bm_workers_submit(p->callers[ERRAND_THEIRS], p->daemon->loop, &t->work);
 }
 
 void receive_close(struct peers *p)

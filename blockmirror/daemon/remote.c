@@ -72,7 +72,8 @@ void method_remote_create(void *arg, struct bm_rpc_call *call, json_t *params)
 	const struct peer *peer = peer_wanted(d->peers, call, params, "peer");
 
 	if (peer)
-		peer_errand_begin(d->peers, call, peer, json_incref(params), create, NULL);
+		peer_errand_begin(d->peers, call, peer, json_incref(params), create, NULL,
+				  ERRAND_OURS);
 }
 
 void method_remote_remove(void *arg, struct bm_rpc_call *call, json_t *params)
@@ -81,5 +82,6 @@ void method_remote_remove(void *arg, struct bm_rpc_call *call, json_t *params)
 	const struct peer *peer = peer_wanted(d->peers, call, params, "peer");
 
 	if (peer)
-		peer_errand_begin(d->peers, call, peer, json_incref(params), discard, NULL);
+		peer_errand_begin(d->peers, call, peer, json_incref(params), discard, NULL,
+				  ERRAND_OURS);
 }

@@ -538,7 +538,7 @@ void bm_order_when_idle(struct bm_dev *dev, struct bm_task *task)
 	struct order *o = bm_container(dev, struct order, dev);
 
 	o->idle = o->busy ? task : NULL;
-	if (!o->busy)
+	if (task && !o->busy)
 		bm_loop_soon(dev->loop, task);
 }
 

@@ -119,8 +119,27 @@ static void start_job(struct disk *d, enum job_kind kind, struct bm_rpc_call *ca
 	job_begin(d, &options, call);
 }
 
+/*
+ * What the other host has been offered vouches for its copy, until it is told otherwise: the truth
+ * must not leave it before. Answers when that is so.
+ */
+static bool is_offered(const struct disk *d, struct bm_rpc_call *call)
+{
+	struct bm_error error;
+
+	if (!d->offer.host && !d->offering)
+		return false;
+	bm_fail(&error, BM_E_BUSY,
+		"the disk was offered to host %s: \"blockmirror migrate disarm %s\" first",
+		d->offer.host ? d->offer.host : "(just now)", d->name);
+	bm_rpc_fail(call, &error);
+	return true;
+}
+
 static void method_relocate(void *arg, struct bm_rpc_call *call, json_t *params)
 {
+	if (is_offered(arg, call))
+		return;
 	start_job(arg, JOB_RELOCATE, call, params);
 }
 
@@ -235,7 +254,8 @@ static void end_window(struct disk *d, struct bm_rpc_call *call, enum job_event 
 static void method_undo(void *arg, struct bm_rpc_call *call, json_t *params)
 {
 	(void)params;
-	end_window(arg, call, EV_UNDO);
+	if (!is_offered(arg, call))
+		end_window(arg, call, EV_UNDO);
 }
 
 static void method_release(void *arg, struct bm_rpc_call *call, json_t *params)

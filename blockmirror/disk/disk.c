@@ -311,6 +311,7 @@ static int find_image(struct disk *d, const struct disk_options *options, struct
 	d->fresh = r < 0;
 	d->generation = d->record.generation;
 	if (comes_back(d, options)) {
+		offer_remove(d);
 		bm_record_clear(&d->record);
 		d->fresh = d->returns = true;
 	}

@@ -19,14 +19,16 @@ enum act {
 enum kind { LOOKS, CHANGES, FLUSHES, KINDS };
 
 /*
- * A fenced disk flushes: what was acknowledged before the fence must be durable when its guest says
- * so, also when the move comes to nothing. A retired one has nothing any more that it could flush,
- * and a VMM that was stopped flushes before it quits.
+ * A standby flushes: its guest may have come from the other host, with writes that were
+ * acknowledged there, and be told that they are durable here. A fenced disk flushes: what was
+ * acknowledged before the fence must be durable when its guest says so, also when the move comes to
+ * nothing. A retired one has nothing any more that it could flush, and a VMM that was stopped
+ * flushes before it quits.
  */
 static const enum act table[GATE_ROLES][KINDS] = {
 	[GATE_ACTIVE] = {[LOOKS] = PASS, [CHANGES] = PASS, [FLUSHES] = PASS},
-	[GATE_STANDBY] = {[LOOKS] = PASS, [CHANGES] = REFUSE, [FLUSHES] = FINE},
-	[GATE_ARMED] = {[LOOKS] = PASS, [CHANGES] = ASK, [FLUSHES] = FINE},
+	[GATE_STANDBY] = {[LOOKS] = PASS, [CHANGES] = REFUSE, [FLUSHES] = PASS},
+	[GATE_ARMED] = {[LOOKS] = PASS, [CHANGES] = ASK, [FLUSHES] = PASS},
 	[GATE_WAITING] = {[LOOKS] = HOLD, [CHANGES] = HOLD, [FLUSHES] = HOLD},
 	[GATE_FENCED] = {[LOOKS] = HOLD, [CHANGES] = HOLD, [FLUSHES] = PASS},
 	[GATE_RETIRED] = {[LOOKS] = END, [CHANGES] = END, [FLUSHES] = FINE},

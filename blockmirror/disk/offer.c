@@ -100,13 +100,16 @@ static void offered(struct bm_work *work)
 	struct disk *d = o->disk;
 
 	if (o->error.code) {
-		bm_rpc_fail(o->call, &o->error);
+		bm_log(BM_LOG_WARN, "%s", o->error.text);
+		if (o->call)
+			bm_rpc_fail(o->call, &o->error);
 	} else {
 		offer_clear(d);
 		d->offer = (struct offer){.host = o->until ? bm_steal(o->to) : NULL,
 					  .until = o->until};
 		standby_armed(d);
-		bm_rpc_reply(o->call, NULL);
+		if (o->call)
+			bm_rpc_reply(o->call, NULL);
 	}
 	d->offering = NULL;
 	free(o->to);
@@ -120,7 +123,8 @@ void offer_begin(struct disk *d, struct bm_rpc_call *call, const char *to, uint6
 
 	if (d->offering) {
 		bm_fail(&error, BM_E_BUSY, "disk %s is just being offered; try again", d->name);
-		bm_rpc_fail(call, &error);
+		if (call)
+			bm_rpc_fail(call, &error);
 		return;
 	}
 	o = d->offering = bm_need(calloc(1, sizeof(*o)));
@@ -137,7 +141,8 @@ void offer_close(struct disk *d)
 	const struct bm_error error = {BM_E_INTERRUPTED, "the disk's process ends"};
 
 	if (d->offering) {
-		bm_rpc_fail(d->offering->call, &error);
+		if (d->offering->call)
+			bm_rpc_fail(d->offering->call, &error);
 		free(d->offering->to);
 		free(d->offering);
 	}

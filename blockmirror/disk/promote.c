@@ -34,7 +34,8 @@ struct promotion {
 	struct bm_work ask, record;
 	struct bm_timer timer;
 	struct bm_task stopped;
-	bool decided;
+	bool decided, asking;
+	bool alone;                 /* whatever the other host says */
 	uint64_t begun, generation; /* that of the decision */
 	struct bm_record next;      /* shares what d->record has */
 	struct bm_error error;
@@ -170,6 +171,7 @@ static bool passes(enum bm_code code)
 static void refused(struct promotion *p)
 {
 	struct disk *d = p->disk;
+	bool split = p->error.code == BM_E_SPLIT;
 
 	bm_log(BM_LOG_ERROR, "%s: the disk is not ours: %s", d->name, p->error.text);
 	gate_set_role(d->gate, GATE_RETIRED);
@@ -179,6 +181,10 @@ static void refused(struct promotion *p)
 				bm_code_name(p->error.code), "message", p->error.text));
 	answer(p, &p->error);
 	promotion_free(p);
+	/* Two machines that write: nor later, when the other one happens to be silent. */
+	if (split)
+		offer_begin(d, NULL, d->record.peer, 1);
+	standby_armed(d);
 }
 
 /* From here on there is no way back. */
@@ -196,13 +202,22 @@ static void answered(struct bm_work *work)
 	struct promotion *p = bm_container(work, struct promotion, ask);
 	struct disk *d = p->disk;
 
-	if (!p->error.code) {
+	p->asking = false;
+	if (!p->error.code || p->alone) {
 		decided(p);
-	} else if (passes(p->error.code) && (offer_holds(d, NULL) && !p->call)) {
+	} else if (!p->call && passes(p->error.code) &&
+		   (p->error.code == BM_E_UNREACHABLE || offer_holds(d, NULL))) {
+		/* Without an answer it may be decided: also when the offer has ended meanwhile. */
 		(void)bm_timer_set(d->loop, &p->timer, bm_loop_now(d->loop) + AGAIN);
 	} else {
 		refused(p);
 	}
+}
+
+static void begin_ask(struct promotion *p)
+{
+	p->asking = true;
+	bm_workers_submit(p->disk->workers, p->disk->loop, &p->ask);
 }
 
 static void again(struct bm_timer *timer)
@@ -211,8 +226,10 @@ static void again(struct bm_timer *timer)
 
 	if (p->decided)
 		begin_record(p);
+	else if (p->alone)
+		decided(p);
 	else
-		bm_workers_submit(p->disk->workers, p->disk->loop, &p->ask);
+		begin_ask(p);
 }
 
 void promote(struct disk *d, struct bm_rpc_call *call, bool alone)
@@ -220,6 +237,13 @@ void promote(struct disk *d, struct bm_rpc_call *call, bool alone)
 	struct promotion *p = d->promotion;
 	struct bm_error error;
 
+	if (p && alone && !p->alone && !p->decided && !p->call) {
+		p->alone = true;
+		p->call = call;
+		if (!p->asking)
+			(void)bm_timer_set(d->loop, &p->timer, bm_loop_now(d->loop));
+		return;
+	}
 	if (p && call) {
 		bm_fail(&error, BM_E_BUSY, "disk %s asks host %s already", d->name, d->record.peer);
 		bm_rpc_fail(call, &error);
@@ -235,10 +259,11 @@ void promote(struct disk *d, struct bm_rpc_call *call, bool alone)
 				.ask = {.run = ask, .done = answered},
 				.record = {.run = write_record, .done = written}};
 	p->generation = d->generation + ALONE;
+	p->alone = alone;
 	if (alone)
 		decided(p);
 	else
-		bm_workers_submit(d->workers, d->loop, &p->ask);
+		begin_ask(p);
 }
 
 void promote_close(struct disk *d)
@@ -270,16 +295,17 @@ static bool is_standby(const struct disk *d, struct bm_rpc_call *call)
 void promote_arm(void *arg, struct bm_rpc_call *call, json_t *params)
 {
 	struct disk *d = arg;
-	json_int_t until = 0;
+	json_int_t time = 0;
 	struct bm_error error;
 
 	if (!is_standby(d, call))
 		return;
-	if (!json_unpack(params, "{s:I}", "until", &until) && until >= 0) {
-		offer_begin(d, call, d->record.peer, (uint64_t)until);
+	/* By our clock: the other host's may be another one. */
+	if (!json_unpack(params, "{s:I}", "time_ns", &time) && time >= 0) {
+		offer_begin(d, call, d->record.peer, time ? job_realtime() + (uint64_t)time : 0);
 		return;
 	}
-	bm_fail(&error, BM_E_USAGE, "until (ns since 1970; 0: no more) is wanted");
+	bm_fail(&error, BM_E_USAGE, "time_ns (0: no more) is wanted");
 	bm_rpc_fail(call, &error);
 }
 

@@ -214,6 +214,9 @@ int job_recover(struct disk *d, struct bm_error *why)
 	int r;
 
 	if (!d->record.job || !read_past(d, &past) || strcmp(past.state, "running") != 0) {
+		/* It may say that the disk has come from another host: better if it lasts. */
+		if (sync_records(d, &error) < 0)
+			bm_log(BM_LOG_WARN, "%s", error.text);
 		unlink(d->map_path);
 		unlink(d->checkpoint_path);
 		d->jobs = (unsigned)json_integer_value(json_object_get(d->record.job, "number"));

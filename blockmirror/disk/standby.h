@@ -17,7 +17,8 @@ void standby_armed(struct disk *disk);
 
 /*
  * offer.c: holds: to or from that host (NULL: whichever), and now. read, write, remove: the file;
- * these block. begin: it is written, and the call answered; until 0: it is no more.
+ * these block. begin: it is written, and the call (NULL: there is none) answered; until 0: it is
+ * no more.
  */
 bool offer_holds(const struct disk *disk, const char *host);
 void offer_clear(struct disk *disk);

@@ -61,6 +61,7 @@ static void yield_free(struct yield *y)
 	struct disk *d = y->disk;
 
 	bm_timer_clear(d->loop, &y->timer);
+	bm_order_when_idle(d->order, NULL);
 	bm_task_cancel(&y->idle);
 	free(y->to);
 	free(y);
@@ -117,7 +118,6 @@ static void retired(struct yield *y)
 	       d->record.generation);
 	gate_set_role(d->gate, GATE_RETIRED);
 	storage_set_roles(d);
-	offer_remove(d);
 	offer_clear(d);
 	answer(y, NULL);
 	bm_rpc_notify(d->rpc, "role",
@@ -135,7 +135,9 @@ static void write_record(struct bm_work *work)
 	struct yield *y = bm_container(work, struct yield, record);
 
 	y->error.code = BM_OK;
-	bm_record_write(y->disk->folder, &y->next, &y->error);
+	if (!bm_record_write(y->disk->folder, &y->next, &y->error) &&
+	    y->next.role == BM_ROLE_RETIRED)
+		offer_remove(y->disk);
 }
 
 static void begin_record(struct yield *y, enum bm_role role)
@@ -180,11 +182,13 @@ static void flushed(struct bm_request *rq, int error)
 
 	if (error)
 		give_up(y, BM_E_IO, "it cannot be flushed");
-	else if (gate_held_changes(y->disk->gate))
+	else if (gate_held_changes(y->disk->gate)) {
+		/* Nor later, when this guest happens not to write for a moment. */
+		offer_begin(y->disk, NULL, y->to, 1);
 		give_up(y, BM_E_SPLIT,
 			"its guest has written while another machine asked for the disk: both run, "
 			"and this one keeps it");
-	else {
+	} else {
 		y->stage = DECIDES;
 		begin_record(y, BM_ROLE_RETIRED);
 	}
@@ -200,10 +204,23 @@ static void is_idle(struct bm_task *task)
 	bm_submit(y->disk->order, &y->flush);
 }
 
+/* Whether its storage is there. */
+static bool is_on(const struct disk *d, const char *host)
+{
+	bm_free char *there =
+		remote_is(d->record.uri) ? bm_uri_parameter(d->record.uri, BM_URI_HOST) : NULL;
+
+	return there && !strcmp(there, host);
+}
+
 static void fence(struct yield *y)
 {
 	struct disk *d = y->disk;
 
+	if (!is_on(d, y->to) || !offer_holds(d, y->to)) {
+		give_up(y, BM_E_NOT_READY, "its storage is there no more, or its offer has ended");
+		return;
+	}
 	y->stage = FENCES;
 	gate_set_role(d->gate, GATE_FENCED);
 	bm_order_when_idle(d->order, &y->idle);
@@ -242,15 +259,6 @@ static bool moves(const struct job *job)
 {
 	return job_runs(job) && job->phase != PHASE_WINDOW && job->phase != PHASE_MARKING &&
 	       !(job->switched && job->phase > PHASE_WINDOW);
-}
-
-/* Whether its storage is there. */
-static bool is_on(const struct disk *d, const char *host)
-{
-	bm_free char *there =
-		remote_is(d->record.uri) ? bm_uri_parameter(d->record.uri, BM_URI_HOST) : NULL;
-
-	return there && !strcmp(there, host);
 }
 
 static int may_yield(const struct disk *d, const char *to, struct bm_error *error)

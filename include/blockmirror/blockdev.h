@@ -211,7 +211,8 @@ int bm_order_new(struct bm_dev *lower, uint32_t align, struct bm_meter *meter, s
 
 /*
  * Runs task from the loop once all requests in the order device have ended; soon when there are
- * none now. One task at a time: the last one that was given.
+ * none now. One task at a time: the last one that was given; NULL takes it back (and
+ * bm_task_cancel(), when it may be about to run).
  */
 void bm_order_when_idle(struct bm_dev *order, struct bm_task *task);
 

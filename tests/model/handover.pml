@@ -34,6 +34,8 @@
  *  - A machine leaves S while S's session to T's image stands: who stops it flushes.
  *  - Reads: what is acknowledged is what a read would return. Those of T before it is active find
  *    what is there by then.
+ *  - A record that is found is made durable before it is acted on (found_is_durable). Where that
+ *    fails and no job runs, the code goes on all the same: who asks is told the same again.
  */
 #define S 0
 #define T 1

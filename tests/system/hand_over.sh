@@ -101,12 +101,17 @@ first_write() {
 	check "and is refused as long as the other one writes" shut_down b
 	check "that is told" grep -q 'E_SPLIT\|both run' "$dir/b/run/disks/disk.log"
 	check "a's guest has noticed nothing" on a end_load
+	check "b is armed no more" gate_is b standby
+	check_fails "nor has a offered it" 3 "E_ACCESS" bm_on b recover disk
+	check_fails "it cannot be undone before b knows" 3 "E_BUSY: .*migrate disarm disk" bm_on a undo disk
+	check "it is armed again" bm_on a migrate arm disk --to host-b
 	check "b writes first" writes b
 	check "and has the disk" one_has b a
 	check "all is there" all_on b
 	check "it is told how long that took" held
 	check "a has no disk any more" wait_for 10 has_none a
 }
+shut() { "${@:3}" >"$dir/out" 2>&1; [ $? -eq "$1" ] && grep -q "$2" "$dir/out"; } # STATUS TEXT COMMAND…
 shut_down() { guest "$1" "
 try:
     h.pwrite(b'x' * 4096, 0)
@@ -128,6 +133,7 @@ ends() {
 	check "a does not write" denied a
 	check "b does" writes b
 	check "once more" bm_on b migrate arm disk --to host-a
+	check "the way back is closed, too" shut 3 E_BUSY bm_on b relocate disk "$store/other.img"
 	check "and no more" bm_on b migrate disarm disk
 	check "a does not write, again" denied a
 	check_fails "a's standby does not become the disk" 3 "E_ACCESS: .*was not offered to host host-a" \
@@ -139,6 +145,8 @@ deaths() {
 	check "armed for an hour" bm_on b migrate arm disk --to host-a
 	check "both processes die" kill_both
 	check "a is armed still" wait_for 10 gate_is a armed
+	check "a goes down and comes back" reboot_a
+	check "it is armed all the same" wait_for 10 gate_is a armed
 	check "b's daemon dies" host_kill b
 	spawn writes a
 	local write=$pid
@@ -162,6 +170,7 @@ deaths() {
 	check "and b has the disk" one_has b a
 }
 not() { ! "$@"; }
+reboot_a() { a_dies && rm -rf "$dir/a/run" && host_start a; }
 kill_both() { kill -KILL "$(on a show disk .pid)" "$(on b show disk .pid)"; }
 call() { # HOST METHOD PARAMS: of the disk's process
 	printf '{"jsonrpc":"2.0","id":1,"method":"%s","params":%s}\n' "$2" "$3" |

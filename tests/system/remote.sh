@@ -191,11 +191,23 @@ capped() {
 	check "it is limited" wait_for 20 limited_by "rate cap"
 	check "by half as much" bm_on a rate 512k
 	check "until it is not" bm_on a rate off
-	check "then it comes to its end" wait_for 60 on_b_as capped.img
+	check "then it comes to its end" wait_for 60 on_b_at img/capped.img
 }
 disk_is_on_a() { [ "$(on a show disk .uri)" = "$1" ]; }
 limited_by() { [ "$(on a show disk .limiter)" = "$1" ]; }
-on_b_as() { [ "$(on a show disk .uri)" = "$there/img/$1" ] && [ "$(on a job disk .state)" = done ]; }
+
+# b's storage fills up while the disk comes.
+full() {
+	on b mount -t tmpfs -o size=80M tmpfs "$store/small"
+	check "a disk of 60 MiB goes where 80 are free" bm_on a relocate disk "$store/full.img" --delete-source --guest-latency off
+	check "slowly" bm_on a relocate disk "$there/small/" --rate 4M --detach
+	on b dd if=/dev/zero of="$store/small/other" bs=1M count=60 status=none
+	bm_on a job set disk --rate 0 >>"$dir/log"
+	check "b is full" wait_for 20 limited_by "target full"
+	on b rm "$store/small/other"
+	check "when there is space it goes on" wait_for 60 on_b_at small/full.img
+}
+on_b_at() { [ "$(on a show disk .uri)" = "$there/$1" ] && [ "$(on a job disk .state)" = "done" ]; }
 
 without_daemon() {
 	check "a's daemon is gone" host_stop a
@@ -215,4 +227,5 @@ strangers
 deaths
 back
 capped
+full
 without_daemon

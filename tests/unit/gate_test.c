@@ -129,8 +129,8 @@ static void every_role_does_as_the_table_has_it(void **state)
 		unsigned wanted, refused; /* by one change */
 	} rows[] = {
 		{GATE_ACTIVE, PASSED, PASSED, PASSED, 0, 0},
-		{GATE_STANDBY, PASSED, -EPERM, 0, 0, 1},
-		{GATE_ARMED, PASSED, HELD, 0, 1, 0},
+		{GATE_STANDBY, PASSED, -EPERM, PASSED, 0, 1},
+		{GATE_ARMED, PASSED, HELD, PASSED, 1, 0},
 		{GATE_WAITING, HELD, HELD, HELD, 0, 0},
 		{GATE_FENCED, HELD, HELD, PASSED, 0, 0},
 		{GATE_RETIRED, -ESHUTDOWN, -ESHUTDOWN, 0, 0, 0},
