@@ -51,7 +51,7 @@ UNIT_TESTS := $(patsubst tests/unit/%.c,$(BUILD)/tests/unit/%,$(wildcard tests/u
 HAMMER_SRC := $(call sources,fixtures/hammer)
 CONFORMANCE_SRC := $(call sources,fixtures/conformance)
 FIXTURES := $(patsubst fixtures/%.c,$(BUILD)/fixtures/%,$(wildcard fixtures/*.c)) \
-	$(BUILD)/fixtures/hammer $(BUILD)/fixtures/conformance $(BUILD)/fixtures/kth.so
+	$(BUILD)/fixtures/hammer $(BUILD)/fixtures/conformance $(BUILD)/fixtures/kth.so $(BUILD)/fixtures/record.so
 
 all: $(PROGRAMS) $(LIBRARIES)
 
@@ -115,7 +115,7 @@ $(BUILD)/fixtures/conformance: $(call objects,$(CONFORMANCE_SRC))
 	$(Q)$(CC) $(BM_LDFLAGS) $(LDFLAGS) -o $@ $^ $(shell pkg-config --libs gnutls)
 
 # Preloaded into programs under test: nothing of the project is in it, and no sanitizer.
-$(BUILD)/fixtures/kth.so: fixtures/preload/kth.c
+$(BUILD)/fixtures/%.so: fixtures/preload/%.c
 	$(call say,LD,$@)
 	$(Q)mkdir -p $(@D)
 	$(Q)$(CC) -std=gnu17 -D_GNU_SOURCE $(WARN) -Wno-nonnull-compare -fPIC -shared -O2 -g -o $@ $< -ldl

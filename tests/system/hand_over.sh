@@ -192,6 +192,37 @@ answer_lost() {
 }
 said() { "${@:2}" >"$dir/said"; cat "$dir/said"; grep -q "$1" "$dir/said"; }
 
+# Several at a time: each needs calls of both hosts, there and back.
+at_once() {
+	local i attempts=()
+	for i in 1 2 3 4 5; do
+		bm_on a serve "d$i" "$store/d$i.img" --create 8M && bm_on a relocate "d$i" "bm://host-b$store/" --guest-latency off
+	done >>"$dir/log" 2>&1
+	for i in 1 2 3 4 5; do
+		bm_on a hand-over "d$i" >>"$dir/log" 2>&1 &
+		attempts+=($!)
+	done
+	check "five disks at a time are handed over" wait_all "${attempts[@]}"
+	for i in 1 2 3 4 5; do bm_on b stop "d$i" && bm_on b forget "d$i"; done >>"$dir/log" 2>&1
+}
+wait_all() { local p; for p; do wait "$p" || return; done; }
+
+# The record that decides may last, and may not: nobody is served until that is known.
+doubt() {
+	check "a's daemon ends" host_stop a
+	check "and comes back with a disk that fails to sync once" doubting_host
+	check "b is armed" bm_on a migrate arm disk --to host-b --overwrite
+	check "b writes" writes b
+	check "it had to ask twice" grep -q "it is not known who has the disk" "$dir/a/run/disks/disk.log"
+	check "b has the disk, and nobody else" one_has b a
+	check "all is there" all_on b
+	check "it comes back" moves b a --serve-there
+}
+doubting_host() {
+	LD_PRELOAD=$BUILD/fixtures/record.so host_start a && kill -KILL "$(on a show disk .pid)" && wait_for 10 role_is a active
+}
+
+# The guest there waits for an answer that nobody will ever give.
 dead_host() {
 	check "b has half of a copy" bm_on a relocate disk "bm://host-b$store/disk.img" --overwrite --rate 1M --detach
 	check_fails "said alone it is not enough" 2 "are said together" bm_on b recover disk --resume-here
@@ -201,10 +232,14 @@ dead_host() {
 	check "b is armed" bm_on a migrate arm disk --to host-b --overwrite
 	check "a dies" a_dies
 	check_fails "b does not have it by itself" 7 "E_UNREACHABLE" bm_on b recover disk
+	spawn writes b
+	sleep 0.5
 	check "somebody knows that a is dead" bm_on b recover disk --resume-here --peer-is-dead
 	check "b has the disk" role_is b active
 	check "all is there" all_on b
-	check "b's guest works" writes b
+	check "what b's guest wanted meanwhile is done" wait "$pid"
+	lib_forget "$pid"
+	check "and it works" writes b
 }
 a_dies() {
 	local p
@@ -219,4 +254,6 @@ first_write
 ends
 deaths
 answer_lost
+at_once
+doubt
 dead_host
