@@ -47,6 +47,32 @@ void upgrade_begin(void *arg, struct bm_rpc_call *call, json_t *params)
 	daemon_adopt(arg, call, params);
 }
 
+void yield_offer(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	daemon_adopt(arg, call, params);
+}
+
+void yield_begin(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	daemon_adopt(arg, call, params);
+}
+
+void promote_arm(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	daemon_adopt(arg, call, params);
+}
+
+void promote_take(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	daemon_adopt(arg, call, params);
+}
+
+bool remote_is(const char *uri)
+{
+	(void)uri;
+	return false;
+}
+
 void job_begin(struct disk *d, struct job_options *options, struct bm_rpc_call *call)
 {
 	(void)d;
