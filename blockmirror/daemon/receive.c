@@ -127,6 +127,9 @@ static int look_again(struct receipt *t)
 			"host %s has a copy of disk %s already, and no record of it that can "
 			"be read",
 			t->peers->name, t->name);
+	if (record.role != BM_ROLE_STANDBY)
+		return bm_fail(&t->error, BM_E_EXISTS, "host %s has disk %s itself", t->peers->name,
+			       t->name);
 	if (t->overwrite && !strcmp(record.uri, t->real) && record.size >= t->size)
 		return 0;
 	return bm_fail(&t->error, BM_E_EXISTS,

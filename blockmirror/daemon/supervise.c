@@ -210,7 +210,9 @@ static void process_ended(struct bm_watch *watch, uint32_t events)
 	find_reason(s);
 	bm_log(s->stopping ? BM_LOG_NOTICE : BM_LOG_WARN, "%s: process %d: %s%s", s->name,
 	       (int)s->pid, s->error.text,
-	       s->stopping || !s->wanted ? "" : "; another one follows");
+	       s->stopping || !s->wanted || s->error.code == BM_E_RETIRED
+		       ? ""
+		       : "; another one follows");
 	served_close_watch(s, &s->process);
 	served_close_watch(s, &s->output);
 	s->pid = 0;

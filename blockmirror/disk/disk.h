@@ -44,7 +44,11 @@
 
 struct job;
 
-/* host NULL: there is none. until: ns of CLOCK_REALTIME. */
+/*
+ * host NULL: there is none. until: ns of CLOCK_REALTIME; WITHDRAWN: it has ended before its time,
+ * and still says that all of the disk was there.
+ */
+enum { WITHDRAWN = 1 };
 struct offer {
 	char *host;
 	uint64_t until;

@@ -183,7 +183,7 @@ static void refused(struct promotion *p)
 	promotion_free(p);
 	/* Two machines that write: nor later, when the other one happens to be silent. */
 	if (split)
-		offer_begin(d, NULL, d->record.peer, 1);
+		offer_begin(d, NULL, d->record.peer, WITHDRAWN);
 	standby_armed(d);
 }
 

@@ -109,7 +109,8 @@ int remote_yield(const struct disk *d, uint64_t *generation, struct bm_error *er
 
 	if (!r && json_unpack(result, "{s:I}", "generation", &found))
 		r = bm_fail(error, BM_E_IO, "host %s answers with something else", d->record.peer);
-	*generation = (uint64_t)found;
+	if (!r)
+		*generation = (uint64_t)found;
 	json_decref(result);
 	return r;
 }

@@ -14,6 +14,7 @@
 #include "blockmirror/disk/job.h"
 #include "blockmirror/disk/standby.h"
 
+#define LOOK 1000000000ull /* ns */
 enum { CONNECTIONS = 32 }; /* a mirror has 4, and as many that are not known to be dead yet */
 
 static void wanted(void *arg)
@@ -35,10 +36,24 @@ static void refused(void *arg)
 
 const struct gate_host standby_gate = {.wanted = wanted, .refused = refused};
 
+/*
+ * Also when the time is over, as long as a guest that came before has the disk open: a machine that
+ * has moved may write to one of its disks only much later. If it is not to have it, it is told so
+ * then, by the host that it asks.
+ */
+static bool is_armed(const struct disk *d)
+{
+	bool was_armed = d->gate && gate_get_role(d->gate) == GATE_ARMED;
+
+	return offer_holds(d, d->record.peer) ||
+	       (was_armed && d->offer.host && d->offer.until > WITHDRAWN && d->nbd &&
+		nbd_server_clients(d->nbd, NULL, 0));
+}
+
 enum gate_role standby_gate_role(const struct disk *d)
 {
 	if (d->record.role == BM_ROLE_STANDBY)
-		return offer_holds(d, d->record.peer) ? GATE_ARMED : GATE_STANDBY;
+		return is_armed(d) ? GATE_ARMED : GATE_STANDBY;
 	return d->record.role == BM_ROLE_RETIRED ? GATE_RETIRED : GATE_ACTIVE;
 }
 
@@ -59,6 +74,8 @@ void standby_armed(struct disk *d)
 	if (offer_holds(d, NULL))
 		(void)bm_timer_set(d->loop, &d->offer_timer,
 				   bm_loop_now(d->loop) + (d->offer.until - now));
+	else if (is_armed(d))
+		(void)bm_timer_set(d->loop, &d->offer_timer, bm_loop_now(d->loop) + LOOK);
 }
 
 static enum nbd_access access_of(void *arg, const struct bm_identity *who, const char *export)

@@ -184,7 +184,7 @@ static void flushed(struct bm_request *rq, int error)
 		give_up(y, BM_E_IO, "it cannot be flushed");
 	else if (gate_held_changes(y->disk->gate)) {
 		/* Nor later, when this guest happens not to write for a moment. */
-		offer_begin(y->disk, NULL, y->to, 1);
+		offer_begin(y->disk, NULL, y->to, WITHDRAWN);
 		give_up(y, BM_E_SPLIT,
 			"its guest has written while another machine asked for the disk: both run, "
 			"and this one keeps it");
@@ -213,11 +213,22 @@ static bool is_on(const struct disk *d, const char *host)
 	return there && !strcmp(there, host);
 }
 
+/*
+ * An offer also lasts as long as nobody uses the disk here: its guest may have gone there, and not
+ * have written to this one of its disks yet.
+ */
+static bool is_offered(const struct disk *d, const char *to)
+{
+	return offer_holds(d, to) ||
+	       (d->offer.host && !strcmp(d->offer.host, to) && d->offer.until > WITHDRAWN &&
+		!nbd_server_clients(d->nbd, NULL, 0));
+}
+
 static void fence(struct yield *y)
 {
 	struct disk *d = y->disk;
 
-	if (!is_on(d, y->to) || !offer_holds(d, y->to)) {
+	if (!is_on(d, y->to) || !is_offered(d, y->to)) {
 		give_up(y, BM_E_NOT_READY, "its storage is there no more, or its offer has ended");
 		return;
 	}
@@ -273,7 +284,7 @@ static int may_yield(const struct disk *d, const char *to, struct bm_error *erro
 		return bm_fail(error, BM_E_NOT_READY,
 			       "disk %s has its storage not on host %s: relocate it there first",
 			       d->name, to);
-	if (!offer_holds(d, to))
+	if (!is_offered(d, to))
 		return bm_fail(error, BM_E_ACCESS,
 			       "disk %s was not offered to host %s, or not until now", d->name, to);
 	if (moves(d->job))

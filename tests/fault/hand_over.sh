@@ -2,14 +2,14 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # A disk goes there and back between two hosts, its storage under load and then the disk itself, while
 # processes and daemons of either host are killed and the network is cut at random moments: nothing is
-# lost, the guest sees no error, and never do both have the disk. CYCLES=… moves (default 4), with LONG=1
+# lost, the guest sees no error, and never do both have the disk. CYCLES=… moves (default 2), with LONG=1
 # a hundred: fifty times there and back.
 # shellcheck source-path=SCRIPTDIR source=../system/hosts.bash
 . "$(dirname "$0")/../system/hosts.bash"
 
 need_hosts
 cycles=${CYCLES:-${LONG:+100}}
-cycles=${cycles:-4}
+cycles=${cycles:-2}
 # shellcheck disable=SC2034 # disk.bash has them
 BEFORE=0.3 AFTER=0.3
 here=a there=b

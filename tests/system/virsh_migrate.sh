@@ -165,9 +165,11 @@ moment() {
 	local ms=$(($1 * (RANDOM % 1000) / 1000))
 	sleep "$((ms / 1000)).$(printf %03d $((ms % 1000)))"
 }
-# At any moment, sometimes too late; before there is a job, none can be aborted.
+# At any moment; before there is a job, none can be aborted. In the second half it may be too late.
 by_user() {
-	moment $((took * 3 / 4))
+	local most=$((took / 2))
+	[ -z "${LONG:-}" ] || most=$took
+	moment "$most"
 	wait_for 60 is_aborted
 }
 is_aborted() { virsh_on $here domjobabort guest || lib_gone "$client"; }
