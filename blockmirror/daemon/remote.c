@@ -66,22 +66,22 @@ static int discard(struct peer_errand *e)
 			&e->result, &e->error);
 }
 
-void method_remote_create(void *arg, struct bm_rpc_call *call, json_t *params)
+static void begin(struct daemon *d, struct bm_rpc_call *call, json_t *params,
+		  int (*run)(struct peer_errand *e))
 {
-	struct daemon *d = arg;
 	const struct peer *peer = peer_wanted(d->peers, call, params, "peer");
 
 	if (peer)
-		peer_errand_begin(d->peers, call, peer, json_incref(params), create, NULL,
+		peer_errand_begin(d->peers, call, peer, json_incref(params), run, NULL,
 				  ERRAND_OURS);
+}
+
+void method_remote_create(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	begin(arg, call, params, create);
 }
 
 void method_remote_remove(void *arg, struct bm_rpc_call *call, json_t *params)
 {
-	struct daemon *d = arg;
-	const struct peer *peer = peer_wanted(d->peers, call, params, "peer");
-
-	if (peer)
-		peer_errand_begin(d->peers, call, peer, json_incref(params), discard, NULL,
-				  ERRAND_OURS);
+	begin(arg, call, params, discard);
 }
