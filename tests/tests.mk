@@ -83,5 +83,6 @@ check-long: all tests
 bench: all
 	$(Q)BUILD=$(BUILD) tests/bench/bench.sh
 	$(Q)BUILD=$(BUILD) tests/bench/nbd.sh
+	$(Q)BUILD=$(BUILD) tests/bench/remote.sh
 
 .PHONY: unit-tests check check-unit check-mutants check-long asan-tests tsan-tests bench
