@@ -15,6 +15,7 @@
 
 #define ATTRIBUTE "user.blockmirror"
 #define VOID      "user.blockmirror.void"
+#define NOTE      "user.blockmirror.shared"
 enum { LARGEST = 4096 };
 
 static char *sidecar(const char *path)
@@ -130,4 +131,47 @@ bool bm_mark_is_void(const char *path, const char *text)
 	ssize_t n = getxattr(path, VOID, found, sizeof(found));
 
 	return n == (ssize_t)strlen(text) && !memcmp(found, text, (size_t)n);
+}
+
+static char *note_beside(const char *path)
+{
+	char *beside;
+
+	return asprintf(&beside, "%s.blockmirror.shared", path) < 0 ? NULL : beside;
+}
+
+int bm_mark_note(const char *path, const char *text)
+{
+	bm_free char *beside = note_beside(path);
+	int r;
+
+	if (!beside)
+		return -ENOMEM;
+	if (!is_file(path))
+		return -ENOTSUP;
+	if (!text) {
+		r = removexattr(path, NOTE) < 0 ? -errno : 0;
+		if (unlink(beside) < 0 && errno != ENOENT)
+			return -errno;
+		return r == -ENODATA || r == -EOPNOTSUPP ? 0 : r;
+	}
+	if (!setxattr(path, NOTE, text, strlen(text), 0))
+		return 0;
+	return errno == EOPNOTSUPP ? bm_write_durably(beside, text, strlen(text)) : -errno;
+}
+
+int bm_mark_has_note(const char *path, const char *text)
+{
+	bm_free char *beside = note_beside(path), *found = calloc(1, LARGEST + 1);
+	ssize_t n = beside && found ? getxattr(path, NOTE, found, LARGEST) : -1;
+	bool silent = n < 0 && errno == EOPNOTSUPP;
+
+	if (!beside || !found)
+		return -ENOMEM;
+	if (n < 0) {
+		free(bm_steal(found));
+		if (bm_read_text(beside, LARGEST, &found) < 0)
+			return silent ? -ENOTSUP : 0;
+	}
+	return !strcmp(found, text);
 }

@@ -21,8 +21,11 @@
 #include "blockmirror/base/file_util.h"
 #include "blockmirror/base/uri.h"
 
-/* Records of the second format have a role: who does not know it must not serve them. */
-enum { FORMAT = 1, FORMAT_ROLES = 2, LARGEST = 64 << 10 };
+/*
+ * Records of the second format have a role, of the third one an image that another host writes to:
+ * who does not know it must not serve them.
+ */
+enum { FORMAT = 1, FORMAT_ROLES = 2, FORMAT_SHARED = 3, LARGEST = 64 << 10 };
 
 static const char *const roles[] = {
 	[BM_ROLE_ACTIVE] = "active", [BM_ROLE_STANDBY] = "standby", [BM_ROLE_RETIRED] = "retired"};
@@ -83,15 +86,16 @@ static bool unpack(json_t *root, struct bm_record *record)
 	const char *role = roles[BM_ROLE_ACTIVE];
 	json_int_t generation, size;
 	json_t *job = NULL;
-	int known;
+	int known, shared = 0;
 
-	if (!root ||
-	    json_unpack(root, "{s:I s:s s:s s:s s:I s?o s?s s?s}", "generation", &generation,
-			"name", &record->name, "disk", &record->disk, "uri", &record->uri, "size",
-			&size, "job", &job, "role", &role, "peer", &record->peer))
+	if (!root || json_unpack(root, "{s:I s:s s:s s:s s:I s?o s?s s?s s?b}", "generation",
+				 &generation, "name", &record->name, "disk", &record->disk, "uri",
+				 &record->uri, "size", &size, "job", &job, "role", &role, "peer",
+				 &record->peer, "shared", &shared))
 		return false;
 	known = find_role(role);
 	record->role = (enum bm_role)known;
+	record->shared = shared;
 	record->generation = (uint64_t)generation;
 	record->size = (uint64_t)size;
 	record->job = json_is_object(job) ? job : NULL;
@@ -108,13 +112,13 @@ static int parse(const char *path, const char *text, struct bm_record *record,
 	int format = 0;
 
 	root = length ? json_loadb(text, length, 0, NULL) : NULL;
-	if (root && json_unpack(root, "{s:i}", "format", &format) == 0 && format > FORMAT_ROLES) {
+	if (root && json_unpack(root, "{s:i}", "format", &format) == 0 && format > FORMAT_SHARED) {
 		json_decref(root);
 		return bm_fail(
 			error, BM_E_RECORD,
 			"%s: written by a newer version (format %d, this one knows %d); serve the "
 			"disk with that one",
-			path, format, FORMAT_ROLES);
+			path, format, FORMAT_SHARED);
 	}
 	if (!unpack(root, &found)) {
 		json_decref(root);
@@ -157,13 +161,19 @@ static char *format(const struct bm_record *record)
 {
 	bool plain = record->role == BM_ROLE_ACTIVE;
 	json_t *root = json_pack(
-		"{s:i s:I s:s s:s s:s s:I s:s* s:s* s:O*}", "format", plain ? FORMAT : FORMAT_ROLES,
+		"{s:i s:I s:s s:s s:s s:I s:s* s:s* s:O*}", "format",
+		plain            ? FORMAT
+		: record->shared ? FORMAT_SHARED
+				 : FORMAT_ROLES,
 		"generation", (json_int_t)record->generation, "name", record->name, "disk",
 		record->disk, "uri", record->uri, "size", (json_int_t)record->size, "role",
 		plain ? NULL : roles[record->role], "peer", record->peer, "job", record->job);
-	bm_free char *line = root ? json_dumps(root, JSON_COMPACT) : NULL;
+	bm_free char *line = NULL;
 	char *text = NULL;
 
+	if (root && record->shared)
+		json_object_set_new(root, "shared", json_true());
+	line = root ? json_dumps(root, JSON_COMPACT) : NULL;
 	json_decref(root);
 	if (!line || asprintf(&text, "%s\nxxh64 %016" PRIx64 "\n", line,
 			      XXH64(line, strlen(line), FORMAT)) < 0)

@@ -28,6 +28,7 @@ struct bm_record {
 	char *peer; /* the other host; NULL: there is none */
 	char *uri;  /* the authoritative image, or here the standby's */
 	uint64_t size;
+	bool shared; /* of a standby: uri is what the other host serves the disk from, too */
 	json_t *job; /* the last job, as docs/record.md has it; NULL for none */
 };
 
@@ -85,6 +86,14 @@ int bm_mark_remove(const char *path);
  */
 int bm_mark_void(const char *path, const char *text);
 bool bm_mark_is_void(const char *path, const char *text);
+
+/*
+ * The same, for who is to find out by it that two paths, of two hosts, lead to this file: note
+ * leaves text with it (NULL: takes it away), beside it where there are no attributes. has_note: 1,
+ * 0, or -ENOTSUP: there is no telling.
+ */
+int bm_mark_note(const char *path, const char *text);
+int bm_mark_has_note(const char *path, const char *text);
 
 /* A new identity: 32 random hex digits and a zero byte. */
 void bm_identity(char id[33]);

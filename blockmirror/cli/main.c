@@ -107,10 +107,16 @@ const struct command commands[] = {
 	 "[--on-target-loss wait|pause|TIME]",
 	 "jobs: list, look at, wait for, change",
 	 "JOB is NAME.NUMBER, or NAME for the disk's last job.\n", cmd_job},
-	{"hand-over", "NAME", "the host that has a disk's storage serves the disk from now on",
+	{"hand-over", "NAME [--to HOST] [--shared[=WHERE]]",
+	 "the host that has a disk's storage serves the disk from now on",
 	 "Its storage was relocated to bm://HOST/PATH before. Requests are held meanwhile; this "
 	 "host "
-	 "has\nthe disk no more, and its guest gets errors.\n",
+	 "has\nthe disk no more, and its guest gets errors.\n"
+	 "\n"
+	 "  --to HOST         one of \"peer list\", which reaches the storage itself: NBD, iSCSI, "
+	 "a\n"
+	 "                    network file system\n"
+	 "  --shared[=WHERE]  you say that it does; WHERE: by that path or URI\n",
 	 cmd_hand_over},
 	{"recover", "NAME [--resume-here --peer-is-dead]",
 	 "a standby becomes the disk, if the host that had it has passed it on",
@@ -119,14 +125,20 @@ const struct command commands[] = {
 	 "  --resume-here --peer-is-dead  it is not asked: you know that it is dead, and will not\n"
 	 "                                come back with the disk\n",
 	 cmd_recover},
-	{"migrate", "arm|disarm NAME... [--to HOST] [--into FOLDER] [--expires TIME] [--overwrite]",
+	{"migrate",
+	 "arm|disarm NAME... [--to HOST] [--into FOLDER] [--shared[=WHERE]] [--expires TIME] "
+	 "[--overwrite]",
 	 "disks follow their machine, which something else moves",
-	 "  arm     the disks go to HOST and stay in sync here; the one whose guest writes first "
+	 "  arm     the disks go to HOST and stay in sync here, unless HOST reaches their storage\n"
+	 "          itself (NBD, iSCSI, a network file system); the one whose guest writes first "
 	 "there\n          is served there from then on\n"
 	 "  disarm  they are not passed on any more; \"undo\" brings the storage back\n"
 	 "\n"
 	 "  --to HOST         arm: one of \"peer list\"\n"
 	 "  --into FOLDER     arm: of that host (default: the folder that the image is in here)\n"
+	 "  --shared[=WHERE]  arm: you say that HOST reaches their storage; WHERE: by that path "
+	 "or\n"
+	 "                    URI; nothing is copied\n"
 	 "  --expires TIME    arm: for so long (default 1h)\n"
 	 "  --overwrite       arm: what is there is given up, as an old copy of the disk\n",
 	 cmd_migrate},
@@ -138,7 +150,7 @@ const struct command commands[] = {
 	 cmd_whois},
 	{"peer",
 	 "pair|add|allow|list|check|remove [NAME] [ADDRESS:PORT] [--address ADDRESS:PORT] "
-	 "[--key-file FILE] [--receive FOLDER]... [--replace]",
+	 "[--key-file FILE] [--receive FOLDER]... [--shared WHERE]... [--replace]",
 	 "hosts that trust each other",
 	 "They are blockmirrord(8)'s, which has to listen for them.\n"
 	 "\n"
@@ -146,8 +158,8 @@ const struct command commands[] = {
 	 "line\n"
 	 "                          to run on it\n"
 	 "  add NAME ADDRESS:PORT   the other half of that: the key is read from the input\n"
-	 "  allow NAME              it may put disks into the folders given by --receive, and\n"
-	 "                          nowhere else\n"
+	 "  allow NAME              it may put disks into the folders given by --receive, have\n"
+	 "                          disks on what is given by --shared, and nowhere else\n"
 	 "  list\n"
 	 "  check NAME              reach it: versions, round trip, bytes a second, MTU, clock\n"
 	 "  remove NAME             it is let in no longer\n"
@@ -157,6 +169,9 @@ const struct command commands[] = {
 	 "  --key-file FILE         add: read the key from there\n"
 	 "  --receive FOLDER        pair, add, allow: disks of NAME may come there; any number\n"
 	 "                          of times\n"
+	 "  --shared WHERE          pair, add, allow: disks of NAME that are there may be served\n"
+	 "                          here: a folder, a file, a device, the URI of a server or of\n"
+	 "                          what it has; any number of times\n"
 	 "  --replace               pair, add: though NAME is known\n",
 	 cmd_peer},
 	{"rate", "[BYTES|off]", "what this host's moves may send to others, all together",

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * hand-over, recover, migrate arm, migrate disarm: who serves a disk whose storage is on another
- * host. What is done here is to say so to both; they settle it between them.
+ * host, or reached by it (shared.c). What is done here is to say so to both; they settle it between
+ * them.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -14,23 +15,20 @@
 #include "blockmirror/base/units.h"
 #include "blockmirror/base/uri.h"
 #include "blockmirror/cli/cli.h"
+#include "blockmirror/cli/there.h"
 
-enum { OPT_TO = 256, OPT_INTO, OPT_EXPIRES, OPT_OVERWRITE, OPT_HERE, OPT_DEAD };
+enum { OPT_TO = 256, OPT_INTO, OPT_EXPIRES, OPT_OVERWRITE, OPT_HERE, OPT_DEAD, OPT_SHARED };
 #define NOW     60000000000ull   /* ns: a hand-over by hand needs no longer */
 #define EXPIRES 3600000000000ull /* ns */
-
-/* A disk, as it is now. */
-struct there {
-	const char *name;
-	char *host; /* that has its storage; NULL: this one */
-	char *disk, *uri;
-};
 
 static void clear(struct there *t)
 {
 	free(t->host);
 	free(t->disk);
 	free(t->uri);
+	free(t->offered);
+	json_decref(t->witness);
+	*t = (struct there){.name = t->name};
 }
 #define there_auto __attribute__((cleanup(clear)))
 
@@ -38,7 +36,7 @@ static int look(const struct cli *cli, const char *name, struct there *t, struct
 {
 	bm_free char *path = NULL;
 	struct bm_client *client;
-	json_t *shown = NULL;
+	json_t *shown = NULL, *offered;
 	int r = cli_connect(cli, name, &client, error);
 
 	*t = (struct there){.name = name};
@@ -50,6 +48,10 @@ static int look(const struct cli *cli, const char *name, struct there *t, struct
 		return r;
 	t->uri = strdup(cli_text(shown, "uri"));
 	t->disk = strdup(cli_text(shown, "disk"));
+	t->size = cli_number(shown, "size");
+	offered = json_object_get(shown, "offer");
+	if (json_is_true(json_object_get(offered, "shared")))
+		t->offered = strdup(cli_text(offered, "host"));
 	json_decref(shown);
 	if (!t->uri || !t->disk)
 		return bm_fail_errno(error, ENOMEM, "disk %s", name);
@@ -67,18 +69,22 @@ static uint64_t wall_ns(void)
 }
 
 /* until 0: no more. */
-static int offer(const struct cli *cli, const struct there *t, uint64_t until,
-		 struct bm_error *error)
+static int offer(const struct cli *cli, struct there *t, uint64_t until, struct bm_error *error)
 {
 	struct bm_client *client;
+	json_t *result = NULL;
 	int r = cli_connect(cli, t->name, &client, error);
 
 	if (r < 0)
 		return r;
 	r = bm_client_call(client, "offer",
-			   json_pack("{s:s s:I}", "to", t->host, "until", (json_int_t)until), NULL,
-			   error);
+			   json_pack("{s:s s:I s:b}", "to", t->host, "until", (json_int_t)until,
+				     "shared", (int)t->shared),
+			   &result, error);
 	bm_client_close(client);
+	json_decref(t->witness);
+	t->witness = json_incref(json_object_get(result, "witness"));
+	json_decref(result);
 	return r;
 }
 
@@ -86,8 +92,9 @@ static int tell_host(const struct cli *cli, const struct there *t, const char *m
 		     uint64_t time, json_t **result, struct bm_error *error)
 {
 	return cli_daemon_call(cli, method,
-			       json_pack("{s:s s:s s:s s:I}", "peer", t->host, "name", t->name,
-					 "disk", t->disk, "time_ns", (json_int_t)time),
+			       json_pack("{s:s s:s s:s s:I s:O*}", "peer", t->host, "name", t->name,
+					 "disk", t->disk, "time_ns", (json_int_t)time, "witness",
+					 time ? t->witness : NULL),
 			       result, error);
 }
 
@@ -95,24 +102,36 @@ static int want_there(const struct there *t, struct bm_error *error)
 {
 	return t->host ? 0
 		       : bm_fail(error, BM_E_NOT_READY,
-				 "disk %s has its storage on this host: relocate it to "
-				 "bm://HOST/PATH first",
+				 "disk %s has its storage on no other host: relocate it to "
+				 "bm://HOST/PATH first, or, if the other one reaches it, too, say "
+				 "--to HOST --shared",
 				 t->name);
 }
 
-/* It did not get there, or nobody knows. What was offered is so no more, if it can be said. */
-static int hand_over_failed(const struct cli *cli, const struct there *t,
-			    const struct bm_error *why)
+/* What was offered is so no more. There first: as long as it was not told, it vouches for its copy.
+ */
+static int withdraw(const struct cli *cli, struct there *t, struct bm_error *error)
+{
+	json_t *result = NULL;
+	int r = tell_host(cli, t, "remote.arm", 0, &result, error);
+
+	if (!r)
+		r = offer(cli, t, 0, error);
+	json_decref(result);
+	if (!r)
+		shared_dismiss(cli, t);
+	return r;
+}
+
+/* It did not get there, or nobody knows. */
+static int hand_over_failed(const struct cli *cli, struct there *t, const struct bm_error *why)
 {
 	struct bm_error error;
-	json_t *result = NULL;
 
-	if (tell_host(cli, t, "remote.arm", 0, &result, &error) >= 0 &&
-	    offer(cli, t, 0, &error) >= 0) {
-		json_decref(result);
+	if (!t->told)
+		shared_dismiss(cli, t);
+	if (!t->told || withdraw(cli, t, &error) >= 0)
 		return cli_fail(cli, why);
-	}
-	json_decref(result);
 	bm_fail(&error, why->code,
 		"%.250s; it may be decided all the same: \"blockmirror recover %s\" on host %s "
 		"finds "
@@ -121,51 +140,12 @@ static int hand_over_failed(const struct cli *cli, const struct there *t,
 	return cli_fail(cli, &error);
 }
 
-int cli_hand_over(const struct cli *cli, const char *name)
-{
-	there_auto struct there t = {0};
-	char took[BM_UNITS_TEXT];
-	struct bm_error error;
-	json_t *result = NULL, *armed = NULL;
-	int r = look(cli, name, &t, &error);
-
-	if (!r)
-		r = want_there(&t, &error);
-	if (!r)
-		r = offer(cli, &t, wall_ns() + NOW, &error);
-	if (r < 0)
-		return cli_fail(cli, &error);
-	r = tell_host(cli, &t, "remote.arm", NOW, &armed, &error);
-	if (!r)
-		r = tell_host(cli, &t, "remote.take", 0, &result, &error);
-	json_decref(armed);
-	if (r < 0)
-		return hand_over_failed(cli, &t, &error);
-	if (cli->json)
-		cli_print_json(json_incref(result));
-	else
-		printf("%s: host %s serves the disk now (generation %" PRIu64 "); %s for that\n",
-		       name, t.host, cli_number(result, "generation"),
-		       bm_format_duration(took, cli_number(result, "took_ns")));
-	json_decref(result);
-	return 0;
-}
-
-int cmd_hand_over(struct cli *cli, int argc, char **argv)
-{
-	int r = cli_options(cli, argc, argv, NULL, NULL, NULL);
-
-	if (!r)
-		r = cli_arguments(cli, argc, 1, 1);
-	if (!r)
-		r = cli_hand_over(cli, argv[optind]);
-	return r < 0 ? 0 : r;
-}
-
 struct request {
 	const struct cli *cli;
 	const char *to, *into;
+	const char *as; /* what shared storage is there; "": what it is here */
 	uint64_t expires;
+	bool shared; /* said by a person */
 	bool overwrite;
 	bool here, dead; /* resume here: the other host is */
 };
@@ -184,9 +164,109 @@ static int take(int option, const char *value, void *arg)
 		q->here = true;
 	else if (option == OPT_DEAD)
 		q->dead = true;
-	else if (bm_parse_duration(value, &q->expires) < 0 || !q->expires)
+	else if (option == OPT_SHARED) {
+		q->shared = true;
+		q->as = value;
+	} else if (bm_parse_duration(value, &q->expires) < 0 || !q->expires)
 		return cli_usage(q->cli, "--expires %s: a time like 10m is wanted", value);
 	return 0;
+}
+
+/*
+ * A disk on storage that the other host reaches itself gets a standby there that reads it, unless
+ * it has one. Others are left as they are.
+ */
+static int share(const struct request *q, struct there *t, struct bm_error *error)
+{
+	bool again = t->offered && !q->as && (!q->to || !strcmp(q->to, t->offered));
+
+	if (!again && !q->shared && (t->host || !q->to || q->into || !shared_by_name(t->uri)))
+		return 0;
+	if (!again)
+		return shared_stand_by(q->cli, t, q->to, q->as, error);
+	t->host = strdup(t->offered);
+	t->shared = true;
+	return t->host ? 0 : bm_fail_errno(error, ENOMEM, "disk %s", t->name);
+}
+
+static int offer_and_arm(const struct request *q, struct there *t, uint64_t time,
+			 struct bm_error *error)
+{
+	json_t *armed = NULL;
+	int r = offer(q->cli, t, wall_ns() + time, error);
+
+	t->told = !r;
+	if (t->witness)
+		json_object_set_new(t->witness, "said", json_boolean(q->shared));
+	if (!r)
+		r = tell_host(q->cli, t, "remote.arm", time, &armed, error);
+	json_decref(armed);
+	return r;
+}
+
+static int hand_over(const struct request *q, const char *name)
+{
+	there_auto struct there t = {0};
+	char took[BM_UNITS_TEXT];
+	struct bm_error error;
+	json_t *result = NULL;
+	int r = look(q->cli, name, &t, &error);
+
+	if (!r)
+		r = share(q, &t, &error);
+	if (!r)
+		r = want_there(&t, &error);
+	if (!r && q->to && strcmp(q->to, t.host) != 0)
+		r = bm_fail(&error, BM_E_NOT_READY, "disk %s has its storage on host %s, not on %s",
+			    name, t.host, q->to);
+	if (r < 0)
+		return cli_fail(q->cli, &error);
+	r = offer_and_arm(q, &t, NOW, &error);
+	if (!r)
+		r = tell_host(q->cli, &t, "remote.take", 0, &result, &error);
+	if (r < 0)
+		return hand_over_failed(q->cli, &t, &error);
+	if (q->cli->json)
+		cli_print_json(json_incref(result));
+	else
+		printf("%s: host %s serves the disk now (generation %" PRIu64 "); %s for that\n",
+		       name, t.host, cli_number(result, "generation"),
+		       bm_format_duration(took, cli_number(result, "took_ns")));
+	json_decref(result);
+	return 0;
+}
+
+int cli_hand_over(const struct cli *cli, const char *name)
+{
+	const struct request q = {.cli = cli};
+
+	return hand_over(&q, name);
+}
+
+static int check_shared(const struct request *q)
+{
+	if (q->shared && !q->to)
+		return cli_usage(q->cli, "--shared: --to HOST is wanted");
+	if (q->shared && q->into)
+		return cli_usage(q->cli, "--shared: nothing is copied, so there is no --into");
+	return 0;
+}
+
+int cmd_hand_over(struct cli *cli, int argc, char **argv)
+{
+	static const struct option own[] = {{"to", required_argument, NULL, OPT_TO},
+					    {"shared", optional_argument, NULL, OPT_SHARED},
+					    {0}};
+	struct request q = {.cli = cli};
+	int r = cli_options(cli, argc, argv, own, take, &q);
+
+	if (!r)
+		r = cli_arguments(cli, argc, 1, 1);
+	if (!r)
+		r = check_shared(&q);
+	if (!r)
+		r = hand_over(&q, argv[optind]);
+	return r < 0 ? 0 : r;
 }
 
 static int recover(const struct cli *cli, const char *name, bool alone)
@@ -241,8 +321,10 @@ static int relocate(const struct request *q, const struct there *t)
 	int n = slash ? (int)(slash - path) : 0;
 
 	if (!q->into && !slash)
-		return cli_usage(q->cli, "%s is no file: say where it is to go with --into FOLDER",
-				 t->uri);
+		return cli_usage(q->cli,
+				 "%s is no file: say where it is to go with --into FOLDER, or, if "
+				 "%s reaches it, too, by which URI, with --shared=URI",
+				 t->uri, q->to);
 	if (asprintf(&target, "bm://%s%.*s/", q->to, q->into ? (int)strlen(q->into) : n,
 		     q->into ? q->into : path) < 0)
 		return 1;
@@ -255,9 +337,10 @@ static int arm(const struct request *q, const char *name)
 {
 	there_auto struct there t = {0};
 	struct bm_error error;
-	json_t *result = NULL;
 	int r = look(q->cli, name, &t, &error);
 
+	if (!r)
+		r = share(q, &t, &error);
 	if (!r && (!t.host || strcmp(t.host, q->to) != 0)) {
 		int status = relocate(q, &t);
 
@@ -268,13 +351,13 @@ static int arm(const struct request *q, const char *name)
 		if (!r)
 			r = want_there(&t, &error);
 	}
-	if (!r)
-		r = offer(q->cli, &t, wall_ns() + q->expires, &error);
-	if (!r)
-		r = tell_host(q->cli, &t, "remote.arm", q->expires, &result, &error);
 	if (r < 0)
 		return cli_fail(q->cli, &error);
-	json_decref(result);
+	r = offer_and_arm(q, &t, q->expires, &error);
+	if (r < 0 && t.shared)
+		return hand_over_failed(q->cli, &t, &error);
+	if (r < 0)
+		return cli_fail(q->cli, &error);
 	if (!q->cli->json)
 		printf("%s: host %s has the disk when its guest writes there first\n", name, q->to);
 	return 0;
@@ -284,17 +367,14 @@ static int disarm(const struct request *q, const char *name)
 {
 	there_auto struct there t = {0};
 	struct bm_error error;
-	json_t *result = NULL;
 	int r = look(q->cli, name, &t, &error);
 
+	if (!r && t.offered)
+		r = share(q, &t, &error);
 	if (!r)
 		r = want_there(&t, &error);
-	/* There first: as long as it was not told, it vouches for its copy. */
 	if (!r)
-		r = tell_host(q->cli, &t, "remote.arm", 0, &result, &error);
-	if (!r)
-		r = offer(q->cli, &t, 0, &error);
-	json_decref(result);
+		r = withdraw(q->cli, &t, &error);
 	if (r < 0)
 		return cli_fail(q->cli, &error);
 	if (!q->cli->json)
@@ -308,6 +388,7 @@ int cmd_migrate(struct cli *cli, int argc, char **argv)
 					    {"into", required_argument, NULL, OPT_INTO},
 					    {"expires", required_argument, NULL, OPT_EXPIRES},
 					    {"overwrite", no_argument, NULL, OPT_OVERWRITE},
+					    {"shared", optional_argument, NULL, OPT_SHARED},
 					    {0}};
 	struct request q = {.cli = cli, .expires = EXPIRES};
 	int r = cli_options(cli, argc, argv, own, take, &q);
@@ -322,6 +403,8 @@ int cmd_migrate(struct cli *cli, int argc, char **argv)
 		return cli_usage(cli, "unknown verb \"%s\"", argv[optind]);
 	if (arms && !q.to)
 		return cli_usage(cli, "migrate arm: --to HOST is wanted");
+	if (check_shared(&q))
+		return 2;
 	if (q.into && *q.into != '/')
 		return cli_usage(cli, "--into %s: an absolute path is wanted", q.into);
 	for (int i = optind + 1; !r && i < argc; i++) {

@@ -12,25 +12,26 @@
 #include "blockmirror/base/uri.h"
 #include "blockmirror/cli/cli.h"
 
-enum { OPT_ADDRESS = 256, OPT_KEY_FILE, OPT_REPLACE, OPT_RECEIVE, LONGEST_KEY = 256 };
+enum { OPT_ADDRESS = 256, OPT_KEY_FILE, OPT_REPLACE, OPT_RECEIVE, OPT_SHARED, LONGEST_KEY = 256 };
 #define CLOCKS_AGREE 1000000000 /* ns: more is told */
 
 struct request {
 	const struct cli *cli;
 	const char *address, *key_file;
 	json_t *receive; /* folders; NULL: none were given */
+	json_t *shared;  /* paths and URIs; the same */
 	bool replace;
 };
 
-static int take_folder(struct request *q, const char *value)
+static int take_place(const struct request *q, json_t **list, const char *option, const char *value)
 {
 	char *path = bm_uri_absolute(value);
 
-	if (!q->receive)
-		q->receive = json_array();
-	if (!path || json_array_append_new(q->receive, json_string(path)) < 0) {
+	if (!*list)
+		*list = json_array();
+	if (!path || json_array_append_new(*list, json_string(path)) < 0) {
 		free(path);
-		return cli_usage(q->cli, "--receive %s: the name is not UTF-8", value);
+		return cli_usage(q->cli, "%s %s: the name is not UTF-8", option, value);
 	}
 	free(path);
 	return 0;
@@ -50,7 +51,9 @@ static int take(int option, const char *value, void *arg)
 		q->key_file = value;
 		return 0;
 	case OPT_RECEIVE:
-		return take_folder(q, value);
+		return take_place(q, &q->receive, "--receive", value);
+	case OPT_SHARED:
+		return take_place(q, &q->shared, "--shared", value);
 	default:
 		q->replace = true;
 		return 0;
@@ -98,9 +101,10 @@ static int add(struct request *q, const char *name, const char *address)
 
 	if (!r)
 		r = cli_daemon_call(q->cli, "peer.add",
-				    json_pack("{s:s s:s s:s s:b s:O*}", "name", name, "address",
-					      address, "key", key, "replace", (int)q->replace,
-					      "receive", q->receive),
+				    json_pack("{s:s s:s s:s s:b s:O* s:O*}", "name", name,
+					      "address", address, "key", key, "replace",
+					      (int)q->replace, "receive", q->receive, "shared",
+					      q->shared),
 				    &result, &error);
 	explicit_bzero(key, sizeof(key));
 	if (r < 0)
@@ -132,9 +136,9 @@ static int pair(struct request *q, const char *name, const char *address)
 			    ours ? "" : ", and start it with --listen");
 	if (!r)
 		r = cli_daemon_call(q->cli, "peer.pair",
-				    json_pack("{s:s s:s s:b s:O*}", "name", name, "address",
+				    json_pack("{s:s s:s s:b s:O* s:O*}", "name", name, "address",
 					      address, "replace", (int)q->replace, "receive",
-					      q->receive),
+					      q->receive, "shared", q->shared),
 				    &result, &error);
 	if (r < 0)
 		r = cli_fail(q->cli, &error);
@@ -154,12 +158,13 @@ static int allow(const struct request *q, const char *name)
 	json_t *result = NULL;
 
 	if (cli_daemon_call(q->cli, "peer.allow",
-			    json_pack("{s:s s:O*}", "name", name, "receive", q->receive), &result,
-			    &error) < 0)
+			    json_pack("{s:s s:O* s:O*}", "name", name, "receive", q->receive,
+				      "shared", q->shared),
+			    &result, &error) < 0)
 		return cli_fail(q->cli, &error);
 	return done(q->cli, result,
-		    q->receive ? "host %s may put disks there, and nowhere else\n"
-			       : "host %s may put disks nowhere\n",
+		    q->receive || q->shared ? "host %s may put disks there, and nowhere else\n"
+					    : "host %s may put disks nowhere\n",
 		    name);
 }
 
@@ -179,6 +184,8 @@ static int list(const struct request *q)
 		printf("%-20s %s\n", cli_text(peer, "name"), cli_text(peer, "address"));
 		json_array_foreach(json_object_get(peer, "receive"), k, folder)
 			printf("%-20s may put disks into %s\n", "", json_string_value(folder));
+		json_array_foreach(json_object_get(peer, "shared"), k, folder)
+			printf("%-20s may have disks on %s\n", "", json_string_value(folder));
 	}
 	json_decref(result);
 	return 0;
@@ -267,6 +274,7 @@ int cmd_peer(struct cli *cli, int argc, char **argv)
 					    {"key-file", required_argument, NULL, OPT_KEY_FILE},
 					    {"replace", no_argument, NULL, OPT_REPLACE},
 					    {"receive", required_argument, NULL, OPT_RECEIVE},
+					    {"shared", required_argument, NULL, OPT_SHARED},
 					    {0}};
 	struct request q = {.cli = cli};
 	int r = cli_options(cli, argc, argv, own, take, &q);
@@ -276,5 +284,6 @@ int cmd_peer(struct cli *cli, int argc, char **argv)
 	if (!r)
 		r = run(&q, argc - optind, argv + optind);
 	json_decref(q.receive);
+	json_decref(q.shared);
 	return r < 0 ? 0 : r;
 }

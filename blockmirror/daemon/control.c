@@ -245,6 +245,7 @@ static const struct bm_rpc_table methods[] = {
 	{"peer.list", method_peer_list},
 	{"peer.check", method_peer_check},
 	{"remote.create", method_remote_create},
+	{"remote.share", method_remote_share},
 	{"remote.remove", method_remote_remove},
 	{"remote.yield", method_remote_yield},
 	{"remote.arm", method_remote_arm},

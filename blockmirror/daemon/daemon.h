@@ -42,7 +42,8 @@ struct daemon {
 /*
  * registry.c: a file NAME.json for each disk that is to be served after a boot. All block. limits:
  * options of blockmirror-disk and their values, as strings; NULL: none. received: of a standby,
- * {peer: whose it is, disk: its identity, port: that its mirror comes to}; NULL: the disk is ours.
+ * {peer: whose it is, disk: its identity, port: that its mirror comes to, or shared: true, and
+ * nothing comes, since we reach its storage}; NULL: the disk is ours.
  */
 bool registry_limits_good(const json_t *limits);
 int registry_add(const char *folder, const char *name, json_t *limits, json_t *received,
@@ -56,6 +57,7 @@ int registry_read(const char *folder,
 const char *registry_peer(const json_t *received);
 const char *registry_disk(const json_t *received);
 unsigned registry_port(const json_t *received);
+bool registry_shared(const json_t *received);
 
 /* ask.c: a call without parameters to a disk's process. One at a time. */
 struct ask {

@@ -185,11 +185,12 @@ static int tell_standby(struct peer_errand *e)
 	if (record.role == BM_ROLE_STANDBY && strcmp(record.peer, e->peer->name) != 0)
 		return bm_fail(&e->error, BM_E_ACCESS, "disk %s is not a standby of host %s",
 			       record.name, e->peer->name);
-	return call_process(
-		e, method,
-		!strcmp(method, "arm")
-			? json_pack("{s:O*}", "time_ns", json_object_get(e->params, "time_ns"))
-			: NULL);
+	return call_process(e, method,
+			    !strcmp(method, "arm")
+				    ? json_pack("{s:O* s:O*}", "time_ns",
+						json_object_get(e->params, "time_ns"), "witness",
+						json_object_get(e->params, "witness"))
+				    : NULL);
 }
 
 static void answer(struct peers *p, struct bm_rpc_call *call, json_t *params,

@@ -27,10 +27,12 @@ void peer_free(struct peer *peer)
 	free(peer->address);
 	free(peer->key);
 	json_decref(peer->receive);
+	json_decref(peer->shared);
 	free(peer);
 }
 
-struct peer *peer_new(const char *name, const char *address, const char *key, json_t *receive)
+struct peer *peer_new(const char *name, const char *address, const char *key, json_t *receive,
+		      json_t *shared)
 {
 	struct peer *peer = calloc(1, sizeof(*peer));
 
@@ -40,7 +42,8 @@ struct peer *peer_new(const char *name, const char *address, const char *key, js
 	peer->address = strdup(address);
 	peer->key = strdup(key);
 	peer->receive = receive ? json_deep_copy(receive) : json_array();
-	if (peer->name && peer->address && peer->key && peer->receive)
+	peer->shared = shared ? json_deep_copy(shared) : json_array();
+	if (peer->name && peer->address && peer->key && peer->receive && peer->shared)
 		return peer;
 	peer_free(peer);
 	return NULL;
@@ -75,10 +78,12 @@ static int check_folders(const json_t *folders, struct bm_error *error)
 }
 
 int peer_check(const char *name, const char *address, const char *key, const json_t *receive,
-	       struct bm_error *error)
+	       const json_t *shared, struct bm_error *error)
 {
 	int r = check_folders(receive, error);
 
+	if (!r)
+		r = share_check_list(shared, error);
 	if (r < 0)
 		return r;
 	if (bm_disk_name_check(name, NULL) < 0)

@@ -7,6 +7,7 @@
  *   peer_file.c   STATE/peers: NAME.json of each, and their keys as TLS reads them
  *   peer_port.c   what they may ask of us
  *   receive.c     of that: disks of theirs that come here
+ *   share.c       of these: those whose storage we reach ourselves
  *   probe.c       what their images' place can do
  *   peer_call.c   what we ask of them
  *   remote.c      of that: disks of ours that go there
@@ -47,6 +48,7 @@ struct peer {
 	char *address;   /* HOST:PORT */
 	char *key;       /* hexadecimal */
 	json_t *receive; /* folders of ours that disks of its may come to; strings */
+	json_t *shared;  /* paths and URIs that it may have us open (share.c) */
 };
 
 struct peers {
@@ -69,11 +71,12 @@ int peers_open(struct daemon *d, const char *name, const char *listen, const cha
 	       struct bm_error *error);
 void peers_close(struct daemon *d);
 struct peer *peer_find(const struct peers *p, const char *name);
-/* Copies; receive NULL: nothing may come. NULL: no memory. */
-struct peer *peer_new(const char *name, const char *address, const char *key, json_t *receive);
+/* Copies; receive, shared NULL: nothing may come. NULL: no memory. */
+struct peer *peer_new(const char *name, const char *address, const char *key, json_t *receive,
+		      json_t *shared);
 void peer_free(struct peer *peer); /* NULL is allowed */
 int peer_check(const char *name, const char *address, const char *key, const json_t *receive,
-	       struct bm_error *error);
+	       const json_t *shared, struct bm_error *error);
 /* A new key, hexadecimal, malloc()ed. */
 char *peer_make_key(void);
 /* What was written counts from now on; peer is taken over. */
@@ -101,9 +104,16 @@ struct peer *peer_admit(struct peers *p, struct bm_rpc_call *call, bool greeted)
 int peer_listen_data(const struct peers *p, unsigned *port, struct bm_error *error);
 
 /* receive.c: methods of that port; arg is the peers. */
-bm_rpc_method method_receive, method_discard;
+bm_rpc_method method_receive, method_share, method_discard;
 /* No worker has anything of ours any more. */
 void receive_close(struct peers *p);
+
+/*
+ * share.c. Whether a list may be one that is allowed. find blocks: uri, without links, if the list
+ * allows it; -EACCES without touching error if not.
+ */
+int share_check_list(const json_t *list, struct bm_error *error);
+int share_find(const json_t *list, const char *uri, char **found, struct bm_error *error);
 
 /*
  * peer_call.c: blocks; in any thread. A connection to a peer on which a version is agreed on;
@@ -150,7 +160,7 @@ void peer_errand_begin(struct peers *p, struct bm_rpc_call *call, const struct p
 		       enum errand_level level);
 
 /* remote.c: methods of the control socket; arg is the daemon. */
-bm_rpc_method method_remote_create, method_remote_remove;
+bm_rpc_method method_remote_create, method_remote_share, method_remote_remove;
 
 /* pass.c: methods of the control socket, whose arg is the daemon; and of the port for hosts. */
 bm_rpc_method method_remote_yield, method_remote_arm, method_remote_take, method_received;

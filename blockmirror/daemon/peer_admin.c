@@ -104,20 +104,21 @@ static bool can_change(const struct peers *p, struct bm_rpc_call *call, const ch
 static void add(struct peers *p, struct bm_rpc_call *call, json_t *params, const char *made_key)
 {
 	const char *name = NULL, *address = NULL, *given = NULL, *key;
-	json_t *receive = NULL;
+	json_t *receive = NULL, *shared = NULL;
 	struct bm_error error;
 	struct peer *peer;
 	int replace = 0;
 
-	if (json_unpack(params, "{s:s s:s s?s s?b s?o}", "name", &name, "address", &address, "key",
-			&given, "replace", &replace, "receive", &receive) ||
+	if (json_unpack(params, "{s:s s:s s?s s?b s?o s?o}", "name", &name, "address", &address,
+			"key", &given, "replace", &replace, "receive", &receive, "shared",
+			&shared) ||
 	    (!made_key && !given)) {
 		bm_fail(&error, BM_E_USAGE, "name, address and key (strings) are wanted");
 		bm_rpc_fail(call, &error);
 		return;
 	}
 	key = made_key ? made_key : given;
-	if (peer_check(name, address, key, receive, &error) < 0) {
+	if (peer_check(name, address, key, receive, shared, &error) < 0) {
 		bm_rpc_fail(call, &error);
 		return;
 	}
@@ -126,7 +127,7 @@ static void add(struct peers *p, struct bm_rpc_call *call, json_t *params, const
 	else if (peer_find(p, name) && !replace)
 		refuse(call, BM_E_EXISTS, "is known already: remove it, or say --replace", name);
 	else if (can_change(p, call, name)) {
-		peer = peer_new(name, address, key, receive);
+		peer = peer_new(name, address, key, receive, shared);
 		if (peer)
 			begin_change(p, call, peer, NULL, made_key);
 		else
@@ -171,19 +172,20 @@ void method_peer_allow(void *arg, struct bm_rpc_call *call, json_t *params)
 {
 	struct daemon *d = arg;
 	const struct peer *old = peer_wanted(d->peers, call, params, "name");
-	json_t *receive = json_object_get(params, "receive");
+	json_t *receive = json_object_get(params, "receive"),
+	       *shared = json_object_get(params, "shared");
 	struct bm_error error;
 	struct peer *peer;
 
 	if (!old)
 		return;
-	if (peer_check(old->name, old->address, old->key, receive, &error) < 0) {
+	if (peer_check(old->name, old->address, old->key, receive, shared, &error) < 0) {
 		bm_rpc_fail(call, &error);
 		return;
 	}
 	if (!can_change(d->peers, call, old->name))
 		return;
-	peer = peer_new(old->name, old->address, old->key, receive);
+	peer = peer_new(old->name, old->address, old->key, receive, shared);
 	if (peer)
 		begin_change(d->peers, call, peer, NULL, false);
 	else
@@ -208,9 +210,9 @@ void method_peer_list(void *arg, struct bm_rpc_call *call, json_t *params)
 	bm_list_each(node, &d->peers->list) {
 		const struct peer *peer = bm_container(node, struct peer, link);
 
-		json_array_append_new(list,
-				      json_pack("{s:s s:s s:O}", "name", peer->name, "address",
-						peer->address, "receive", peer->receive));
+		json_array_append_new(list, json_pack("{s:s s:s s:O s:O}", "name", peer->name,
+						      "address", peer->address, "receive",
+						      peer->receive, "shared", peer->shared));
 	}
 	bm_rpc_reply(call, json_pack("{s:o s:s s:s*}", "peers", list, "name", d->peers->name,
 				     "listen", d->peers->listen));
@@ -251,7 +253,7 @@ void peer_errand_begin(struct peers *p, struct bm_rpc_call *call, const struct p
 	struct peer_errand *e = calloc(1, sizeof(*e));
 
 	if (e)
-		e->peer = peer_new(peer->name, peer->address, peer->key, NULL);
+		e->peer = peer_new(peer->name, peer->address, peer->key, NULL, NULL);
 	if (!e || !e->peer) {
 		free(e);
 		json_decref(params);

@@ -111,8 +111,9 @@ int peer_write(const struct peers *p, const struct peer *peer, const char *remov
 		r = remove_files(p, removed, path, error);
 		return r ? r : write_text(p->keys, text, error);
 	}
-	j = json_pack("{s:i s:s s:s s:s s:O}", "format", FORMAT, "name", peer->name, "address",
-		      peer->address, "key", peer->key, "receive", peer->receive);
+	j = json_pack("{s:i s:s s:s s:s s:O s:O}", "format", FORMAT, "name", peer->name, "address",
+		      peer->address, "key", peer->key, "receive", peer->receive, "shared",
+		      peer->shared);
 	entry = j ? json_dumps(j, JSON_COMPACT) : NULL;
 	json_decref(j);
 	r = entry ? write_text(path, entry, error) : bm_fail_errno(error, ENOMEM, "%s", path);
@@ -126,17 +127,18 @@ static struct peer *read_entry(const struct peers *p, const char *name)
 	const char *said = "", *address = "", *key = "";
 	bm_free char *path = path_of(p, name), *text = NULL;
 	struct peer *peer = NULL;
-	json_t *entry = NULL, *receive = NULL;
+	json_t *entry = NULL, *receive = NULL, *shared = NULL;
 	int format = 0;
 
 	if (path && !bm_read_text(path, LARGEST, &text))
 		entry = json_loads(text, 0, NULL);
 	if (entry &&
-	    !json_unpack(entry, "{s:i s:s s:s s:s s?o}", "format", &format, "name", &said,
-			 "address", &address, "key", &key, "receive", &receive) &&
+	    !json_unpack(entry, "{s:i s:s s:s s:s s?o s?o}", "format", &format, "name", &said,
+			 "address", &address, "key", &key, "receive", &receive, "shared",
+			 &shared) &&
 	    format == FORMAT && !strcmp(said, name) &&
-	    !peer_check(name, address, key, receive, NULL))
-		peer = peer_new(name, address, key, receive);
+	    !peer_check(name, address, key, receive, shared, NULL))
+		peer = peer_new(name, address, key, receive, shared);
 	json_decref(entry);
 	if (text)
 		explicit_bzero(text, strlen(text));

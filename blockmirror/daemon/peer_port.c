@@ -93,9 +93,11 @@ static void method_swallow(void *arg, struct bm_rpc_call *call, json_t *params)
 }
 
 static const struct bm_rpc_table methods[] = {
-	{"hello", method_hello},     {"ping", method_ping},       {"swallow", method_swallow},
-	{"receive", method_receive}, {"discard", method_discard}, {"yield", method_yield},
-	{"arm", method_arm},         {"take", method_take},       {NULL, NULL},
+	{"hello", method_hello},     {"ping", method_ping},
+	{"swallow", method_swallow}, {"receive", method_receive},
+	{"discard", method_discard}, {"yield", method_yield},
+	{"arm", method_arm},         {"take", method_take},
+	{"share", method_share},     {NULL, NULL},
 };
 
 static struct bm_keyring *keyring_of(void *arg)

@@ -24,6 +24,7 @@
 #include "blockmirror/base/log.h"
 #include "blockmirror/base/record.h"
 #include "blockmirror/base/units.h"
+#include "blockmirror/base/uri.h"
 #include "blockmirror/daemon/peer.h"
 #include "blockmirror/daemon/probe.h"
 
@@ -40,7 +41,8 @@ struct receipt {
 	const char *name, *disk, *path, *image; /* params' */
 	uint64_t size, need;                    /* bytes: of the disk, and that it takes */
 	bool overwrite;
-	bool again; /* it is here already, from an earlier time */
+	bool shared; /* path is a path or a URI that we are to reach ourselves (share.c) */
+	bool again;  /* it is here already, from an earlier time */
 	/* found: */
 	char *real; /* the image */
 	bool made;
@@ -130,6 +132,13 @@ static int look_again(struct receipt *t)
 	if (record.role != BM_ROLE_STANDBY)
 		return bm_fail(&t->error, BM_E_EXISTS, "host %s has disk %s itself", t->peers->name,
 			       t->name);
+	if (t->shared && record.shared && !strcmp(record.uri, t->real))
+		return 0;
+	if (t->shared || record.shared)
+		return bm_fail(&t->error, BM_E_EXISTS,
+			       "host %s waits for disk %s already, on other storage: \"blockmirror "
+			       "migrate disarm %s\" ends that",
+			       t->peers->name, t->name, t->name);
 	if (t->overwrite && !strcmp(record.uri, t->real) && record.size >= t->size)
 		return 0;
 	return bm_fail(&t->error, BM_E_EXISTS,
@@ -209,14 +218,30 @@ static int use_image(struct receipt *t, const struct stat *st)
 	return 0;
 }
 
+static int find_shared(struct receipt *t)
+{
+	char shown[400];
+	int r = share_find(t->allowed, t->path, &t->real, &t->error);
+
+	bm_uri_redact(t->path, shown, sizeof(shown));
+	if (r == -EACCES)
+		return bm_fail(&t->error, BM_E_ACCESS,
+			       "%s is not there on host %s, or host %s may not have it opened: "
+			       "there, \"blockmirror peer allow %s --shared %s\" lets it",
+			       shown, t->peers->name, t->peer, t->peer, shown);
+	return r;
+}
+
 static void look(struct bm_work *work)
 {
 	struct receipt *t = bm_container(work, struct receipt, work);
 	struct stat st;
 
-	t->result = find_place(t);
+	t->result = t->shared ? find_shared(t) : find_place(t);
 	if (!t->result && t->again)
 		t->result = look_again(t);
+	else if (t->shared)
+		return; /* the process tells */
 	else if (!t->result && !lstat(t->real, &st))
 		t->result = use_image(t, &st);
 	else if (!t->result)
@@ -252,7 +277,8 @@ static void begin(struct receipt *t)
 			       "cannot be received: out of memory");
 		return;
 	}
-	s->received = json_pack("{s:s s:s}", "peer", t->peer, "disk", t->disk);
+	s->received = json_pack("{s:s s:s s:b}", "peer", t->peer, "disk", t->disk, "shared",
+				(int)t->shared);
 	s->serve_call = t->call;
 	s->first = (struct first_start){.image = bm_steal(t->real),
 					.force = t->overwrite,
@@ -325,6 +351,25 @@ static bool is_same(const struct receipt *t, const struct served *s)
 	return false;
 }
 
+static bool identity_good(const char *disk)
+{
+	return strlen(disk) == IDENTITY && strspn(disk, "0123456789abcdef") == IDENTITY;
+}
+
+static bool read_shared(struct receipt *t, struct bm_error *error)
+{
+	json_int_t size = 0;
+
+	if (json_unpack(t->params, "{s:s s:s s:s s:I}", "name", &t->name, "disk", &t->disk, "uri",
+			&t->path, "size", &size) ||
+	    size < 512 || size % 512 || strlen(t->path) >= PATH_MAX / 2 || !identity_good(t->disk))
+		return bm_fail(error, BM_E_USAGE,
+			       "name, disk (its identity), uri and size (bytes) are wanted"),
+		       false;
+	t->size = (uint64_t)size;
+	return bm_disk_name_check(t->name, error) >= 0;
+}
+
 static bool read_params(struct receipt *t, struct bm_error *error)
 {
 	json_int_t size = 0, need = 0;
@@ -335,7 +380,7 @@ static bool read_params(struct receipt *t, struct bm_error *error)
 			&need, "overwrite", &overwrite) ||
 	    size < 512 || size % 512 || need < 0 || *t->path != '/' ||
 	    strlen(t->path) >= PATH_MAX / 2 || strlen(t->image) > NAME_MAX ||
-	    strlen(t->disk) != IDENTITY || strspn(t->disk, "0123456789abcdef") != IDENTITY)
+	    !identity_good(t->disk))
 		return bm_fail(error, BM_E_USAGE,
 			       "name, disk (its identity), path (absolute), image (a name), size "
 			       "and need (bytes) are wanted"),
@@ -346,9 +391,8 @@ static bool read_params(struct receipt *t, struct bm_error *error)
 	return bm_disk_name_check(t->name, error) >= 0;
 }
 
-void method_receive(void *arg, struct bm_rpc_call *call, json_t *params)
+static void receive(struct peers *p, struct bm_rpc_call *call, json_t *params, bool shared)
 {
-	struct peers *p = arg;
 	struct peer *peer = peer_admit(p, call, true);
 	struct receipt *t = peer ? calloc(1, sizeof(*t)) : NULL;
 	const struct served *s;
@@ -366,8 +410,9 @@ void method_receive(void *arg, struct bm_rpc_call *call, json_t *params)
 	t->peers = p;
 	t->call = call;
 	t->params = json_incref(params);
-	t->allowed = json_incref(peer->receive);
-	if (!read_params(t, &error)) {
+	t->shared = shared;
+	t->allowed = json_incref(shared ? peer->shared : peer->receive);
+	if (!(shared ? read_shared(t, &error) : read_params(t, &error))) {
 		bm_rpc_fail(call, &error);
 		free_receipt(t);
 		return;
@@ -382,6 +427,16 @@ void method_receive(void *arg, struct bm_rpc_call *call, json_t *params)
 	t->work.done = looked;
 	bm_list_append(&p->receipts, &t->link);
 	bm_workers_submit(p->callers[ERRAND_THEIRS], p->daemon->loop, &t->work);
+}
+
+void method_receive(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	receive(arg, call, params, false);
+}
+
+void method_share(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	receive(arg, call, params, true);
 }
 
 void receive_close(struct peers *p)
@@ -479,8 +534,10 @@ int receive_erase(const struct served *s, struct bm_error *error)
 		folder = NULL;
 		return bm_fail_errno(error, ENOMEM, "disk %s", s->name);
 	}
-	bm_mark_remove(record.uri);
-	if (unlink(record.uri) < 0 && errno != ENOENT)
+	/* What the other host has the disk on is not ours. */
+	if (!record.shared)
+		bm_mark_remove(record.uri);
+	if (!record.shared && unlink(record.uri) < 0 && errno != ENOENT)
 		return bm_fail_errno(error, errno, "cannot remove %s", record.uri);
 	for (size_t i = 0; i < sizeof(rest) / sizeof(rest[0]); i++) {
 		bm_free char *path = NULL;

@@ -45,12 +45,17 @@ unsigned registry_port(const json_t *received)
 	return (unsigned)json_integer_value(json_object_get(received, "port"));
 }
 
+bool registry_shared(const json_t *received)
+{
+	return json_is_true(json_object_get(received, "shared"));
+}
+
 static bool received_good(const json_t *received)
 {
 	json_int_t port = json_integer_value(json_object_get(received, "port"));
 
-	return !received ||
-	       (registry_peer(received) && registry_disk(received) && port > 0 && port < 65536);
+	return !received || (registry_peer(received) && registry_disk(received) &&
+			     (registry_shared(received) || (port > 0 && port < 65536)));
 }
 
 int registry_add(const char *folder, const char *name, json_t *limits, json_t *received,

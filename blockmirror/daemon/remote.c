@@ -60,6 +60,12 @@ static int create(struct peer_errand *e)
 	return 0;
 }
 
+static int share(struct peer_errand *e)
+{
+	return peer_ask(e->peer, e->peers->name, "share", json_incref(e->params), PATIENCE,
+			&e->result, &e->error);
+}
+
 static int discard(struct peer_errand *e)
 {
 	return peer_ask(e->peer, e->peers->name, "discard", json_incref(e->params), PATIENCE,
@@ -79,6 +85,11 @@ static void begin(struct daemon *d, struct bm_rpc_call *call, json_t *params,
 void method_remote_create(void *arg, struct bm_rpc_call *call, json_t *params)
 {
 	begin(arg, call, params, create);
+}
+
+void method_remote_share(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	begin(arg, call, params, share);
 }
 
 void method_remote_remove(void *arg, struct bm_rpc_call *call, json_t *params)

@@ -41,6 +41,8 @@ static int put_standby(struct served *s, char **argv, int n, char *size)
 	snprintf(size, NUMBER, "%" PRIu64, s->first.size);
 	argv[n++] = (char *)"--size";
 	argv[n++] = size;
+	if (registry_shared(s->received))
+		argv[n++] = (char *)"--shared";
 	return n;
 }
 
@@ -59,7 +61,8 @@ static int listen_data(struct served *s)
 
 int served_spawn(struct served *s, int *output)
 {
-	bm_close int data = s->received ? listen_data(s) : -1;
+	bool listens = s->received && !registry_shared(s->received);
+	bm_close int data = listens ? listen_data(s) : -1;
 	const int fds[] = {s->nbd.fd, s->control.fd, data};
 	char *argv[ARGUMENTS], create[NUMBER], size[NUMBER];
 	struct bm_spawn spawn = {.argv = argv,
@@ -71,7 +74,7 @@ int served_spawn(struct served *s, int *output)
 				 .fd_names = "nbd:control:data"};
 	int n = 0, pid;
 
-	if (s->received && data < 0)
+	if (listens && data < 0)
 		return data;
 	argv[n++] = (char *)BM_DISK_PROGRAM;
 	argv[n++] = (char *)"--name";

@@ -151,8 +151,9 @@ static void reopen_done(struct bm_work *work)
 	}
 	if (job->reopened && job->reopened->geometry.size < d->record.size)
 		shrunk(job);
-	else if (job->reopened && !storage_wrap(d, side, job_uri(job, FORWARD), &job->reopened) &&
-		 !bm_order_fit(&job->reopened, bm_mirror_dev(d->mirror)->geometry.block)) {
+	else if (job->reopened &&
+		 !storage_fit(d, side, job_uri(job, FORWARD),
+			      bm_mirror_dev(d->mirror)->geometry.block, &job->reopened)) {
 		bm_dev_start(job->reopened, d->loop);
 		if (job->disbelieved)
 			checkpoint_disbelieve(job);

@@ -146,6 +146,7 @@ static int new_disk(struct disk *d, const struct disk_options *options, struct b
 	if (options->standby_of) {
 		d->record.role = BM_ROLE_STANDBY;
 		d->record.peer = strdup(options->standby_of);
+		d->record.shared = options->shared;
 	}
 	if (!d->record.name || !d->record.disk || !d->record.uri ||
 	    (options->standby_of && !d->record.peer))
@@ -157,9 +158,10 @@ static int new_disk(struct disk *d, const struct disk_options *options, struct b
 static int open_image(struct disk *d, const struct disk_options *asked, struct bm_error *error)
 {
 	/* Our own dead process may have left requests behind: the image's lock tells. */
-	const struct bm_open_options options = {
+	struct bm_open_options options = {
 		.fence = !d->fresh, .session = d->record.disk, .descriptor = d->image_fd};
 	enum owner_use use = asked->force ? OWNER_FORCE : OWNER_SERVE;
+	bool owned = d->fresh && !d->record.shared; /* else that is the other host's business */
 	char shown[400];
 	uint32_t block;
 	int r;
@@ -168,10 +170,12 @@ static int open_image(struct disk *d, const struct disk_options *asked, struct b
 	 * What our own record names was looked at when that was believed. Else the mark is looked
 	 * at first, since it tells more than a lock that is held, and again when we hold the lock.
 	 */
-	r = d->fresh ? owner_check(d->record.uri, d->folder, use, error) : 0;
+	if (d->record.shared)
+		shared_reads(&options);
+	r = owned ? owner_check(d->record.uri, d->folder, use, error) : 0;
 	if (!r)
 		r = bm_dev_open(d->record.uri, &options, &d->side[0], error);
-	if (!r && d->fresh)
+	if (!r && owned)
 		r = owner_check(d->record.uri, d->folder, use, error);
 	if (r < 0)
 		return r;
@@ -189,9 +193,7 @@ static int open_image(struct disk *d, const struct disk_options *asked, struct b
 	/* An image with larger blocks than the disk had before may end within one. */
 	while (d->record.size % block)
 		block /= 2;
-	r = storage_wrap(d, 0, d->record.uri, &d->side[0]);
-	if (!r)
-		r = bm_order_fit(&d->side[0], block);
+	r = storage_fit(d, 0, d->record.uri, block, &d->side[0]);
 	return r < 0 ? bm_fail_errno(error, r, "disk %s", d->name) : 0;
 }
 
@@ -201,7 +203,7 @@ static int write_record(struct disk *d, struct bm_error *error)
 
 	d->record.generation = ++d->generation;
 	r = bm_record_write(d->folder, &d->record, error);
-	if (r < 0)
+	if (r < 0 || d->record.shared)
 		return r;
 	r = owner_mark(d->record.uri, "active", &d->record, d->folder);
 	return r < 0 ? bm_fail_errno(error, r, "cannot mark %s", d->record.uri) : 0;
@@ -291,7 +293,10 @@ static int believe(struct disk *d, const struct disk_options *options, struct bm
 			       "disk %s is on host %s since generation %" PRIu64
 			       ", says its record in %s: serve it there",
 			       d->name, d->record.peer, d->record.generation, d->folder);
-	return r ? r : owner_check_record(&d->record, d->folder, options->force, error);
+	/* The mark of an image that the other host has is that host's. */
+	if (r || d->record.shared)
+		return r;
+	return owner_check_record(&d->record, d->folder, options->force, error);
 }
 
 /* It was ours, and the host that has it keeps its copy here from now on. */
@@ -333,7 +338,7 @@ static void leave_nothing(struct disk *d)
 		return;
 	if (d->generation)
 		bm_record_remove(d->folder);
-	if (d->generation && bm_uri_path(d->record.uri))
+	if (d->generation && bm_uri_path(d->record.uri) && !d->record.shared)
 		bm_mark_remove(bm_uri_path(d->record.uri));
 	if (d->created)
 		unlink(bm_uri_path(d->record.uri));
@@ -484,7 +489,7 @@ void disk_stop(struct disk *d)
 		return;
 	d->stopping = true;
 	/* Requests that wait cannot be answered: clients come again to the next process. */
-	if (storage_is_lost(d) || gate_held(d->gate) || d->yield || d->promotion) {
+	if (storage_is_lost(d) || gate_held(d->gate) || d->yield || d->promotion || d->witness) {
 		d->abandoned = true;
 		bm_loop_stop(d->loop);
 		return;
@@ -504,6 +509,7 @@ void disk_fini(struct disk *d)
 	bm_workers_free(d->keeper);
 	yield_close(d);
 	promote_close(d);
+	witness_close(d);
 	offer_close(d);
 	bm_timer_clear(d->loop, &d->offer_timer);
 	job_forget(d);

@@ -9,7 +9,10 @@
  *   remote.c    those on other hosts
  *   storage.c   remote storage that is lost, and opened again
  *   gate.c      what a role lets a guest do
+ *   slot.c      what the image stands in, so that it can be let go of
  *   standby.c   a disk that another host has, and its copy here
+ *   shared.c    the same, of storage that both hosts reach
+ *   witness.c   whether what they reach is the same
  *   offer.c     until when it may pass from one to the other
  *   yield.c     it passes to another host
  *   promote.c   it comes from one
@@ -52,6 +55,7 @@ enum { WITHDRAWN = 1 };
 struct offer {
 	char *host;
 	uint64_t until;
+	bool shared; /* that host reaches the disk's storage itself */
 };
 
 struct disk_options {
@@ -64,6 +68,7 @@ struct disk_options {
 	int predecessor;        /* take over from the process at the other end; 0 */
 	const char *standby_of; /* a new disk is that host's; NULL: it is ours */
 	const char *identity;   /* that it has there */
+	bool shared;            /* a standby, on the storage that the disk has there */
 	const char *keys;       /* file: of hosts; NULL: none is let in */
 	int data_fd;            /* listens for the host whose standby it is; 0 */
 	struct nbd_server_options limits;
@@ -97,6 +102,7 @@ struct disk {
 	uint64_t refused_writes;
 	struct offer offer;
 	struct offering *offering; /* being written; NULL */
+	struct witness *witness;   /* being taken, or looked at; NULL */
 	struct bm_timer offer_timer;
 	struct yield *yield;         /* under way; NULL */
 	struct promotion *promotion; /* the same */
@@ -168,12 +174,15 @@ int owner_mark(const char *uri, const char *state, const struct bm_record *recor
 int owner_remove(const char *uri);
 
 /*
- * storage.c. wrap: *dev, which was opened as uri, is not started, and becomes that side, is opened
- * again when its session is lost, if it has one. 0 or -ENOMEM. set_roles: authority has passed, or
- * may soon. report: the authority's, null where there is nothing to tell. fini: after all sides
- * were closed and the workers are gone.
+ * storage.c. fit: *dev, which was opened as uri, is not started, and becomes that side, takes
+ * requests of block, is opened again when its session is lost, if it has one, and stands in a slot
+ * (slot.h). put: the same for one that takes the place of what is in the slot of that side, which
+ * has nothing in flight; taken over when it succeeds. 0 or -ENOMEM. set_roles: authority has
+ * passed, or may soon. report: the authority's, null where there is nothing to tell. fini: after
+ * all sides were closed and the workers are gone.
  */
-int storage_wrap(struct disk *disk, int side, const char *uri, struct bm_dev **dev);
+int storage_fit(struct disk *disk, int side, const char *uri, uint32_t block, struct bm_dev **dev);
+int storage_put(struct disk *disk, int side, const char *uri, struct bm_dev **dev);
 void storage_set_roles(struct disk *disk);
 bool storage_is_lost(const struct disk *disk);
 json_t *storage_report(const struct disk *disk);

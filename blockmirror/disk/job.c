@@ -168,9 +168,8 @@ static int attach(struct job *job)
 	struct disk *d = job->disk;
 	int side = !disk_authority(d), r;
 
-	r = storage_wrap(d, side, job->target.uri, &job->target.dev);
-	if (!r)
-		r = bm_order_fit(&job->target.dev, bm_mirror_dev(d->mirror)->geometry.block);
+	r = storage_fit(d, side, job->target.uri, bm_mirror_dev(d->mirror)->geometry.block,
+			&job->target.dev);
 	if (r < 0)
 		return cannot_mirror(job, r);
 	bm_dev_start(job->target.dev, d->loop);

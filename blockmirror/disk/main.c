@@ -39,6 +39,8 @@ static const char help[] =
 	"  --standby-of HOST  a new disk is another host's, and this is its copy here\n"
 	"  --disk-id ID       the identity that it has there\n"
 	"  --size SIZE        of a new disk, whose image may be larger\n"
+	"  --shared           HOST has the disk on IMAGE, too: it is only read until HOST passes\n"
+	"                     the disk on\n"
 	"  --peer-keys FILE   by which that host is known (blockmirrord)\n"
 	"  --one-off FD     no disk: copy or compare, as asked over that socket, and end\n"
 	"  --help, --version\n"
@@ -113,6 +115,7 @@ static const struct option known[] = {
 	{"standby-of", required_argument, NULL, 'S'},
 	{"disk-id", required_argument, NULL, 'I'},
 	{"size", required_argument, NULL, 'Z'},
+	{"shared", no_argument, NULL, 'H'},
 	{"peer-keys", required_argument, NULL, 'K'},
 	{"one-off", required_argument, NULL, 'o'},
 	{"take-over", required_argument, NULL, 't'},
@@ -167,6 +170,9 @@ static int take_option(int c, int which, struct disk_options *disk, int *control
 		return 0;
 	case 'I':
 		disk->identity = optarg;
+		return 0;
+	case 'H':
+		disk->shared = true;
 		return 0;
 	case 'K':
 		disk->keys = optarg;

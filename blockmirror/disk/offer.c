@@ -43,21 +43,25 @@ void offer_read(struct disk *d)
 	const char *host;
 	json_int_t until;
 	json_t *j = NULL;
+	int shared = 0;
 
 	if (path && !bm_read_text(path, LARGEST, &text))
 		j = json_loads(text, 0, NULL);
 	offer_clear(d);
-	if (j && !json_unpack(j, "{s:s s:I}", "host", &host, "until", &until)) {
+	if (j &&
+	    !json_unpack(j, "{s:s s:I s?b}", "host", &host, "until", &until, "shared", &shared)) {
 		d->offer.host = strdup(host);
 		d->offer.until = (uint64_t)until;
+		d->offer.shared = shared;
 	}
 	json_decref(j);
 }
 
-int offer_write(const struct disk *d, const char *host, uint64_t until, struct bm_error *error)
+int offer_write(const struct disk *d, const struct offer *o, struct bm_error *error)
 {
 	bm_free char *path = path_of(d), *text = NULL;
-	json_t *j = json_pack("{s:s s:I}", "host", host, "until", (json_int_t)until);
+	json_t *j = json_pack("{s:s s:I s:b}", "host", o->host, "until", (json_int_t)o->until,
+			      "shared", (int)o->shared);
 	int r;
 
 	text = j ? json_dumps(j, JSON_COMPACT) : NULL;
@@ -79,8 +83,8 @@ struct offering {
 	struct bm_work work;
 	struct disk *disk;
 	struct bm_rpc_call *call;
-	char *to;
-	uint64_t until;
+	struct offer offer; /* to be */
+	json_t *result;     /* the call's */
 	struct bm_error error;
 };
 
@@ -88,10 +92,18 @@ static void write_offer(struct bm_work *work)
 {
 	struct offering *o = bm_container(work, struct offering, work);
 
-	if (o->until)
-		offer_write(o->disk, o->to, o->until, &o->error);
+	if (o->offer.until)
+		offer_write(o->disk, &o->offer, &o->error);
 	else
 		offer_remove(o->disk);
+}
+
+static void offering_free(struct offering *o)
+{
+	o->disk->offering = NULL;
+	json_decref(o->result);
+	free(o->offer.host);
+	free(o);
 }
 
 static void offered(struct bm_work *work)
@@ -105,18 +117,19 @@ static void offered(struct bm_work *work)
 			bm_rpc_fail(o->call, &o->error);
 	} else {
 		offer_clear(d);
-		d->offer = (struct offer){.host = o->until ? bm_steal(o->to) : NULL,
-					  .until = o->until};
+		if (o->offer.until) {
+			d->offer = o->offer;
+			o->offer.host = NULL;
+		}
 		standby_armed(d);
 		if (o->call)
-			bm_rpc_reply(o->call, NULL);
+			bm_rpc_reply(o->call, bm_steal(o->result));
 	}
-	d->offering = NULL;
-	free(o->to);
-	free(o);
+	offering_free(o);
 }
 
-void offer_begin(struct disk *d, struct bm_rpc_call *call, const char *to, uint64_t until)
+void offer_begin(struct disk *d, struct bm_rpc_call *call, const struct offer *offer,
+		 json_t *result)
 {
 	struct offering *o;
 	struct bm_error error;
@@ -125,14 +138,16 @@ void offer_begin(struct disk *d, struct bm_rpc_call *call, const char *to, uint6
 		bm_fail(&error, BM_E_BUSY, "disk %s is just being offered; try again", d->name);
 		if (call)
 			bm_rpc_fail(call, &error);
+		json_decref(result);
 		return;
 	}
 	o = d->offering = bm_need(calloc(1, sizeof(*o)));
 	*o = (struct offering){.work = {.run = write_offer, .done = offered},
 			       .disk = d,
 			       .call = call,
-			       .to = bm_need(strdup(to)),
-			       .until = until};
+			       .offer = *offer,
+			       .result = result};
+	o->offer.host = bm_need(strdup(offer->host));
 	bm_workers_submit(d->recorder, d->loop, &o->work);
 }
 
@@ -143,8 +158,7 @@ void offer_close(struct disk *d)
 	if (d->offering) {
 		if (d->offering->call)
 			bm_rpc_fail(d->offering->call, &error);
-		free(d->offering->to);
-		free(d->offering);
+		offering_free(d->offering);
 	}
 	offer_clear(d);
 }

@@ -5,7 +5,8 @@
  *(yield.c), and its answer is the same however often it is asked. Meanwhile what the guest wants is
  *held.
  *
- *	ask -> the other host's mirror is let in no more, and nothing of its is in flight
+ *	ask -> the other host's mirror is let in no more, and nothing of its is in flight; or, of
+ *	    storage that both reach, it is opened for writing
  *	    -> a record says that the disk is ours, by a higher generation than the decision
  *	    -> the guest goes on
  *
@@ -22,6 +23,7 @@
 #include "blockmirror/base/log.h"
 #include "blockmirror/base/memory.h"
 #include "blockmirror/base/units.h"
+#include "blockmirror/base/uri.h"
 #include "blockmirror/disk/job.h"
 #include "blockmirror/disk/standby.h"
 
@@ -31,10 +33,12 @@
 struct promotion {
 	struct disk *disk;
 	struct bm_rpc_call *call; /* who said so; NULL: the guest */
-	struct bm_work ask, record;
+	struct bm_work ask, record, open;
+	struct bm_dev *opened; /* for writing: storage that the other host had open so */
 	struct bm_timer timer;
 	struct bm_task stopped;
 	bool decided, asking;
+	bool put;                   /* that is in place */
 	bool alone;                 /* whatever the other host says */
 	uint64_t begun, generation; /* that of the decision */
 	struct bm_record next;      /* shares what d->record has */
@@ -46,7 +50,9 @@ static void promotion_free(struct promotion *p)
 	struct disk *d = p->disk;
 
 	bm_timer_clear(d->loop, &p->timer);
+	bm_order_when_idle(d->order, NULL);
 	bm_task_cancel(&p->stopped);
+	bm_dev_close(p->opened);
 	free(p);
 	d->promotion = NULL;
 }
@@ -83,6 +89,8 @@ static void write_record(struct bm_work *work)
 	if (bm_record_write(d->folder, &p->next, &p->error) < 0)
 		return;
 	owner_mark(p->next.uri, "active", &p->next, d->folder);
+	if (p->put && bm_uri_path(p->next.uri))
+		bm_mark_note(bm_uri_path(p->next.uri), NULL);
 	offer_remove(d);
 	if (remote_became_active(d, &error) < 0)
 		bm_log(BM_LOG_WARN, "%s: blockmirrord does not know yet that the disk is ours: %s",
@@ -96,6 +104,7 @@ static void begin_record(struct promotion *p)
 	p->next = d->record;
 	p->next.role = BM_ROLE_ACTIVE;
 	p->next.peer = NULL;
+	p->next.shared = false;
 	if (d->generation < p->generation)
 		d->generation = p->generation;
 	p->next.generation = ++d->generation;
@@ -126,6 +135,7 @@ static void written(struct bm_work *work)
 	d->record.role = BM_ROLE_ACTIVE;
 	free(d->record.peer);
 	d->record.peer = NULL;
+	d->record.shared = false;
 	d->longest_hold = since ? bm_loop_now(d->loop) - since : 0;
 	offer_clear(d);
 	gate_set_role(d->gate, GATE_ACTIVE);
@@ -134,12 +144,27 @@ static void written(struct bm_work *work)
 	promotion_free(p);
 }
 
+static void cannot_open(struct promotion *p)
+{
+	bm_log(BM_LOG_ERROR,
+	       "%s: the disk is ours, and its storage cannot be had: %s; it is tried again",
+	       p->disk->name, p->error.text);
+	answer(p, &p->error);
+	(void)bm_timer_set(p->disk->loop, &p->timer, bm_loop_now(p->disk->loop) + AGAIN);
+}
+
 /* The other host */
 
 static void nobody_writes(struct bm_task *task)
 {
 	struct promotion *p = bm_container(task, struct promotion, stopped);
 
+	if (p->opened && shared_put(p->disk, &p->opened, &p->error) < 0) {
+		bm_dev_close(bm_steal(p->opened));
+		cannot_open(p);
+		return;
+	}
+	p->put = p->disk->record.shared;
 	nbd_server_free(p->disk->data);
 	p->disk->data = NULL;
 	begin_record(p);
@@ -152,12 +177,14 @@ static void data_stopped(void *arg)
 	bm_loop_soon(d->loop, &d->promotion->stopped);
 }
 
+/* What we could not open must stay with who has it. */
 static void ask(struct bm_work *work)
 {
 	struct promotion *p = bm_container(work, struct promotion, ask);
 
 	p->error.code = BM_OK;
-	remote_yield(p->disk, &p->generation, &p->error);
+	if (!p->disk->record.shared || !shared_reach(p->disk, &p->error))
+		remote_yield(p->disk, &p->generation, &p->error);
 }
 
 /* Whether it can help to ask again. */
@@ -183,15 +210,41 @@ static void refused(struct promotion *p)
 	promotion_free(p);
 	/* Two machines that write: nor later, when the other one happens to be silent. */
 	if (split)
-		offer_begin(d, NULL, d->record.peer, WITHDRAWN);
+		offer_begin(d, NULL, &(struct offer){d->record.peer, WITHDRAWN, false}, NULL);
 	standby_armed(d);
+}
+
+/* Storage of both hosts: the other one has let go of it. */
+
+static void open_shared(struct bm_work *work)
+{
+	struct promotion *p = bm_container(work, struct promotion, open);
+
+	p->error.code = BM_OK;
+	shared_open(p->disk, p->alone, &p->opened, &p->error);
+}
+
+/* What looks at the disk waits, and what it has asked for ends. */
+static void opened(struct bm_work *work)
+{
+	struct promotion *p = bm_container(work, struct promotion, open);
+	struct disk *d = p->disk;
+
+	if (!p->opened) {
+		cannot_open(p);
+		return;
+	}
+	gate_set_role(d->gate, GATE_WAITING);
+	bm_order_when_idle(d->order, &p->stopped);
 }
 
 /* From here on there is no way back. */
 static void decided(struct promotion *p)
 {
 	p->decided = true;
-	if (p->disk->data)
+	if (p->disk->record.shared)
+		bm_workers_submit(p->disk->workers, p->disk->loop, &p->open);
+	else if (p->disk->data)
 		nbd_server_stop(p->disk->data, data_stopped, p->disk);
 	else
 		begin_record(p);
@@ -224,8 +277,10 @@ static void again(struct bm_timer *timer)
 {
 	struct promotion *p = bm_container(timer, struct promotion, timer);
 
-	if (p->decided)
+	if (p->decided && (p->put || !p->disk->record.shared))
 		begin_record(p);
+	else if (p->decided)
+		decided(p);
 	else if (p->alone)
 		decided(p);
 	else
@@ -257,7 +312,8 @@ void promote(struct disk *d, struct bm_rpc_call *call, bool alone)
 				.timer.run = again,
 				.stopped.run = nobody_writes,
 				.ask = {.run = ask, .done = answered},
-				.record = {.run = write_record, .done = written}};
+				.record = {.run = write_record, .done = written},
+				.open = {.run = open_shared, .done = opened}};
 	p->generation = d->generation + ALONE;
 	p->alone = alone;
 	if (alone)
@@ -302,7 +358,13 @@ void promote_arm(void *arg, struct bm_rpc_call *call, json_t *params)
 		return;
 	/* By our clock: the other host's may be another one. */
 	if (!json_unpack(params, "{s:I}", "time_ns", &time) && time >= 0) {
-		offer_begin(d, call, d->record.peer, time ? job_realtime() + (uint64_t)time : 0);
+		const struct offer offer = {d->record.peer,
+					    time ? job_realtime() + (uint64_t)time : 0, false};
+
+		if (d->record.shared && time)
+			witness_check(d, call, &offer, json_object_get(params, "witness"));
+		else
+			offer_begin(d, call, &offer, NULL);
 		return;
 	}
 	bm_fail(&error, BM_E_USAGE, "time_ns (0: no more) is wanted");
@@ -322,13 +384,15 @@ void promote_take(void *arg, struct bm_rpc_call *call, json_t *params)
 	if (d->record.role == BM_ROLE_ACTIVE) {
 		bm_rpc_reply(call,
 			     json_pack("{s:I}", "generation", (json_int_t)d->record.generation));
-	} else if (is_standby(d, call) && alone && !d->offer.host) {
+	} else if (!is_standby(d, call)) {
+		return;
+	} else if ((alone || d->record.shared) && !d->offer.host) {
 		bm_fail(&error, BM_E_NOT_READY,
-			"host %s has never said that all of disk %s is here: this may be a part of "
-			"a copy",
-			d->record.peer, d->name);
+			"host %s has never said that all of disk %s is here: this may be %s",
+			d->record.peer, d->name,
+			d->record.shared ? "other storage" : "a part of a copy");
 		bm_rpc_fail(call, &error);
-	} else if (d->record.role == BM_ROLE_STANDBY && !d->stopping) {
+	} else {
 		promote(d, call, alone);
 	}
 }

@@ -266,8 +266,10 @@ json_t *report_disk(struct disk *d)
 	json_object_set_new(j, "gate", json_string(gate_role_name(gate_get_role(d->gate))));
 	if (d->offer.host)
 		json_object_set_new(j, "offer",
-				    json_pack("{s:s s:I}", "host", d->offer.host, "until",
-					      (json_int_t)d->offer.until));
+				    json_pack("{s:s s:I s:b}", "host", d->offer.host, "until",
+					      (json_int_t)d->offer.until, "shared",
+					      (int)d->offer.shared));
+	json_object_set_new(j, "shared", json_boolean(d->record.shared));
 	json_object_set_new(j, "first_write_held_ns", json_integer((json_int_t)d->longest_hold));
 	json_object_set_new(j, "took_over_from", json_integer(d->predecessor));
 	json_object_set_new(j, "flush_failed", json_boolean(stats.doubtful));

@@ -96,7 +96,7 @@ int standby_open(struct disk *d, const struct disk_options *options, struct bm_e
 	const struct nbd_export exported = {.name = d->name, .dev = d->order};
 	int r;
 
-	if (d->record.role != BM_ROLE_STANDBY || !options->data_fd) {
+	if (d->record.role != BM_ROLE_STANDBY || d->record.shared || !options->data_fd) {
 		if (options->data_fd)
 			close(options->data_fd);
 		return 0;

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* A disk that another host has, and of which this host has the copy that its mirror writes to. */
+/*
+ * A disk that another host has, and of which this host has the copy that its mirror writes to, or
+ * reaches the storage itself.
+ */
 #ifndef BM_DISK_STANDBY_H
 #define BM_DISK_STANDBY_H
 
@@ -17,15 +20,16 @@ void standby_armed(struct disk *disk);
 
 /*
  * offer.c: holds: to or from that host (NULL: whichever), and now. read, write, remove: the file;
- * these block. begin: it is written, and the call (NULL: there is none) answered; until 0: it is
- * no more.
+ * these block. begin: it is written, and the call (NULL: there is none) answered with result, which
+ * is taken over; until 0: it is no more.
  */
 bool offer_holds(const struct disk *disk, const char *host);
 void offer_clear(struct disk *disk);
 void offer_read(struct disk *disk);
-int offer_write(const struct disk *disk, const char *host, uint64_t until, struct bm_error *error);
+int offer_write(const struct disk *disk, const struct offer *offer, struct bm_error *error);
 void offer_remove(const struct disk *disk);
-void offer_begin(struct disk *disk, struct bm_rpc_call *call, const char *host, uint64_t until);
+void offer_begin(struct disk *disk, struct bm_rpc_call *call, const struct offer *offer,
+		 json_t *result);
 void offer_close(struct disk *disk);
 
 /* yield.c */
@@ -37,6 +41,27 @@ void yield_close(struct disk *disk);
 void promote(struct disk *disk, struct bm_rpc_call *call, bool alone);
 bm_rpc_method promote_arm, promote_take;
 void promote_close(struct disk *disk);
+
+/*
+ * shared.c: reads: how a standby opens storage that the other host writes to. reach, open block, in
+ * a worker: whether it could be opened for writing; opening it so, when the other host has let go,
+ * or (alone) is dead. put: *dev, which was opened so, takes the reader's place; taken over when it
+ * succeeds. let_go: nothing is in flight, and nothing will be.
+ */
+void shared_reads(struct bm_open_options *options);
+int shared_reach(const struct disk *disk, struct bm_error *error);
+int shared_open(const struct disk *disk, bool alone, struct bm_dev **dev, struct bm_error *error);
+int shared_put(struct disk *disk, struct bm_dev **dev, struct bm_error *error);
+void shared_let_go(struct disk *disk);
+
+/*
+ * witness.c: both end in the offer and the call's answer: take with the witness of what this host
+ * has the disk on, check when what a standby of this host reaches is that (given is its own).
+ */
+void witness_take(struct disk *disk, struct bm_rpc_call *call, const struct offer *offer);
+void witness_check(struct disk *disk, struct bm_rpc_call *call, const struct offer *offer,
+		   json_t *given);
+void witness_close(struct disk *disk);
 
 /* Lets the other host in, when the disk is its. Takes the socket over. */
 int standby_open(struct disk *disk, const struct disk_options *options, struct bm_error *error);

@@ -16,6 +16,8 @@
 #include "blockmirror/base/uri.h"
 #include "blockmirror/dev/reopen.h"
 #include "blockmirror/disk/job.h"
+#include "blockmirror/disk/slot.h"
+#include "blockmirror/disk/standby.h"
 
 #define LEAVE 5000000000ull /* ns that requests of our own get to end when the disk goes away */
 
@@ -25,6 +27,7 @@ struct storage {
 	struct disk *disk;
 	struct bm_dev *dev; /* NULL: it is gone */
 	int side;
+	bool reads; /* of a standby, whose storage is the other host's, too */
 	char *uri;
 	struct bm_work open;
 	bool opening;
@@ -52,9 +55,11 @@ static bool gave_up(void *arg)
 static void open_again(struct bm_work *work)
 {
 	struct storage *s = bm_container(work, struct storage, open);
-	const struct bm_open_options options = {
+	struct bm_open_options options = {
 		.fence = true, .session = s->disk->record.disk, .interrupted = gave_up, .arg = s};
 
+	if (s->reads)
+		shared_reads(&options);
 	s->error = (struct bm_error){0};
 	bm_dev_open(s->uri, &options, &s->opened, &s->error);
 }
@@ -128,7 +133,8 @@ static bool has_sessions(const char *text)
 		uri->scheme == BM_SCHEME_FAULT);
 }
 
-int storage_wrap(struct disk *d, int side, const char *uri, struct bm_dev **dev)
+/* Where it is one whose session may be lost: it is opened again, as it was. */
+static int wrap(struct disk *d, int side, const char *uri, bool reads, struct bm_dev **dev)
 {
 	static const struct bm_reopen_host host = {
 		.open = open_storage, .event = event, .gone = gone};
@@ -148,11 +154,40 @@ int storage_wrap(struct disk *d, int side, const char *uri, struct bm_dev **dev)
 	}
 	s->disk = d;
 	s->side = side;
+	s->reads = reads;
 	s->open = (struct bm_work){.run = open_again, .done = opened};
 	bm_list_append(&d->storage, &s->link);
 	bm_reopen_set_timeout(s->dev, d->reconnect);
 	*dev = s->dev;
 	storage_set_roles(d);
+	return 0;
+}
+
+int storage_fit(struct disk *d, int side, const char *uri, uint32_t block, struct bm_dev **dev)
+{
+	struct bm_dev *slot = NULL;
+	int r = wrap(d, side, uri, d->record.shared, dev);
+
+	if (!r)
+		r = bm_order_fit(dev, block);
+	if (!r)
+		slot = slot_new(*dev, d->record.shared);
+	if (slot)
+		*dev = slot;
+	return r ? r : slot ? 0 : -ENOMEM;
+}
+
+int storage_put(struct disk *d, int side, const char *uri, struct bm_dev **dev)
+{
+	struct bm_dev *slot = d->side[side];
+	int r = wrap(d, side, uri, false, dev);
+
+	if (!r)
+		r = bm_order_fit(dev, slot->geometry.block);
+	if (r < 0)
+		return r;
+	bm_dev_start(*dev, d->loop);
+	slot_put(slot, bm_steal(*dev));
 	return 0;
 }
 

@@ -499,7 +499,7 @@ void upgrade_begin(void *arg, struct bm_rpc_call *call, json_t *params)
 	struct bm_error error;
 
 	(void)params;
-	if (d->stopping || d->upgrade || d->yield || d->promotion) {
+	if (d->stopping || d->upgrade || d->yield || d->promotion || d->witness) {
 		bm_fail(&error, BM_E_BUSY, "disk %s is being %s already", d->name,
 			d->stopping  ? "stopped"
 			: d->upgrade ? "upgraded"
@@ -507,7 +507,9 @@ void upgrade_begin(void *arg, struct bm_rpc_call *call, json_t *params)
 		bm_rpc_fail(call, &error);
 		return;
 	}
-	if (d->data) { /* its clients are under TLS, and cannot be passed on */
+	/* Its clients are under TLS, and cannot be passed on; or it is a reader of what another
+	 * has. */
+	if (d->data || d->record.shared) {
 		bm_fail(&error, BM_E_UNSUPPORTED,
 			"disk %s is a standby of host %s: stop it and serve it again, its guest is "
 			"not here",

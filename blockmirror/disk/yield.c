@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The disk passes to another host, which has its storage already (relocate to bm:), has been
- *offered it, and asks for it now.
+ * The disk passes to another host, which has its storage already (relocate to bm:) or reaches it
+ * itself (shared.c), has been offered it, and asks for it now.
  *
  *	fence: no request of a guest begins any more; those in flight end
  *	flush: what was acknowledged is durable there
  *	decide: a record with the next generation says "retired: it is on that host"
+ *	let go: storage that the other host reaches itself is closed
  *
  * That record is the decision, and there is no other one. Once it is durable the disk is not ours,
  * whatever becomes of our answer: who asks again is told the same, by this process, by the next
@@ -39,7 +40,8 @@ enum stage {
 	FENCES,
 	FLUSHES,
 	DECIDES,
-	DOUBTS /* a record may be durable, and may not */
+	RELEASES, /* its storage is closed: the other host reaches it itself */
+	DOUBTS    /* a record may be durable, and may not */
 };
 
 struct yield {
@@ -128,6 +130,17 @@ static void retired(struct yield *y)
 	yield_clients_changed(d);
 }
 
+/* What is asked of the storage still, by a guest that flushes, ends first. */
+static void release(struct yield *y)
+{
+	struct disk *d = y->disk;
+
+	y->stage = RELEASES;
+	gate_set_role(d->gate, GATE_RETIRED);
+	storage_set_roles(d); /* a lost session is waited for no longer */
+	bm_order_when_idle(d->order, &y->idle);
+}
+
 /* The decision */
 
 static void write_record(struct bm_work *work)
@@ -173,7 +186,10 @@ static void written(struct bm_work *work)
 	free(d->record.peer);
 	d->record.role = BM_ROLE_RETIRED;
 	d->record.peer = bm_need(strdup(y->to));
-	retired(y);
+	if (d->offer.shared)
+		release(y);
+	else
+		retired(y);
 }
 
 static void flushed(struct bm_request *rq, int error)
@@ -184,7 +200,8 @@ static void flushed(struct bm_request *rq, int error)
 		give_up(y, BM_E_IO, "it cannot be flushed");
 	else if (gate_held_changes(y->disk->gate)) {
 		/* Nor later, when this guest happens not to write for a moment. */
-		offer_begin(y->disk, NULL, y->to, WITHDRAWN);
+		offer_begin(y->disk, NULL, &(struct offer){y->to, WITHDRAWN, y->disk->offer.shared},
+			    NULL);
 		give_up(y, BM_E_SPLIT,
 			"its guest has written while another machine asked for the disk: both run, "
 			"and this one keeps it");
@@ -198,19 +215,26 @@ static void is_idle(struct bm_task *task)
 {
 	struct yield *y = bm_container(task, struct yield, idle);
 
+	if (y->stage == RELEASES) {
+		shared_let_go(y->disk);
+		retired(y);
+		return;
+	}
 	bm_timer_clear(y->disk->loop, &y->timer);
 	y->stage = FLUSHES;
 	y->flush = (struct bm_request){.op = BM_FLUSH, .done = flushed};
 	bm_submit(y->disk->order, &y->flush);
 }
 
-/* Whether its storage is there. */
+/* Whether its storage is there, or, as was said when it was offered, reached from there. */
 static bool is_on(const struct disk *d, const char *host)
 {
 	bm_free char *there =
 		remote_is(d->record.uri) ? bm_uri_parameter(d->record.uri, BM_URI_HOST) : NULL;
 
-	return there && !strcmp(there, host);
+	if (there)
+		return !strcmp(there, host);
+	return d->offer.shared && !strcmp(d->offer.host, host);
 }
 
 /*
@@ -274,7 +298,7 @@ static bool moves(const struct job *job)
 
 static int may_yield(const struct disk *d, const char *to, struct bm_error *error)
 {
-	if (d->stopping || d->upgrade || d->yield || d->offering)
+	if (d->stopping || d->upgrade || d->yield || d->offering || d->witness)
 		return bm_fail(error, BM_E_BUSY, "disk %s is being stopped, upgraded or passed on",
 			       d->name);
 	if (d->record.role != BM_ROLE_ACTIVE)
@@ -301,7 +325,7 @@ void yield_begin(void *arg, struct bm_rpc_call *call, json_t *params)
 	struct bm_error error;
 	struct yield *y;
 
-	if (to && d->record.role == BM_ROLE_RETIRED && !strcmp(d->record.peer, to)) {
+	if (to && d->record.role == BM_ROLE_RETIRED && !d->yield && !strcmp(d->record.peer, to)) {
 		bm_rpc_reply(call,
 			     json_pack("{s:I}", "generation", (json_int_t)d->record.generation));
 		return;
@@ -341,19 +365,31 @@ void yield_offer(void *arg, struct bm_rpc_call *call, json_t *params)
 	const char *to = NULL;
 	struct bm_error error = {0};
 	json_int_t until = 0;
+	int shared = 0;
 
-	if (json_unpack(params, "{s:s s:I}", "to", &to, "until", &until) || until < 0)
+	if (json_unpack(params, "{s:s s:I s?b}", "to", &to, "until", &until, "shared", &shared) ||
+	    until < 0)
 		bm_fail(&error, BM_E_USAGE, "to (a host) and until (ns since 1970) are wanted");
 	else if (d->yield)
 		bm_fail(&error, BM_E_BUSY, "disk %s is just being passed on", d->name);
 	else if (d->record.role != BM_ROLE_ACTIVE)
 		bm_fail(&error, BM_E_RETIRED, "disk %s is on host %s", d->name, d->record.peer);
-	else if (until && !is_on(d, to))
+	else if (until && shared && remote_is(d->record.uri))
+		bm_fail(&error, BM_E_USAGE,
+			"disk %s has its storage on another host: there is nothing to share",
+			d->name);
+	else if (until && shared && job_runs(d->job))
+		bm_fail(&error, BM_E_BUSY,
+			"disk %s is being moved, or can still be undone: release it first",
+			d->name);
+	else if (until && !shared && !is_on(d, to))
 		bm_fail(&error, BM_E_NOT_READY,
 			"disk %s has its storage not on host %s: relocate it there first", d->name,
 			to);
 	if (error.code)
 		bm_rpc_fail(call, &error);
+	else if (until && shared)
+		witness_take(d, call, &(struct offer){(char *)to, (uint64_t)until, true});
 	else
-		offer_begin(d, call, to, (uint64_t)until);
+		offer_begin(d, call, &(struct offer){(char *)to, (uint64_t)until, false}, NULL);
 }

@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* A disk that is to pass to another host: migrate.c, and shared.c for storage that both reach. */
+#ifndef BM_CLI_THERE_H
+#define BM_CLI_THERE_H
+
+#include <errno.h>
+#include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdlib.h>
+
+#include "blockmirror/error.h"
+
+struct cli;
+
+/* As it is now. */
+struct there {
+	const char *name;
+	char *host; /* that has its storage, or reaches it, too (shared); NULL: none */
+	char *disk, *uri;
+	uint64_t size;
+	char *offered; /* to whom it was, as shared; NULL */
+	bool shared;
+	bool told;       /* this host offers it */
+	json_t *witness; /* of what it is on (docs/protocol.md) */
+};
+
+/*
+ * Whether any host that is let reaches it by the same name: a server's, or on a network file
+ * system. The password is not shown, and not known here.
+ */
+bool shared_by_name(const char *uri);
+
+/* That host makes a standby of it, which reads as (NULL, "": t->uri). Sets t->host, t->shared. */
+int shared_stand_by(const struct cli *cli, struct there *t, const char *host, const char *as,
+		    struct bm_error *error);
+
+/* The standby, which is not wanted any more, if it is such a one. */
+void shared_dismiss(const struct cli *cli, const struct there *t);
+
+#endif
