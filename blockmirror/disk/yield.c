@@ -15,7 +15,9 @@
  *and records are written that say "ours", until one is durable.
  *
  * A guest that writes here while the other host asks for the disk has not stopped: two machines
- *run. It keeps the disk.
+ * run. It keeps the disk. A machine that stops has waited for its writes: one that is in flight when
+ * the fence comes says the same, also where the storage is done with it before its guest, on a host
+ * that is busy, has come to send the next one.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -192,6 +194,15 @@ static void written(struct bm_work *work)
 		retired(y);
 }
 
+/* Nor later, when this guest happens not to write for a moment. */
+static void split(struct yield *y)
+{
+	offer_begin(y->disk, NULL, &(struct offer){y->to, WITHDRAWN, y->disk->offer.shared}, NULL);
+	give_up(y, BM_E_SPLIT,
+		"its guest has written while another machine asked for the disk: both run, "
+		"and this one keeps it");
+}
+
 static void flushed(struct bm_request *rq, int error)
 {
 	struct yield *y = bm_container(rq, struct yield, flush);
@@ -199,12 +210,7 @@ static void flushed(struct bm_request *rq, int error)
 	if (error)
 		give_up(y, BM_E_IO, "it cannot be flushed");
 	else if (gate_held_changes(y->disk->gate)) {
-		/* Nor later, when this guest happens not to write for a moment. */
-		offer_begin(y->disk, NULL, &(struct offer){y->to, WITHDRAWN, y->disk->offer.shared},
-			    NULL);
-		give_up(y, BM_E_SPLIT,
-			"its guest has written while another machine asked for the disk: both run, "
-			"and this one keeps it");
+		split(y);
 	} else {
 		y->stage = DECIDES;
 		begin_record(y, BM_ROLE_RETIRED);
@@ -254,6 +260,10 @@ static void fence(struct yield *y)
 
 	if (!is_on(d, y->to) || !is_offered(d, y->to)) {
 		give_up(y, BM_E_NOT_READY, "its storage is there no more, or its offer has ended");
+		return;
+	}
+	if (bm_order_changes(d->order)) {
+		split(y);
 		return;
 	}
 	y->stage = FENCES;
