@@ -19,6 +19,7 @@ served() { cp --sparse=always "$dir/disk.img" "$(in_pool disk.img)" && on a serv
 arm() { check "$kind: $2 is armed" bm_on "$1" migrate arm disk --to "host-$2" "${how[@]}"; } # FROM TO
 load() { # HOST: something else is there than before
 	check "$kind: a guest works on $1" on "$1" start_load disk --initial any
+	check "$kind: it is busy" on "$1" works
 	check "$kind: and ends" on "$1" end_load
 }
 has() { # HOST OTHER

@@ -271,6 +271,61 @@ static void a_record_is_read_as_it_was_written(void **state)
 	bm_record_clear(&read);
 }
 
+/* Nor one whose image another host writes to for a copy, which it could remove. */
+static void a_record_of_shared_storage_is_of_the_third_format(void **state)
+{
+	struct bm_record record = {.generation = 9,
+				   .role = BM_ROLE_STANDBY,
+				   .shared = true,
+				   .name = (char *)"web",
+				   .disk = (char *)"0123456789abcdef0123456789abcdef",
+				   .peer = (char *)"host-a",
+				   .uri = (char *)"nbd://10.0.0.5/web",
+				   .size = 1 << 20},
+			 read;
+	struct bm_error error;
+	char path[200], *text;
+
+	(void)state;
+	snprintf(path, sizeof(path), "%s/record", folder);
+	for (int shared = 1; shared >= 0; shared--) {
+		record.shared = shared;
+		assert_int_equal(bm_record_write(folder, &record, &error), 0);
+		assert_int_equal(bm_record_read(folder, &read, &error), 0);
+		assert_int_equal(read.shared, shared);
+		bm_record_clear(&read);
+		assert_int_equal(bm_read_text(path, 4096, &text), 0);
+		assert_non_null(strstr(text, shared ? "\"format\":3," : "\"format\":2,"));
+		free(text);
+	}
+}
+
+/* A copy with its attributes has an old one. Beside the mark, which stays. */
+static void a_note_is_found_until_it_is_another_or_gone(void **state)
+{
+	struct bm_mark mark = {.state = "active", .disk = "0123456789abcdef0123456789abcdef"}, read;
+	char path[200];
+
+	(void)state;
+	snprintf(path, sizeof(path), "%s/noted.img", folder);
+	assert_int_equal(bm_write_durably(path, "image", 5), 0);
+	assert_int_equal(bm_mark_write(path, &mark), 0);
+	assert_int_not_equal(bm_mark_has_note(path, "one"), 1);
+	assert_int_equal(bm_mark_note(path, "one"), 0);
+	assert_int_equal(bm_mark_has_note(path, "one"), 1);
+	assert_int_equal(bm_mark_has_note(path, "two"), 0);
+	assert_int_equal(bm_mark_has_note(path, "on"), 0);
+	assert_int_equal(bm_mark_note(path, "two"), 0);
+	assert_int_equal(bm_mark_has_note(path, "one"), 0);
+	assert_int_equal(bm_mark_note(path, NULL), 0);
+	assert_int_equal(bm_mark_note(path, NULL), 0);
+	assert_int_not_equal(bm_mark_has_note(path, "two"), 1);
+	assert_int_equal(bm_mark_read(path, &read), 0);
+	assert_string_equal(read.state, "active");
+	assert_int_equal(bm_mark_note(folder, "one"), -ENOTSUP);
+	unlink(path);
+}
+
 /* Who does not know of roles must not take a standby for the disk: the format says so. */
 static void a_record_has_its_role(void **state)
 {
@@ -415,6 +470,8 @@ int main(void)
 		cmocka_unit_test(percentiles_are_right_to_a_bucket),
 		cmocka_unit_test(a_record_is_read_as_it_was_written),
 		cmocka_unit_test(a_record_has_its_role),
+		cmocka_unit_test(a_record_of_shared_storage_is_of_the_third_format),
+		cmocka_unit_test(a_note_is_found_until_it_is_another_or_gone),
 		cmocka_unit_test(a_damaged_record_is_refused),
 		cmocka_unit_test(a_mark_is_read_as_it_was_written),
 		cmocka_unit_test(names_of_disks),

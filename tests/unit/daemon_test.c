@@ -19,6 +19,7 @@
 #include "blockmirror/base/file_util.h"
 #include "blockmirror/base/log.h"
 #include "blockmirror/daemon/daemon.h"
+#include "blockmirror/daemon/peer.h"
 
 static char folder[] = "/tmp/blockmirror-daemon.XXXXXX";
 static char names[200];
@@ -350,6 +351,95 @@ static int remove_scratch(void **state)
 	return rmdir(folder);
 }
 
+/* What a peer may have us open */
+
+static const char *share(const char *allowed, const char *uri)
+{
+	static char *found;
+	json_t *list = json_pack("[s]", allowed);
+	struct bm_error error;
+	int r;
+
+	free(found);
+	found = NULL;
+	assert_int_equal(share_check_list(list, &error), 0);
+	r = share_find(list, uri, &found, &error);
+	json_decref(list);
+	assert_int_equal(r, found ? 0 : -EACCES);
+	return found;
+}
+
+static void a_peer_has_what_is_in_a_folder_opened_and_nothing_else(void **state)
+{
+	char inside[300], outside[300], link[300], path[400];
+
+	(void)state;
+	snprintf(inside, sizeof(inside), "%s/in", folder);
+	snprintf(outside, sizeof(outside), "%s/in.img", folder);
+	snprintf(link, sizeof(link), "%s/in/link", folder);
+	snprintf(path, sizeof(path), "%s/in/a.img", folder);
+	assert_int_equal(mkdir(inside, 0700), 0);
+	put("in.img", "x");
+	put("in/a.img", "x");
+	assert_string_equal(share(inside, path), path);
+	assert_string_equal(share(path, path), path);
+	assert_string_equal(share("/", path), path);
+	assert_null(share(inside, outside)); /* it begins as the folder does */
+	assert_null(share(path, inside));
+	snprintf(path, sizeof(path), "%s/../in.img", inside);
+	assert_null(share(inside, path));
+	assert_int_equal(symlink(outside, link), 0);
+	assert_null(share(inside, link));
+	assert_string_equal(share(outside, link), outside);
+	snprintf(path, sizeof(path), "%s/none.img", inside);
+	assert_null(share(inside, path));
+	assert_null(share("nbd://", "/etc/passwd"));
+	unlink(link);
+	unlink(outside);
+	snprintf(path, sizeof(path), "%s/a.img", inside);
+	unlink(path);
+	rmdir(inside);
+}
+
+static void a_peer_has_servers_asked_that_it_was_told(void **state)
+{
+	static const char *const good[][2] = {
+		{"nbd://10.0.0.5", "nbd://10.0.0.5/web"},
+		{"nbd://10.0.0.5", "nbd://10.0.0.5"},
+		{"nbd://10.0.0.5/", "nbd://10.0.0.5/web"},
+		{"nbd://10.0.0.5", "nbd://someone@10.0.0.5/web"},
+		{"iscsi://10.0.0.5:3260", "iscsi://user%secret@10.0.0.5:3260/iqn.2026-01.x:y/1"},
+		{"iscsi://10.0.0.5/iqn.2026-01.x:y", "iscsi://10.0.0.5/iqn.2026-01.x:y/1"},
+		{"nbds://h/x?tls-psk-file=/etc/k", "nbds://h/x?tls-psk-file=/etc/k"},
+		{"nbd+unix:///x?socket=/run/x", "nbd+unix:///x?socket=/run/x"},
+	};
+	static const char *const bad[][2] = {
+		{"nbd://10.0.0.5", "nbd://10.0.0.55/web"},
+		{"nbd://10.0.0.5", "nbd://10.0.0.5.example.org/web"},
+		{"nbd://10.0.0.5", "nbd://10.0.0.5:22/web"},
+		{"nbd://10.0.0.5", "nbd://10.0.0.5@other/web"},
+		{"nbd://10.0.0.5", "nbds://10.0.0.5/web"},
+		{"nbd://10.0.0.5/web", "nbd://10.0.0.5/web2"},
+		{"nbd://10.0.0.5/web/", "nbd://10.0.0.5/web/../x"},
+		{"nbd://10.0.0.5", "nbd://10.0.0.5/w%65b"},
+		{"nbds://h/x", "nbds://h/x?tls-psk-file=/etc/shadow"},
+		{"nbd+unix:///x", "nbd+unix:///x?socket=/run/x"},
+		{"iscsi://10.0.0.5", "iscsi://10.0.0.5/iqn/1?target_user=x"},
+		{"/", "nbd://10.0.0.5/web"},
+		{"nbd://10.0.0.5", "fault:x;nbd://10.0.0.5"},
+	};
+	json_t *list = json_pack("[s]", "mem:1M");
+	struct bm_error error;
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(good) / sizeof(good[0]); i++)
+		assert_string_equal(share(good[i][0], good[i][1]), good[i][1]);
+	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++)
+		assert_null(share(bad[i][0], bad[i][1]));
+	assert_true(share_check_list(list, &error) < 0);
+	json_decref(list);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -358,6 +448,8 @@ int main(void)
 		cmocka_unit_test(what_is_damaged_is_left_out_and_left_alone),
 		cmocka_unit_test(what_is_no_entry_is_none),
 		cmocka_unit_test(a_registry_that_cannot_be_written_says_so),
+		cmocka_unit_test(a_peer_has_what_is_in_a_folder_opened_and_nothing_else),
+		cmocka_unit_test(a_peer_has_servers_asked_that_it_was_told),
 		cmocka_unit_test(delays_grow_to_seconds_and_no_further),
 		cmocka_unit_test(an_answer_may_come_in_pieces),
 		cmocka_unit_test(an_error_is_passed_on),
