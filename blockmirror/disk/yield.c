@@ -15,9 +15,9 @@
  *and records are written that say "ours", until one is durable.
  *
  * A guest that writes here while the other host asks for the disk has not stopped: two machines
- * run. It keeps the disk. A machine that stops has waited for its writes: one that is in flight when
- * the fence comes says the same, also where the storage is done with it before its guest, on a host
- * that is busy, has come to send the next one.
+ * run. It keeps the disk. A machine that stops has waited for its writes: one that is in flight
+ *when the fence comes says the same, also where the storage is done with it before its guest, on a
+ *host that is busy, has come to send the next one.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -43,6 +43,7 @@ enum stage {
 	FLUSHES,
 	DECIDES,
 	RELEASES, /* its storage is closed: the other host reaches it itself */
+	RELEASED, /* ... and a session that is just being opened again waited for */
 	DOUBTS    /* a record may be durable, and may not */
 };
 
@@ -143,6 +144,20 @@ static void release(struct yield *y)
 	bm_order_when_idle(d->order, &y->idle);
 }
 
+/*
+ *	A session is lost, and being opened again in a worker; the storage is let go of, and the
+ *	other host told; it opens its own; then ours is there, and resets, or replaces, that one.
+ */
+static void released(struct yield *y)
+{
+	struct disk *d = y->disk;
+
+	if (bm_list_empty(&d->storage))
+		retired(y);
+	else
+		(void)bm_timer_set(d->loop, &y->timer, bm_loop_now(d->loop) + STEP);
+}
+
 /* The decision */
 
 static void write_record(struct bm_work *work)
@@ -223,7 +238,8 @@ static void is_idle(struct bm_task *task)
 
 	if (y->stage == RELEASES) {
 		shared_let_go(y->disk);
-		retired(y);
+		y->stage = RELEASED;
+		released(y);
 		return;
 	}
 	bm_timer_clear(y->disk->loop, &y->timer);
@@ -296,6 +312,8 @@ static void timed_out(struct bm_timer *timer)
 		let_go(y);
 	else if (y->stage == FENCES)
 		give_up(y, BM_E_BUSY, "what is in flight does not end");
+	else if (y->stage == RELEASED)
+		released(y);
 	else if (y->stage == DOUBTS)
 		begin_record(y, BM_ROLE_ACTIVE);
 }

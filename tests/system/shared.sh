@@ -54,6 +54,7 @@ rounds() { # WORD…: of hand-over, after --to HOST
 		check "$kind: it is handed back" bm_on b hand-over disk --to host-a "$@"
 		passed b a
 	done
+	check "$kind: what no guest wrote, too" rest_fits a
 }
 loaded() { # FROM TO WORD…
 	check "$kind: a guest on $1" on "$1" start_load disk --initial any
@@ -67,7 +68,6 @@ loaded() { # FROM TO WORD…
 passed() { # FROM TO
 	check "$kind: $2 has it, and nobody else" one_has "$2" "$1"
 	check "$kind: every sector is there" all_on "$2"
-	check "$kind: what no guest wrote, too" rest_fits "$2"
 	check "$kind: $1 has no disk any more" wait_for 10 has_none "$1"
 }
 rest_fits() { cmp -i $half -n $half <(on "$1" nbdcopy "$(nbd_uri "$dir/$1/run/disks/disk.nbd" disk)" -) "$dir/disk.img"; }

@@ -114,6 +114,8 @@ doubt() {
 	check "$kind: b writes" writes b
 	check "$kind: it had to ask twice" grep -q "it is not known who has the disk" "$dir/a/run/disks/disk.log"
 	has b a
+	check "$kind: a's daemon ends again" host_stop a
+	check "$kind: and comes back as it was" host_start a
 	check "$kind: it goes back" bm_on b hand-over disk --to host-a "${how[@]}"
 	has a b
 }
@@ -126,8 +128,11 @@ doubting_host() {
 not_reached() {
 	arm a b
 	check "$kind: b does not reach the server any more" on b nft 'table inet cut {
-		chain out { type filter hook output priority 0; tcp dport 10809 reject with tcp reset; }
-		chain in { type filter hook input priority 0; tcp sport 10809 reject with tcp reset; } }'
+		chain out {
+			type filter hook output priority 0;
+			tcp dport 10809 reject with tcp reset
+		}
+	}'
 	check_fails "$kind: b does not get the disk" 7 "E_UNREACHABLE" env LIMIT=60 "$bm" --run-dir "$dir/b/run" recover disk
 	check "$kind: a has it" role_is a active
 	check "$kind: and works" writes a
