@@ -149,7 +149,8 @@ static int take_option(int c, int which, struct disk_options *disk, int *control
 			known[which].name, optarg);
 		return 2;
 	case 'f':
-		disk->force = true;
+	case 'H':
+		*(c == 'f' ? &disk->force : &disk->shared) = true;
 		return 0;
 	case 'L':
 		return nbd_server_set_limit(&disk->limits, known[which].name, optarg, &error) < 0
@@ -166,16 +167,9 @@ static int take_option(int c, int which, struct disk_options *disk, int *control
 			optarg);
 		return 2;
 	case 'S':
-		disk->standby_of = optarg;
-		return 0;
 	case 'I':
-		disk->identity = optarg;
-		return 0;
-	case 'H':
-		disk->shared = true;
-		return 0;
 	case 'K':
-		disk->keys = optarg;
+		*(c == 'S' ? &disk->standby_of : c == 'I' ? &disk->identity : &disk->keys) = optarg;
 		return 0;
 	case 'o':
 		*control = atoi(optarg);

@@ -41,7 +41,6 @@ start_server() {
 	[ -e "$1" ] || make_image "$1"
 	uri=nbd://10.77.0.1:${2:-10809}/
 	spawn_on a qemu-nbd -b 10.77.0.1 -p "${2:-10809}" -t -e 32 -f raw --cache=none --discard=unmap "$1"
-	server=$pid
 	wait_for 10 on a nbdinfo "$uri" >>"$dir/log" 2>&1
 }
 

@@ -9,7 +9,7 @@
 
 have nbdinfo qemu-nbd jq || { skip "disks on storage of both hosts" "libnbd-bin, qemu-utils, jq"; exit; }
 need_hosts
-BEFORE=0.3 AFTER=0.3
+BEFORE=0.3 AFTER=0.3 kind=''
 
 begin() {
 	check "two hosts are paired" hosts_up

@@ -7,7 +7,7 @@
 
 have nbdinfo qemu-nbd socat jq || { skip "disks on storage of both hosts, and deaths" "libnbd-bin, qemu-utils, socat, jq"; exit; }
 need_hosts
-BEFORE=0.3 AFTER=0.3
+BEFORE=0.3 AFTER=0.3 kind='' to='' how=()
 
 begin() {
 	check "two hosts are paired" hosts_up
