@@ -118,7 +118,7 @@ bad_records() {
 	cp "$good" "$record"
 	seal
 	check "a checksum of one's own is right" cmp "$good" "$record"
-	sed -i 's/"format":1/"format":3/' "$record"
+	sed -i 's/"format":1/"format":4/' "$record"
 	seal
 	unreadable "a newer format"
 	cp "$good" "$record"
