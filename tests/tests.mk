@@ -36,6 +36,7 @@ MODEL_OBJ := $(call objects,$(filter-out %_test.c,$(wildcard tests/model/*.c)))
 $(MODEL_TESTS): $(MODEL_OBJ)
 $(BUILD)/tests/unit/daemon_test: $(call objects,$(filter-out %/main.c,$(DAEMON_SRC)))
 $(BUILD)/tests/unit/gate_test: $(call objects,blockmirror/disk/gate.c)
+$(BUILD)/tests/unit/slot_test: $(call objects,blockmirror/disk/slot.c)
 
 # Everything that a commit must pass, within ten minutes on two cores. What waits most is begun
 # first, beside what computes.

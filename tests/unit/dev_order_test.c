@@ -79,6 +79,24 @@ static void it_tells_when_nothing_is_in_it(void **state)
 	over();
 }
 
+static void a_change_is_seen_until_it_has_ended(void **state)
+{
+	(void)state;
+	begin_with(512, 512);
+	assert_false(bm_order_changes(order));
+	submit(BM_READ, 0, 8 * KIB, memory, 0);
+	submit(BM_FLUSH, 0, 0, NULL, 0);
+	assert_false(bm_order_changes(order));
+	submit(BM_WRITE, 4 * KIB, 8 * KIB, memory + MIB, 0); /* waits for the read */
+	assert_true(bm_order_changes(order));
+	let_go(0, 0);
+	assert_true(bm_order_changes(order));
+	while (lower.count)
+		let_go(0, 0);
+	assert_false(bm_order_changes(order));
+	over();
+}
+
 static void who_waits_for_two_waits_for_both(void **state)
 {
 	struct client *c;
@@ -461,6 +479,7 @@ int main(void)
 		cmocka_unit_test(overlapping_requests_run_in_the_order_of_arrival),
 		cmocka_unit_test(reads_and_what_does_not_overlap_run_together),
 		cmocka_unit_test(it_tells_when_nothing_is_in_it),
+		cmocka_unit_test(a_change_is_seen_until_it_has_ended),
 		cmocka_unit_test(who_waits_for_two_waits_for_both),
 		cmocka_unit_test(order_is_kept_by_align_and_not_by_block),
 		cmocka_unit_test(a_failed_request_lets_the_next_one_go),
