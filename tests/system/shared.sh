@@ -105,7 +105,7 @@ over_nbd() {
 	kind=NBD rounds # found out by the name
 	start_server "$dir/other.img" 10810 || { not_ok "another server starts" "$dir/log"; return; }
 	check "another server is allowed, too" allow b a nbd://10.77.0.1:10810
-	check_fails "what it has is something else" 1 "E_FOREIGN: .*places hold something else" \
+	check_fails "what it has is something else" 1 "E_FOREIGN: .*nothing that was looked at is the same" \
 		bm_on a migrate arm disk --to host-b "--shared=$uri"
 	check_fails "a server of b's own is not asked by a's name" 2 "with --shared=URI" arm_local
 	check "it is stopped" wait_for 10 bm_on a stop disk
