@@ -29,6 +29,7 @@ struct witness {
 	char *to;
 	uint64_t until;
 	bool takes;                    /* else looks at given */
+	bool sure;                     /* the note was found: there is nothing to add */
 	json_t *given;                 /* or NULL */
 	json_t *samples;               /* taken so far, or given's */
 	char note[33];                 /* empty: none could be left */
@@ -206,6 +207,7 @@ static void look_for_note(struct witness *w)
 			"it cannot be told whether %s on this host is the file that host %s has "
 			"disk %s on: --shared says that it is",
 			path, d->record.peer, d->name);
+	w->sure = found > 0;
 	if (!found)
 		bm_fail(&w->error, BM_E_FOREIGN,
 			"%s on this host is not the file that host %s has disk %s on", path,
@@ -228,6 +230,8 @@ static void ran(struct bm_work *work)
 
 	if (w->error.code)
 		fail(w);
+	else if (w->sure)
+		finish(w);
 	else
 		read_next(w);
 }
