@@ -22,17 +22,54 @@ enum { OPT_TO = 256, OPT_INTO, OPT_EXPIRES, OPT_OVERWRITE, OPT_HERE, OPT_DEAD };
 /* A disk, as it is now. */
 struct there {
 	const char *name;
-	char *host; /* that has its storage; NULL: this one */
+	char *host;      /* that has its storage, or the second copy; NULL: this one alone */
+	char *keep;      /* the copy that is here, and stays when the disk goes; NULL: none */
+	bool behind;     /* the host has the second copy only */
+	uint64_t window; /* ns for which there are two */
 	char *disk, *uri;
 };
 
 static void clear(struct there *t)
 {
 	free(t->host);
+	free(t->keep);
 	free(t->disk);
 	free(t->uri);
 }
 #define there_auto __attribute__((cleanup(clear)))
+
+static uint64_t wall_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_REALTIME, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static bool is_there(const char *uri)
+{
+	return !strncmp(uri, "bm:", 3);
+}
+
+/* Two copies, one of them on another host, as long as the last move can be undone. */
+static int look_at_pair(struct there *t, json_t *job, struct bm_error *error)
+{
+	const char *source = cli_text(job, "source"), *target = cli_text(job, "target");
+	const char *here = is_there(source) ? target : source;
+	uint64_t until = cli_number(job, "undo_until"), now = wall_ns();
+	bm_free char *path = NULL;
+
+	if (strcmp(cli_text(job, "phase"), "undo-window") != 0 || is_there(source) == is_there(target) ||
+	    *here != '/')
+		return 0;
+	t->keep = strdup(here);
+	t->window = until > now ? until - now : 0;
+	t->behind = !is_there(t->uri);
+	if (!t->keep)
+		return bm_fail_errno(error, ENOMEM, "disk %s", t->name);
+	return t->host ? 0
+		       : bm_uri_peer(is_there(source) ? source : target, &t->host, &path, error);
+}
 
 static int look(const struct cli *cli, const char *name, struct there *t, struct bm_error *error)
 {
@@ -50,24 +87,18 @@ static int look(const struct cli *cli, const char *name, struct there *t, struct
 		return r;
 	t->uri = strdup(cli_text(shown, "uri"));
 	t->disk = strdup(cli_text(shown, "disk"));
-	json_decref(shown);
 	if (!t->uri || !t->disk)
-		return bm_fail_errno(error, ENOMEM, "disk %s", name);
-	if (!strncmp(t->uri, "bm:", 3))
-		return bm_uri_peer(t->uri, &t->host, &path, error);
-	return 0;
+		r = bm_fail_errno(error, ENOMEM, "disk %s", name);
+	else if (is_there(t->uri))
+		r = bm_uri_peer(t->uri, &t->host, &path, error);
+	if (!r)
+		r = look_at_pair(t, json_object_get(shown, "job"), error);
+	json_decref(shown);
+	return r;
 }
 
-static uint64_t wall_ns(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_REALTIME, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
-/* until 0: no more. */
-static int offer(const struct cli *cli, const struct there *t, uint64_t until,
+/* until 0: no more. returns: a guest that goes on here after all has the disk again. */
+static int offer(const struct cli *cli, const struct there *t, uint64_t until, bool returns,
 		 struct bm_error *error)
 {
 	struct bm_client *client;
@@ -76,19 +107,37 @@ static int offer(const struct cli *cli, const struct there *t, uint64_t until,
 	if (r < 0)
 		return r;
 	r = bm_client_call(client, "offer",
-			   json_pack("{s:s s:I}", "to", t->host, "until", (json_int_t)until), NULL,
-			   error);
+			   json_pack("{s:s s:I s:b}", "to", t->host, "until", (json_int_t)until,
+				     "returns", (int)returns),
+			   NULL, error);
 	bm_client_close(client);
 	return r;
 }
 
-static int tell_host(const struct cli *cli, const struct there *t, const char *method,
-		     uint64_t time, json_t **result, struct bm_error *error)
+static int tell_host(const struct cli *cli, const struct there *t, const char *method, json_t *rest,
+		     json_t **result, struct bm_error *error)
 {
-	return cli_daemon_call(cli, method,
-			       json_pack("{s:s s:s s:s s:I}", "peer", t->host, "name", t->name,
-					 "disk", t->disk, "time_ns", (json_int_t)time),
-			       result, error);
+	json_t *params =
+		json_pack("{s:s s:s s:s}", "peer", t->host, "name", t->name, "disk", t->disk);
+
+	json_object_update(params, rest);
+	json_decref(rest);
+	return cli_daemon_call(cli, method, params, result, error);
+}
+
+/* time 0: no more. */
+static int arm_there(const struct cli *cli, const struct there *t, uint64_t time, bool returns,
+		     struct bm_error *error)
+{
+	json_t *result = NULL;
+	int r = tell_host(cli, t, "remote.arm",
+			  json_pack("{s:I s:s* s:I s:b s:b}", "time_ns", (json_int_t)time, "keep",
+				    t->keep, "window_ns", (json_int_t)t->window, "returns",
+				    (int)returns, "behind", (int)t->behind),
+			  &result, error);
+
+	json_decref(result);
+	return r;
 }
 
 static int want_there(const struct there *t, struct bm_error *error)
@@ -105,14 +154,9 @@ static int hand_over_failed(const struct cli *cli, const struct there *t,
 			    const struct bm_error *why)
 {
 	struct bm_error error;
-	json_t *result = NULL;
 
-	if (tell_host(cli, t, "remote.arm", 0, &result, &error) >= 0 &&
-	    offer(cli, t, 0, &error) >= 0) {
-		json_decref(result);
+	if (arm_there(cli, t, 0, false, &error) >= 0 && offer(cli, t, 0, false, &error) >= 0)
 		return cli_fail(cli, why);
-	}
-	json_decref(result);
 	bm_fail(&error, why->code,
 		"%.250s; it may be decided all the same: \"blockmirror recover %s\" on host %s "
 		"finds "
@@ -126,19 +170,18 @@ int cli_hand_over(const struct cli *cli, const char *name)
 	there_auto struct there t = {0};
 	char took[BM_UNITS_TEXT];
 	struct bm_error error;
-	json_t *result = NULL, *armed = NULL;
+	json_t *result = NULL;
 	int r = look(cli, name, &t, &error);
 
 	if (!r)
 		r = want_there(&t, &error);
 	if (!r)
-		r = offer(cli, &t, wall_ns() + NOW, &error);
+		r = offer(cli, &t, wall_ns() + NOW, false, &error);
 	if (r < 0)
 		return cli_fail(cli, &error);
-	r = tell_host(cli, &t, "remote.arm", NOW, &armed, &error);
+	r = arm_there(cli, &t, NOW, false, &error);
 	if (!r)
-		r = tell_host(cli, &t, "remote.take", 0, &result, &error);
-	json_decref(armed);
+		r = tell_host(cli, &t, "remote.take", NULL, &result, &error);
 	if (r < 0)
 		return hand_over_failed(cli, &t, &error);
 	if (cli->json)
@@ -255,7 +298,6 @@ static int arm(const struct request *q, const char *name)
 {
 	there_auto struct there t = {0};
 	struct bm_error error;
-	json_t *result = NULL;
 	int r = look(q->cli, name, &t, &error);
 
 	if (!r && (!t.host || strcmp(t.host, q->to) != 0)) {
@@ -269,12 +311,11 @@ static int arm(const struct request *q, const char *name)
 			r = want_there(&t, &error);
 	}
 	if (!r)
-		r = offer(q->cli, &t, wall_ns() + q->expires, &error);
+		r = offer(q->cli, &t, wall_ns() + q->expires, true, &error);
 	if (!r)
-		r = tell_host(q->cli, &t, "remote.arm", q->expires, &result, &error);
+		r = arm_there(q->cli, &t, q->expires, true, &error);
 	if (r < 0)
 		return cli_fail(q->cli, &error);
-	json_decref(result);
 	if (!q->cli->json)
 		printf("%s: host %s has the disk when its guest writes there first\n", name, q->to);
 	return 0;
@@ -284,17 +325,15 @@ static int disarm(const struct request *q, const char *name)
 {
 	there_auto struct there t = {0};
 	struct bm_error error;
-	json_t *result = NULL;
 	int r = look(q->cli, name, &t, &error);
 
 	if (!r)
 		r = want_there(&t, &error);
 	/* There first: as long as it was not told, it vouches for its copy. */
 	if (!r)
-		r = tell_host(q->cli, &t, "remote.arm", 0, &result, &error);
+		r = arm_there(q->cli, &t, 0, false, &error);
 	if (!r)
-		r = offer(q->cli, &t, 0, &error);
-	json_decref(result);
+		r = offer(q->cli, &t, 0, false, &error);
 	if (r < 0)
 		return cli_fail(q->cli, &error);
 	if (!q->cli->json)

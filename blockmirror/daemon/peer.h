@@ -151,6 +151,11 @@ void peer_errand_begin(struct peers *p, struct bm_rpc_call *call, const struct p
 
 /* remote.c: methods of the control socket; arg is the daemon. */
 bm_rpc_method method_remote_create, method_remote_remove;
+/*
+ * Where the errand's peer serves what answer says (path, name, port, address), as any NBD client
+ * understands it; and, for who reads it, whose that is. malloc()ed; NULL: it says something else.
+ */
+char *remote_uri(const struct peer_errand *errand, const json_t *answer);
 
 /* pass.c: methods of the control socket, whose arg is the daemon; and of the port for hosts. */
 bm_rpc_method method_remote_yield, method_remote_arm, method_remote_take, method_received;

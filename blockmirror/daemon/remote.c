@@ -14,11 +14,7 @@
 
 #define PATIENCE 60000000000ull /* ns: the image is made there, and tried out */
 
-/*
- * Where the other host serves it, as any NBD client understands it; and, for who reads it, whose
- * that is.
- */
-static char *uri_of(const struct peer_errand *e, const json_t *answer)
+char *remote_uri(const struct peer_errand *e, const json_t *answer)
 {
 	bm_free char *key = peer_key_path(e->peers, e->peer->name);
 	bm_free char *escaped = key ? bm_uri_escape(key) : NULL, *path = NULL;
@@ -50,7 +46,7 @@ static int create(struct peer_errand *e)
 
 	if (r < 0)
 		return r;
-	uri = uri_of(e, e->result);
+	uri = remote_uri(e, e->result);
 	if (!uri) {
 		json_decref(e->result);
 		return bm_fail(&e->error, BM_E_IO, "host %s answers with something else",

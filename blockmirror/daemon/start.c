@@ -4,6 +4,7 @@
 #include <stdio.h>
 
 #include "blockmirror/base/cleanup.h"
+#include "blockmirror/base/record.h"
 #include "blockmirror/base/spawn.h"
 #include "blockmirror/daemon/peer.h"
 
@@ -44,6 +45,21 @@ static int put_standby(struct served *s, char **argv, int n, char *size)
 	return n;
 }
 
+/* Or may become one, and is not: then nothing comes by that port. */
+static bool is_standby(const struct served *s)
+{
+	bm_record_auto struct bm_record record = {0};
+	bm_free char *folder = NULL;
+
+	if (!s->received || s->first.standby)
+		return s->received;
+	if (asprintf(&folder, "%s/disks/%s", s->daemon->state, s->name) < 0) {
+		folder = NULL;
+		return false;
+	}
+	return !bm_record_read(folder, &record, NULL) && record.role == BM_ROLE_STANDBY;
+}
+
 /* The same port each time: the other host knows no other. */
 static int listen_data(struct served *s)
 {
@@ -59,7 +75,8 @@ static int listen_data(struct served *s)
 
 int served_spawn(struct served *s, int *output)
 {
-	bm_close int data = s->received ? listen_data(s) : -1;
+	bool standby = is_standby(s);
+	bm_close int data = standby ? listen_data(s) : -1;
 	const int fds[] = {s->nbd.fd, s->control.fd, data};
 	char *argv[ARGUMENTS], create[NUMBER], size[NUMBER];
 	struct bm_spawn spawn = {.argv = argv,
@@ -71,7 +88,7 @@ int served_spawn(struct served *s, int *output)
 				 .fd_names = "nbd:control:data"};
 	int n = 0, pid;
 
-	if (s->received && data < 0)
+	if (standby && data < 0)
 		return data;
 	argv[n++] = (char *)BM_DISK_PROGRAM;
 	argv[n++] = (char *)"--name";

@@ -52,6 +52,10 @@ enum { WITHDRAWN = 1 };
 struct offer {
 	char *host;
 	uint64_t until;
+	char *back;      /* URI, of a standby: what the other host keeps; NULL: nothing */
+	uint64_t window; /* ns that it is kept for */
+	bool returns;    /* who passes the disk on may have it again, by the same rule, once */
+	bool behind;     /* of a standby: what the other host acknowledged need not be here yet */
 };
 
 struct disk_options {
@@ -281,7 +285,8 @@ int target_prepare(struct target *target);
  */
 int remote_create(struct target *target, const char *image, uint64_t need);
 bool remote_is(const char *uri);
-int remote_yield(const struct disk *disk, uint64_t *generation, struct bm_error *error);
+int remote_yield(const struct disk *disk, bool keep, uint64_t *generation, bool *kept,
+		 struct bm_error *error);
 int remote_became_active(const struct disk *disk, struct bm_error *error);
 int remote_remove(const char *daemon, const char *name, const struct bm_record *record,
 		  const char *uri, struct bm_error *error);

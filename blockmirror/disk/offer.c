@@ -31,33 +31,58 @@ bool offer_holds(const struct disk *d, const char *host)
 	       job_realtime() < d->offer.until;
 }
 
+static void clear(struct offer *o)
+{
+	free(o->host);
+	free(o->back);
+	*o = (struct offer){0};
+}
+
 void offer_clear(struct disk *d)
 {
-	free(d->offer.host);
-	d->offer = (struct offer){0};
+	clear(&d->offer);
+}
+
+void offer_set(struct disk *d, const struct offer *offer)
+{
+	struct offer copy = *offer;
+
+	copy.host = bm_need(strdup(offer->host));
+	copy.back = offer->back ? bm_need(strdup(offer->back)) : NULL;
+	clear(&d->offer);
+	d->offer = copy;
 }
 
 void offer_read(struct disk *d)
 {
 	bm_free char *path = path_of(d), *text = NULL;
-	const char *host;
-	json_int_t until;
+	const char *host, *back = NULL;
+	json_int_t until, window = 0;
+	int returns = 0, behind = 0;
 	json_t *j = NULL;
 
 	if (path && !bm_read_text(path, LARGEST, &text))
 		j = json_loads(text, 0, NULL);
 	offer_clear(d);
-	if (j && !json_unpack(j, "{s:s s:I}", "host", &host, "until", &until)) {
-		d->offer.host = strdup(host);
-		d->offer.until = (uint64_t)until;
-	}
+	if (j &&
+	    !json_unpack(j, "{s:s s:I s?s s?I s?b s?b}", "host", &host, "until", &until, "back",
+			 &back, "window", &window, "returns", &returns, "behind", &behind))
+		offer_set(d, &(struct offer){.host = (char *)host,
+					     .until = (uint64_t)until,
+					     .back = (char *)back,
+					     .window = (uint64_t)window,
+					     .returns = returns,
+					     .behind = behind});
 	json_decref(j);
 }
 
-int offer_write(const struct disk *d, const char *host, uint64_t until, struct bm_error *error)
+int offer_write(const struct disk *d, const struct offer *o, struct bm_error *error)
 {
 	bm_free char *path = path_of(d), *text = NULL;
-	json_t *j = json_pack("{s:s s:I}", "host", host, "until", (json_int_t)until);
+	json_t *j =
+		json_pack("{s:s s:I s:s* s:I s:b s:b}", "host", o->host, "until",
+			  (json_int_t)o->until, "back", o->back, "window", (json_int_t)o->window,
+			  "returns", (int)o->returns, "behind", (int)o->behind);
 	int r;
 
 	text = j ? json_dumps(j, JSON_COMPACT) : NULL;
@@ -79,8 +104,7 @@ struct offering {
 	struct bm_work work;
 	struct disk *disk;
 	struct bm_rpc_call *call;
-	char *to;
-	uint64_t until;
+	struct offer offer;
 	struct bm_error error;
 };
 
@@ -88,8 +112,8 @@ static void write_offer(struct bm_work *work)
 {
 	struct offering *o = bm_container(work, struct offering, work);
 
-	if (o->until)
-		offer_write(o->disk, o->to, o->until, &o->error);
+	if (o->offer.until)
+		offer_write(o->disk, &o->offer, &o->error);
 	else
 		offer_remove(o->disk);
 }
@@ -105,18 +129,20 @@ static void offered(struct bm_work *work)
 			bm_rpc_fail(o->call, &o->error);
 	} else {
 		offer_clear(d);
-		d->offer = (struct offer){.host = o->until ? bm_steal(o->to) : NULL,
-					  .until = o->until};
+		if (o->offer.until) {
+			d->offer = o->offer;
+			o->offer = (struct offer){0};
+		}
 		standby_armed(d);
 		if (o->call)
 			bm_rpc_reply(o->call, NULL);
 	}
 	d->offering = NULL;
-	free(o->to);
+	clear(&o->offer);
 	free(o);
 }
 
-void offer_begin(struct disk *d, struct bm_rpc_call *call, const char *to, uint64_t until)
+void offer_begin(struct disk *d, struct bm_rpc_call *call, const struct offer *offer)
 {
 	struct offering *o;
 	struct bm_error error;
@@ -131,9 +157,19 @@ void offer_begin(struct disk *d, struct bm_rpc_call *call, const char *to, uint6
 	*o = (struct offering){.work = {.run = write_offer, .done = offered},
 			       .disk = d,
 			       .call = call,
-			       .to = bm_need(strdup(to)),
-			       .until = until};
+			       .offer = *offer};
+	o->offer.host = bm_need(strdup(offer->host));
+	o->offer.back = offer->back ? bm_need(strdup(offer->back)) : NULL;
 	bm_workers_submit(d->recorder, d->loop, &o->work);
+}
+
+void offer_withdraw(struct disk *d)
+{
+	struct offer ended = d->offer;
+
+	ended.until = WITHDRAWN;
+	if (ended.host)
+		offer_begin(d, NULL, &ended);
 }
 
 void offer_close(struct disk *d)
@@ -143,7 +179,7 @@ void offer_close(struct disk *d)
 	if (d->offering) {
 		if (d->offering->call)
 			bm_rpc_fail(d->offering->call, &error);
-		free(d->offering->to);
+		clear(&d->offering->offer);
 		free(d->offering);
 	}
 	offer_clear(d);

@@ -109,7 +109,7 @@ first_write() {
 	check "and has the disk" one_has b a
 	check "all is there" all_on b
 	check "it is told how long that took" held
-	check "a has no disk any more" wait_for 10 has_none a
+	check "a keeps its copy, as a standby" wait_for 10 gate_is a armed
 }
 shut() { "${@:3}" >"$dir/out" 2>&1; [ $? -eq "$1" ] && grep -q "$2" "$dir/out"; } # STATUS TEXT COMMAND…
 shut_down() { guest "$1" "
@@ -137,7 +137,7 @@ ends() {
 	check "who has opened it in time may write later" wait "$pid"
 	lib_forget "$pid"
 	check "and has the disk" one_has a b
-	check "it goes back" moves a b --serve-there
+	check "it goes back" bm_on a hand-over disk
 	check "once more, to be shut" bm_on b migrate arm disk --to host-a --overwrite
 	check "the way back is closed, too" shut 3 E_BUSY bm_on b relocate disk "$store/other.img"
 	check "and no more" bm_on b migrate disarm disk
@@ -162,7 +162,7 @@ deaths() {
 	check "the write is carried out" wait "$write"
 	lib_forget "$write"
 	check "and a has the disk" one_has a b
-	check "b has none" wait_for 10 has_none b
+	check "b keeps its copy" wait_for 10 role_is b standby
 	check "armed again, the other way" bm_on a migrate arm disk --to host-b --overwrite
 	check "the network is cut" cut_network
 	spawn writes b
@@ -185,6 +185,7 @@ call() { # HOST METHOD PARAMS: of the disk's process
 
 # b has decided, and a was not told.
 answer_lost() {
+	check "the copies of before are let go" bm_on b release disk
 	check "the storage goes back to a" bm_on b relocate disk "bm://host-a$store/disk.img" --overwrite --guest-latency off
 	check "a is offered the disk" said '"result":' call b offer "{\"to\":\"host-a\",\"until\":$(($(date +%s) + 60))000000000}"
 	check "b has passed it on" said '"generation":' call b yield '{"to":"host-a"}'
@@ -222,7 +223,8 @@ doubt() {
 	check "it had to ask twice" grep -q "it is not known who has the disk" "$dir/a/run/disks/disk.log"
 	check "b has the disk, and nobody else" one_has b a
 	check "all is there" all_on b
-	check "it comes back" moves b a --serve-there
+	check "it comes back" bm_on b hand-over disk
+	check "for good" bm_on a release disk
 }
 doubting_host() {
 	ASAN_OPTIONS=verify_asan_link_order=0 LD_PRELOAD=$BUILD/fixtures/record.so host_start a && kill -KILL "$(on a show disk .pid)" && wait_for 10 role_is a active
