@@ -25,7 +25,8 @@ struct there {
 	char *host;      /* that has its storage, or the second copy; NULL: this one alone */
 	char *keep;      /* the copy that is here, and stays when the disk goes; NULL: none */
 	bool behind;     /* the host has the second copy only */
-	uint64_t window; /* ns for which there are two */
+	bool in_sync;    /* ... and it is equal */
+	uint64_t window; /* ns for which there are two; 0: not known */
 	char *disk, *uri;
 };
 
@@ -51,17 +52,18 @@ static bool is_there(const char *uri)
 	return !strncmp(uri, "bm:", 3);
 }
 
-/* Two copies, one of them on another host, as long as the last move can be undone. */
+/* Two copies, one of them on another host: it is moved there, or that can still be undone. */
 static int look_at_pair(struct there *t, json_t *job, struct bm_error *error)
 {
 	const char *source = cli_text(job, "source"), *target = cli_text(job, "target");
-	const char *here = is_there(source) ? target : source;
+	const char *here = is_there(source) ? target : source, *phase = cli_text(job, "phase");
 	uint64_t until = cli_number(job, "undo_until"), now = wall_ns();
 	bm_free char *path = NULL;
 
-	if (strcmp(cli_text(job, "phase"), "undo-window") != 0 || is_there(source) == is_there(target) ||
-	    *here != '/')
+	if (strcmp(cli_text(job, "state"), "running") != 0 ||
+	    is_there(source) == is_there(target) || *here != '/')
 		return 0;
+	t->in_sync = !strcmp(phase, "undo-window") || !strcmp(phase, "in-sync");
 	t->keep = strdup(here);
 	t->window = until > now ? until - now : 0;
 	t->behind = !is_there(t->uri);
@@ -132,7 +134,8 @@ static int arm_there(const struct cli *cli, const struct there *t, uint64_t time
 	json_t *result = NULL;
 	int r = tell_host(cli, t, "remote.arm",
 			  json_pack("{s:I s:s* s:I s:b s:b}", "time_ns", (json_int_t)time, "keep",
-				    t->keep, "window_ns", (json_int_t)t->window, "returns",
+				    t->keep, "window_ns",
+				    (json_int_t)(t->window ? t->window : time), "returns",
 				    (int)returns, "behind", (int)t->behind),
 			  &result, error);
 
@@ -276,7 +279,7 @@ int cmd_recover(struct cli *cli, int argc, char **argv)
 
 /* migrate */
 
-/* Its storage goes there, and stays here, too, as long as that can be undone. */
+/* Its storage is there, too, and follows. */
 static int relocate(const struct request *q, const struct there *t)
 {
 	const char *path = bm_uri_path(t->uri), *slash = path ? strrchr(path, '/') : NULL;
@@ -290,8 +293,8 @@ static int relocate(const struct request *q, const struct there *t)
 		     q->into ? q->into : path) < 0)
 		return 1;
 	return cli_relocate(q->cli, t->name,
-			    json_pack("{s:s s:I s:b}", "target", target, "undo_window",
-				      (json_int_t)q->expires, "overwrite", (int)q->overwrite));
+			    json_pack("{s:s s:b s:b}", "target", target, "manual", 1, "overwrite",
+				      (int)q->overwrite));
 }
 
 static int arm(const struct request *q, const char *name)
@@ -300,7 +303,7 @@ static int arm(const struct request *q, const char *name)
 	struct bm_error error;
 	int r = look(q->cli, name, &t, &error);
 
-	if (!r && (!t.host || strcmp(t.host, q->to) != 0)) {
+	if (!r && (!t.host || strcmp(t.host, q->to) != 0 || (t.behind && !t.in_sync))) {
 		int status = relocate(q, &t);
 
 		if (status)

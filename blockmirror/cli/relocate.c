@@ -29,6 +29,7 @@ struct request {
 	json_t *params;
 	bool detach, manual;
 	bool serve_there; /* and then the other host serves it */
+	bool armed;       /* or may do so later */
 };
 
 static void set(struct request *q, const char *key, json_t *value)
@@ -112,7 +113,7 @@ static int finish(const struct request *q, const char *id, const json_t *job)
 		return cli_job_ended(cli, job);
 	if (cli->json)
 		cli_print_json(json_incref((json_t *)job));
-	else
+	else if (!q->armed)
 		printf("%s: in sync; '%s switch %.*s' switches over\n", id, hint,
 		       (int)(strrchr(id, '.') - id), id);
 	return 0;
@@ -161,7 +162,10 @@ static int set_path(struct request *q, const char *key, const char *text)
 
 int cli_relocate(const struct cli *cli, const char *name, json_t *params)
 {
-	struct request q = {.cli = cli, .params = params};
+	struct request q = {.cli = cli,
+			    .params = params,
+			    .manual = json_is_true(json_object_get(params, "manual")),
+			    .armed = true};
 	struct bm_client *client = NULL;
 	struct bm_error error;
 	int r = cli_connect(cli, name, &client, &error) < 0 ? cli_fail(cli, &error)

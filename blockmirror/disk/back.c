@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The way back. A disk that moved to another host and can still be undone has two images that are
- * equal, one on each host. When it passes over then, the image that stays behind is a standby of
- * the host that has the disk now, whose mirror writes to it: the same job goes on there, the other
- * way round. So the disk can come back as it went, and nothing is copied for that.
+ * A disk with two images that are kept equal, one here and one on another host: its move there has
+ * come as far as that, or can still be undone. When it passes over then, the image that stays
+ * behind is a standby of the host that has the disk now, whose mirror writes to it: the job goes on
+ * there, the other way round. So the disk can come back as it went, and nothing is copied for that.
  */
 #include <errno.h>
 #include <string.h>
@@ -28,13 +28,12 @@ const char *back_remote(const struct job *job)
 					  : NULL;
 }
 
-/* Who is told to delete the source keeps nothing. */
 bool back_is_pair(const struct disk *d, const char *host)
 {
 	const struct job *job = job_of(d);
-	bool open = job && job->phase == PHASE_WINDOW && !job->options.delete_source &&
-		    !job->release_wanted && back_local(job) && back_remote(job);
-	bm_free char *there = open ? bm_uri_parameter(back_remote(job), BM_URI_HOST) : NULL;
+	bool two = job && job->options.kind == JOB_RELOCATE && job->phase >= PHASE_COPYING &&
+		   job->phase <= PHASE_WINDOW && back_local(job) && back_remote(job);
+	bm_free char *there = two ? bm_uri_parameter(back_remote(job), BM_URI_HOST) : NULL;
 
 	return there && !strcmp(there, host);
 }
@@ -43,6 +42,8 @@ bool back_in_sync(const struct disk *d)
 {
 	struct bm_mirror_stats stats;
 
+	if (d->job->phase != PHASE_IN_SYNC && d->job->phase != PHASE_WINDOW)
+		return false;
 	bm_mirror_get_stats(d->mirror, &stats);
 	return !d->job->keeping && !d->job->preparing_records && stats.state == BM_STATE_IN_SYNC &&
 	       !stats.dirty && !stats.doubtful;
@@ -60,14 +61,17 @@ void back_go_on(struct disk *d)
 	if (!job_runs(job) || !job->parked)
 		return;
 	job->parked = false;
-	(void)bm_timer_set(d->loop, &job->window_timer, bm_loop_now(d->loop) + back_window(job));
+	if (job->phase == PHASE_WINDOW)
+		(void)bm_timer_set(d->loop, &job->window_timer,
+				   bm_loop_now(d->loop) + back_window(d));
 }
 
-uint64_t back_window(const struct job *job)
+uint64_t back_window(const struct disk *d)
 {
-	uint64_t now = job_realtime();
+	uint64_t now = job_realtime(),
+		 end = d->job->window_ends ? d->job->window_ends : d->offer.until;
 
-	return job->window_ends > now ? job->window_ends - now : 0;
+	return end > now ? end - now : 0;
 }
 
 json_t *back_past(const struct disk *d)

@@ -410,10 +410,21 @@ static void method_job_resume(void *arg, struct bm_rpc_call *call, json_t *param
 
 void control_job_cancel(void *arg, struct bm_rpc_call *call, json_t *params)
 {
+	const struct disk *d = arg;
 	struct job *job = want_running(arg, call, params);
+	struct bm_error error;
 
 	if (!job)
 		return;
+	if (d->offer.host && back_is_pair(d, d->offer.host)) {
+		bm_fail(&error, BM_E_BUSY,
+			"the disk was offered to host %s, which has the copy: \"blockmirror "
+			"migrate "
+			"disarm %s\" first",
+			d->offer.host, d->name);
+		bm_rpc_fail(call, &error);
+		return;
+	}
 	if (job->switched || job->phase == PHASE_FINISHING) {
 		fail(call, BM_E_FINISHED,
 		     job->options.window ? "too late: the disk has moved; undo takes it back"

@@ -121,7 +121,7 @@ static void rest_copied(struct disk *d)
 
 void host_detached(struct disk *d)
 {
-	if (d->job->parked)
+	if (d->upgrade)
 		upgrade_detached(d);
 	else if (d->leaving) /* the record says that the job runs: the next process goes on */
 		checkpoint_park(d->job);

@@ -31,8 +31,8 @@ void offer_withdraw(struct disk *disk);
 void offer_close(struct disk *disk);
 
 /*
- * back.c: a disk whose undo window is open has an image on each of two hosts. pair: one here, the
- * other on that host. in_sync: what one has the other has. local, remote: which. hold, go_on: the
+ * back.c: a disk with an image on each of two hosts. pair: one here, the other on that host.
+ * in_sync: what one has the other has. local, remote: which. hold, go_on: the
  * job stays as it is meanwhile. past: what the record says of it afterwards, where the disk goes;
  * job: where it comes to, and goes on with it, the other way round. take: that job, here; map:
  * what says that both are equal, of a record of that generation.
@@ -40,7 +40,7 @@ void offer_close(struct disk *disk);
 bool back_is_pair(const struct disk *disk, const char *host);
 bool back_in_sync(const struct disk *disk);
 const char *back_local(const struct job *job), *back_remote(const struct job *job);
-uint64_t back_window(const struct job *job); /* ns that are left of it */
+uint64_t back_window(const struct disk *disk); /* ns that there will be two of them */
 void back_hold(struct disk *disk);
 void back_go_on(struct disk *disk);
 json_t *back_past(const struct disk *disk);

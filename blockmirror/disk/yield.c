@@ -51,9 +51,11 @@ struct yield {
 	enum stage stage;
 	struct bm_rpc_call *call; /* NULL: it has its answer */
 	char *to;
-	bool may_keep, keeps; /* the image that is here: asked for; done */
-	uint64_t asked;       /* generation of who asks */
-	struct offer offer;   /* to come back, as it is written with the decision */
+	bool may_keep;      /* who asks knows where the image that is here will be */
+	bool pair;          /* the disk is on both hosts, equal; neither has to be the authority */
+	bool keeps;         /* ... and stays so */
+	uint64_t asked;     /* generation of who asks */
+	struct offer offer; /* to come back, as it is written with the decision */
 	uint64_t end;
 	struct bm_timer timer;
 	struct bm_task idle;
@@ -99,7 +101,7 @@ static void give_up(struct yield *y, enum bm_code code, const char *why)
 	bm_log(BM_LOG_WARN, "%s", error.text);
 	gate_set_role(d->gate, GATE_ACTIVE);
 	answer(y, &error);
-	if (y->keeps)
+	if (y->pair)
 		back_go_on(d);
 	yield_free(y);
 }
@@ -194,7 +196,7 @@ static void begin_record(struct yield *y, enum bm_role role)
 		y->offer = (struct offer){.host = y->to,
 					  .until = d->offer.until,
 					  .back = (char *)back_remote(d->job),
-					  .window = back_window(d->job),
+					  .window = back_window(d),
 					  .behind = true};
 	bm_workers_submit(d->recorder, d->loop, &y->record);
 }
@@ -266,7 +268,7 @@ static void flushed(struct bm_request *rq, int error)
 
 	if (error) {
 		give_up(y, BM_E_IO, "it cannot be flushed");
-	} else if (!y->keeps) {
+	} else if (!y->pair) {
 		decide(y);
 	} else {
 		y->stage = FLUSHES_BOTH;
@@ -310,7 +312,7 @@ static void fence(struct yield *y)
 {
 	struct disk *d = y->disk;
 
-	if ((!y->keeps && !is_on(d, y->to)) || !is_offered(d, y->to)) {
+	if ((!y->pair && !is_on(d, y->to)) || !is_offered(d, y->to)) {
 		give_up(y, BM_E_NOT_READY, "its storage is there no more, or its offer has ended");
 		return;
 	}
@@ -321,16 +323,19 @@ static void fence(struct yield *y)
 }
 
 /*
- * A job whose undo window is open goes with the disk where both copies are equal and both hosts
- * know of it. Else it ends now.
+ * Where the disk is on both hosts it passes as it is, when both copies are equal. Else a job whose
+ * undo window is open ends now.
  */
 static void let_go(struct yield *y)
 {
 	struct disk *d = y->disk;
 	uint64_t now = bm_loop_now(d->loop);
 
-	if (y->may_keep && back_is_pair(d, y->to) && back_in_sync(d)) {
-		y->keeps = true;
+	y->pair = back_is_pair(d, y->to) && back_in_sync(d);
+	y->keeps =
+		y->pair && y->may_keep && !d->job->options.delete_source && !d->job->release_wanted;
+	y->pair = y->keeps || (y->pair && !is_on(d, y->to));
+	if (y->pair) {
 		back_hold(d);
 		fence(y);
 		return;
@@ -368,8 +373,8 @@ static void timed_out(struct bm_timer *timer)
 
 static bool moves(const struct job *job)
 {
-	return job_runs(job) && job->phase != PHASE_WINDOW && job->phase != PHASE_MARKING &&
-	       !(job->switched && job->phase > PHASE_WINDOW);
+	return job_runs(job) && job->phase != PHASE_IN_SYNC && job->phase != PHASE_WINDOW &&
+	       job->phase != PHASE_MARKING && !(job->switched && job->phase > PHASE_WINDOW);
 }
 
 static int may_yield(const struct disk *d, const char *to, struct bm_error *error)

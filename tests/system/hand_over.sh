@@ -103,7 +103,7 @@ first_write() {
 	check "a's guest has noticed nothing" on a end_load
 	check "b is armed no more" gate_is b standby
 	check_fails "nor has a offered it" 3 "E_ACCESS" bm_on b recover disk
-	check_fails "it cannot be undone before b knows" 3 "E_BUSY: .*migrate disarm disk" bm_on a undo disk
+	check_fails "it cannot be cancelled before b knows" 3 "E_BUSY: .*migrate disarm disk" bm_on a job cancel disk
 	check "it is armed again" bm_on a migrate arm disk --to host-b
 	check "b writes first" writes b
 	check "and has the disk" one_has b a
@@ -238,6 +238,10 @@ dead_host() {
 		bm_on b recover disk --resume-here --peer-is-dead
 	check "it is given up" bm_on a job cancel disk
 	check "b is armed" bm_on a migrate arm disk --to host-b --overwrite
+	check_fails "as long as a is the truth b vouches for nothing" 3 "E_NOT_READY" \
+		bm_on b recover disk --resume-here --peer-is-dead
+	check "the storage moves" bm_on a switch disk
+	check "and b is armed, with that" bm_on a migrate arm disk --to host-b
 	check "a dies" a_dies
 	check_fails "b does not have it by itself" 7 "E_UNREACHABLE" bm_on b recover disk
 	spawn writes b

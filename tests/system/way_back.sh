@@ -83,11 +83,17 @@ there_and_back() {
 
 # The other host's storage is not in the way of the guest.
 cut_off() {
-	check "it goes to b" bm_on a migrate arm disk --to host-b
-	check "by a write" writes b
+	check "b is armed" bm_on a migrate arm disk --to host-b
+	check "a guest on a" on a start_load disk --initial any
+	check "the network is cut" cut_network
+	check "the guest goes on" wait_for 15 moves_on a
+	check "the network is back" join_network
+	check "the copies become equal" pair_on a
+	check "the guest has seen no error" on a end_load
+	check "b has the disk by a write" writes b
 	check "a guest on b" on b start_load disk --initial any
 	check "the network is cut" cut_network
-	check "the guest goes on" wait_for 15 moves_on
+	check "the guest goes on" wait_for 15 moves_on b
 	check "a's guest is held" held a
 	check "the network is back" join_network
 	check "the copies become equal" pair_on b
@@ -100,9 +106,9 @@ cut_off() {
 }
 moves_on() {
 	local before
-	before=$(on b show disk .requests.write)
+	before=$(on "$1" show disk .requests.write)
 	sleep 0.5
-	[ "$(on b show disk .requests.write)" -gt $((before + 100)) ]
+	[ "$(on "$1" show disk .requests.write)" -gt $((before + 100)) ]
 }
 held() {
 	spawn refused "$1" 108
