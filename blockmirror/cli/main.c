@@ -123,7 +123,7 @@ const struct command commands[] = {
 	 "disks follow their machine, which something else moves",
 	 "  arm     the disks go to HOST and stay in sync here; the one whose guest writes first "
 	 "there\n          is served there from then on\n"
-	 "  disarm  they are not passed on any more; \"undo\" brings the storage back\n"
+	 "  disarm  they are not passed on any more; \"job cancel\" takes the copy there away\n"
 	 "\n"
 	 "  --to HOST         arm: one of \"peer list\"\n"
 	 "  --into FOLDER     arm: of that host (default: the folder that the image is in here)\n"

@@ -82,14 +82,14 @@ json_t *back_past(const struct disk *d)
 /* As the host has it that the disk comes from; but source and target are seen from here. */
 json_t *back_job(const struct disk *d, uint64_t generation)
 {
-	uint64_t now = job_realtime();
+	uint64_t now = job_realtime(), end = now + d->offer.window;
 
 	return json_pack("{s:i s:s s:s s:s s:s s:b s:I s:I s:I s:I s:I}", "number",
 			 (int)d->jobs + 1, "kind", "relocate", "state", "running", "source",
 			 d->offer.back, "target", d->record.uri, "created", 1, "latency",
 			 (json_int_t)BM_LATENCY_AUTO, "window", (json_int_t)d->offer.window,
-			 "window_ends", (json_int_t)(now + d->offer.window), "started",
-			 (json_int_t)now, "map", (json_int_t)generation);
+			 "window_ends", (json_int_t)end, "started", (json_int_t)now, "map",
+			 (json_int_t)generation);
 }
 
 uint8_t *back_map(const struct disk *d, uint64_t generation)
