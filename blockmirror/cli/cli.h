@@ -51,6 +51,7 @@ int cmd_peer(struct cli *cli, int argc, char **argv);
 int cmd_recover(struct cli *cli, int argc, char **argv);
 int cmd_hand_over(struct cli *cli, int argc, char **argv);
 int cmd_migrate(struct cli *cli, int argc, char **argv);
+int cmd_hook(struct cli *cli, int argc, char **argv);
 
 /*
  * getopt for a command: the options that all commands have are dealt with here; own options
@@ -116,6 +117,9 @@ int cli_latency(const struct cli *cli, const char *value, json_t **latency);
 /* --target-deadline, --on-target-loss */
 int cli_deadline(const struct cli *cli, const char *value, json_t **deadline);
 int cli_target_loss(const struct cli *cli, const char *value, json_t **loss);
+
+/* libvirt.c: how libvirt's installed version names the disk that is served at socket, as XML. */
+void cli_put_libvirt(const char *name, const char *socket);
 
 /* Convenience for answers: 0 and "" when absent. */
 uint64_t cli_number(const json_t *object, const char *key);

@@ -26,7 +26,8 @@ const struct command commands[] = {
 	 "                       errors\n",
 	 cmd_serve},
 	{"list", "", "list the disks that are served", NULL, cmd_list},
-	{"show", "NAME", "show a disk: where it is, its job, its clients", NULL, cmd_show},
+	{"show", "NAME [--xml]", "show a disk: where it is, its job, its clients",
+	 "  --xml  as a disk of a libvirt domain\n", cmd_show},
 	{"stop", "NAME", "stop serving a disk",
 	 "Refused while a client is connected or a job runs. With blockmirrord(8) it lasts until\n"
 	 "\"serve\", or the host's next boot.\n",
@@ -130,6 +131,14 @@ const struct command commands[] = {
 	 "  --expires TIME    arm: for so long (default 1h)\n"
 	 "  --overwrite       arm: what is there is given up, as an old copy of the disk\n",
 	 cmd_migrate},
+	{"hook", "libvirt DOMAIN OPERATION SUBOPERATION EXTRA",
+	 "what hypervisors and managers call",
+	 "  libvirt  as /etc/libvirt/hooks/qemu.d/ calls it, the domain's XML on standard input:\n"
+	 "           \"prepare\" starts the disks that the domain has by our sockets, \"migrate\", "
+	 "where\n"
+	 "           it comes to, prints the XML with the sockets of this host, \"release\" stops "
+	 "them\n",
+	 cmd_hook},
 	{"whois", "IMAGE", "which image is the truth, and why",
 	 "IMAGE is a path or a URI. Reads its mark and the records in STATE; needs no process.\n"
 	 "Exit status 0: it is the truth of a disk; 1: it is not, and it is said where that is;\n"

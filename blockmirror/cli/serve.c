@@ -52,16 +52,6 @@ static void put_option(const char *text)
 		fputs(*text == ',' ? ",," : (char[]){*text, '\0'}, stdout);
 }
 
-static void put_xml(const char *text)
-{
-	for (; *text; text++)
-		fputs(*text == '&'    ? "&amp;"
-		      : *text == '<'  ? "&lt;"
-		      : *text == '\'' ? "&apos;"
-				      : (char[]){*text, '\0'},
-		      stdout);
-}
-
 static void print_use(const char *name, const char *uri)
 {
 	bm_free char *socket = bm_uri_socket(uri);
@@ -72,11 +62,8 @@ static void print_use(const char *name, const char *uri)
 	printf("QEMU:    -blockdev driver=nbd,node-name=%s,server.type=unix,server.path=", name);
 	put_option(socket);
 	printf(",export=%s,reconnect-delay=30,discard=unmap\n", name);
-	printf("libvirt: <disk type='network' device='disk'><driver name='qemu' type='raw' "
-	       "discard='unmap'/><source protocol='nbd' name='%s'><host transport='unix' socket='",
-	       name);
-	put_xml(socket);
-	puts("'/></source><target dev='vda' bus='virtio'/></disk>");
+	fputs("libvirt: ", stdout);
+	cli_put_libvirt(name, socket);
 }
 
 static int show_json(const struct cli *cli, const char *name)
