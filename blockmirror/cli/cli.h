@@ -157,8 +157,7 @@ int cli_begin(const struct cli *cli, struct bm_client *client, const char *metho
 int cli_relocate(const struct cli *cli, const char *name, json_t *params);
 
 /*
- * slip_cmd.c: the same for a disk of a running QEMU, which has it before and after. params is
- * taken over.
+ * slip_cmd.c: the same for a disk of a running QEMU, which has it before and after.
  */
 int cli_relocate_slipped(struct cli *cli, const char *qmp, const char *drive, const char *target,
 			 json_t *params);

@@ -202,8 +202,7 @@ static int relocate_slipped(struct cli *cli, struct request *q, int argc, char *
 				   "relocate the disk, hand it back");
 	if (!r)
 		r = set_path(q, "target", argv[optind]);
-	return r ? r
-		 : cli_relocate_slipped(cli, q->qmp, q->drive, argv[optind], bm_steal(q->params));
+	return r ? r : cli_relocate_slipped(cli, q->qmp, q->drive, argv[optind], q->params);
 }
 
 int cmd_relocate(struct cli *cli, int argc, char **argv)

@@ -29,6 +29,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -40,7 +41,9 @@
 #include "blockmirror/base/uri.h"
 
 enum {
-	NODE_NAME = 31,    /* QEMU's longest */
+	NODE_NAME = 31, /* QEMU's longest */
+	CLIENTS_MS = 5000,
+	STEP_MS = 50,
 	RECONNECT = 86400, /* s that QEMU's requests wait for the process: a stall, not an error */
 	TIMES = 3, /* a process that died while it was let go of has taken the locks again */
 };
@@ -65,6 +68,12 @@ static int reopen(struct slip *s, const char *file, struct bm_error *error)
 	bm_qmp_set_guard(s->qmp, NULL, NULL);
 	s->doubt = r == -ETIMEDOUT || r == -ECONNRESET;
 	return r;
+}
+
+/* The node by which QEMU tries whether it can open a target. */
+static void probe_node(const struct slip *s, char node[NODE_NAME + 1])
+{
+	snprintf(node, NODE_NAME + 1, "bp-%.28s", s->name);
 }
 
 /* A node that had no name of its own gets one. */
@@ -130,8 +139,11 @@ static int add_nbd(struct slip *s, struct bm_error *error)
 /* The guest is in QEMU: nothing of ours stays. */
 static void undo(struct slip *s)
 {
+	char probe[NODE_NAME + 1];
 	struct bm_error error;
 
+	probe_node(s, probe);
+	remove_node(s, probe);
 	remove_node(s, slip_text(s, "nbd_node"));
 	if (slip_disk_stop(s, &error) < 0)
 		fprintf(stderr, "blockmirror: %s: %s\n", bm_code_name(error.code), error.text);
@@ -295,13 +307,36 @@ static int find_guest(struct slip *s, struct bm_child *child, struct bm_error *e
 	return strcmp(child->name, slip_text(s, "nbd_node")) ? SLIP_IN_QEMU : SLIP_ON_DISK;
 }
 
-/* The machine is gone, or its disk is: what is begun has no sense any more. */
+static size_t clients(struct slip *s)
+{
+	json_t *disk = NULL;
+	size_t n = 0;
+
+	if (!bm_client_call(s->disk, "show", NULL, &disk, NULL))
+		n = json_array_size(json_object_get(disk, "clients"));
+	json_decref(disk);
+	return n;
+}
+
+/*
+ * The machine is gone, or its disk is: what is begun has no sense any more. Unless somebody is
+ * connected still, and it is the socket alone that is gone.
+ */
 static int give_up(struct slip *s, struct bm_error *error)
 {
-	bool alive = !cli_connect(s->cli, s->name, &s->disk, NULL);
-
-	if (alive)
-		bm_client_call(s->disk, "job.cancel", NULL, NULL, NULL);
+	bm_client_close(s->disk);
+	s->disk = NULL;
+	if (cli_connect(s->cli, s->name, &s->disk, NULL) < 0)
+		return 0;
+	for (int waited = 0; clients(s); waited++) {
+		if (waited > CLIENTS_MS / STEP_MS)
+			return bm_fail(error, BM_E_BUSY,
+				       "QEMU does not have disk %s, or does not listen at %s, and "
+				       "yet it has clients",
+				       s->name, slip_text(s, "qmp"));
+		poll(NULL, 0, STEP_MS);
+	}
+	bm_client_call(s->disk, "job.cancel", NULL, NULL, NULL);
 	return slip_disk_stop(s, error);
 }
 
@@ -348,7 +383,7 @@ int slip_probe(struct slip *s, const char *path, struct bm_error *error)
 	    (chown(path, from.st_uid, from.st_gid) < 0 || chmod(path, from.st_mode & 07777) < 0) &&
 	    !geteuid())
 		return bm_fail_errno(error, errno, "%s: cannot be made QEMU's", path);
-	snprintf(node, sizeof(node), "bp-%.28s", s->name);
+	probe_node(s, node);
 	remove_node(s, node);
 	r = add_file(s, node, path, true, error);
 	if (!r)

@@ -74,15 +74,42 @@ static int begin(struct slip *s, const struct asked *a, bool by_name, char **pat
 	return s->plan ? slip_settle(s, path, error) : SLIP_IN_QEMU;
 }
 
-/* Adopts unless that was done before; target (NULL: none) is where it will go. */
+/* A folder, or a path that may not exist yet: whether path is there, or is it. */
+static bool is_at(const char *path, const char *target)
+{
+	bm_free char *real = realpath(target, NULL);
+	const char *slash = strrchr(path, '/');
+	struct stat st;
+
+	if (!real)
+		return !strcmp(path, target);
+	if (stat(real, &st) < 0 || !S_ISDIR(st.st_mode))
+		return !strcmp(path, real);
+	return slash && strlen(real) == (size_t)(slash - path) &&
+	       !strncmp(path, real, (size_t)(slash - path));
+}
+
+static int check_target(const struct bm_drive *drive, const char *target, struct bm_error *error)
+{
+	bm_free char *inside = NULL;
+	struct stat st;
+
+	if (is_at(drive->path, target))
+		return bm_fail(error, BM_E_SAME, "%s is the image that the disk is on, or is in %s",
+			       drive->path, target);
+	/* Of a path, its folder matters. */
+	if (!stat(target, &st) && S_ISDIR(st.st_mode) && asprintf(&inside, "%s/.", target) < 0)
+		return bm_fail_errno(error, ENOMEM, "%s", target);
+	return bm_drive_reaches(drive, inside ? inside : target, error);
+}
+
+/* What begin() has found in QEMU; target (NULL: none) is where it will go. */
 static int adopt(struct slip *s, const struct asked *a, const char *target, struct bm_error *error)
 {
-	bm_free char *qmp = NULL, *path = NULL;
+	bm_free char *qmp = realpath(a->qmp, NULL);
 	struct bm_drive drive = {0};
-	int r = begin(s, a, false, &path, error);
+	int r;
 
-	if (r < 0 || r == SLIP_ON_DISK)
-		return r < 0 ? r : 0;
 	if (s->plan) { /* it was settled: anew */
 		struct bm_qmp *kept = s->qmp;
 
@@ -90,19 +117,21 @@ static int adopt(struct slip *s, const struct asked *a, const char *target, stru
 		slip_close(s);
 		*s = (struct slip){.cli = a->cli, .qmp = kept};
 	}
-	if (!s->qmp)
-		return bm_fail(error, BM_E_NOT_FOUND, "%s: QEMU has ended; its disk is on %s",
-			       a->qmp, path ? path : "no file");
 	r = bm_drive_find(s->qmp, a->drive, &drive, error);
 	if (!r && target)
-		r = bm_drive_reaches(&drive, target, error);
+		r = check_target(&drive, target, error);
 	if (!r && a->name && !(s->name = strdup(a->name)))
 		r = bm_fail_errno(error, ENOMEM, "%s", a->name);
-	qmp = realpath(a->qmp, NULL);
 	if (!r)
 		r = slip_adopt(s, qmp ? qmp : a->qmp, a->drive, &drive, error);
 	bm_drive_clear(&drive);
 	return r;
+}
+
+static int machine_ended(const char *qmp, const char *path, struct bm_error *error)
+{
+	return bm_fail(error, BM_E_NOT_FOUND, "%s: the machine has ended; its disk is on %s", qmp,
+		       path ? path : "no file");
 }
 
 static int check_asked(const struct asked *a)
@@ -126,6 +155,7 @@ int cmd_adopt(struct cli *cli, int argc, char **argv)
 	struct asked a = {.cli = cli};
 	struct slip s = {.cli = cli};
 	struct bm_error error;
+	bm_free char *path = NULL;
 	json_t *disk = NULL;
 	int r = cli_options(cli, argc, argv, own, take, &a);
 
@@ -135,8 +165,12 @@ int cmd_adopt(struct cli *cli, int argc, char **argv)
 		r = check_asked(&a);
 	if (r)
 		return r < 0 ? 0 : r;
-	if (adopt(&s, &a, NULL, &error) < 0 ||
-	    bm_client_call(s.disk, "show", NULL, &disk, &error) < 0) {
+	r = begin(&s, &a, false, &path, &error);
+	if (r == SLIP_IN_QEMU)
+		r = adopt(&s, &a, NULL, &error);
+	else if (r == SLIP_NOWHERE)
+		r = machine_ended(a.qmp, path, &error);
+	if (r < 0 || (r = bm_client_call(s.disk, "show", NULL, &disk, &error)) < 0) {
 		r = cli_fail(cli, &error);
 	} else if (cli->json) {
 		cli_print_json(disk);
@@ -200,36 +234,86 @@ static bool qemu_ended(void *arg)
 	return bm_qmp_ended(s->qmp);
 }
 
+/* The new process does not know that the job was told to switch over. */
 static int revive(void *arg, struct bm_client **client)
 {
 	struct slip *s = arg;
+	struct bm_error error;
 	int r;
 
 	s->disk = *client; /* which is that of the slip, lent */
-	r = slip_disk_ensure(s, NULL);
+	r = slip_disk_ensure(s, &error);
 	*client = s->disk;
+	if (!r)
+		bm_client_call(s->disk, "switch", NULL, NULL, NULL);
 	return r;
 }
 
-/* The job that moves it, in sync and waiting until QEMU is known to be able to open its target. */
-static int start_job(struct slip *s, json_t *params, json_t **job, struct bm_error *error)
+/*
+ * One that runs, since another command has begun it, or a new one. It is in sync and waits until
+ * QEMU is known to be able to open its target. -EALREADY: the disk is there.
+ */
+static int find_job(struct slip *s, const char *target, json_t *params, json_t **job,
+		    struct bm_error *error)
 {
-	const char *target;
+	json_t *disk = NULL, *running;
+	const char *state, *path;
+	int r = bm_client_call(s->disk, "show", NULL, &disk, error);
+
+	if (r < 0)
+		return r;
+	running = json_object_get(disk, "job");
+	state = cli_text(running, "state");
+	path = bm_uri_path(cli_text(disk, "uri"));
+	if (!strcmp(state, "running") || !strcmp(state, "paused")) {
+		path = bm_uri_path(cli_text(running, "target"));
+		*job = json_incref(running);
+		if (!path || !is_at(path, target))
+			r = bm_fail(error, BM_E_BUSY, "disk %s is on its way to %s already (%s)",
+				    s->name, cli_text(running, "target"), cli_text(running, "id"));
+	} else if (path && is_at(path, target)) {
+		r = -EALREADY;
+	} else {
+		r = bm_client_call(s->disk, "relocate", json_incref(params), job, error);
+	}
+	json_decref(disk);
+	return r;
+}
+
+static int start_job(struct slip *s, const char *target, json_t *params, json_t **job,
+		     struct bm_error *error)
+{
+	const char *path;
 	int r;
 
 	json_object_set_new(params, "manual", json_true());
-	r = bm_client_call(s->disk, "relocate", params, job, error);
+	r = find_job(s, target, params, job, error);
 	if (r < 0)
 		return r;
-	target = bm_uri_path(cli_text(*job, "target"));
-	r = target ? slip_probe(s, target, error)
-		   : bm_fail(error, BM_E_UNSUPPORTED,
-			     "a file or a block device is wanted: QEMU gets it back");
+	path = bm_uri_path(cli_text(*job, "target"));
+	r = path ? slip_probe(s, path, error)
+		 : bm_fail(error, BM_E_UNSUPPORTED,
+			   "a file or a block device is wanted: QEMU gets it back");
 	if (!r)
 		r = bm_client_call(s->disk, "switch", NULL, NULL, error);
+	if (r == -ECONNRESET) /* its process has died: there is time for that, and another one */
+		r = 0;
 	if (r < 0)
 		bm_client_call(s->disk, "job.cancel", NULL, NULL, NULL);
 	return r;
+}
+
+/* QEMU gets it back, or has ended. */
+static int end(struct slip *s, char **path, struct bm_error *error)
+{
+	int r;
+
+	if (!bm_qmp_ended(s->qmp))
+		return slip_hand_back(s, path, error);
+	bm_qmp_close(s->qmp);
+	s->qmp = NULL;
+	r = slip_settle(s, path, error);
+	return r < 0 ? r : machine_ended(slip_text(s, "qmp"), *path, error);
 }
 
 /* Follows the job to its end, whatever comes; then hands back. Returns an exit code. */
@@ -239,23 +323,12 @@ static int follow(struct cli *cli, struct slip *s, const char *id)
 	bm_free char *path = NULL;
 	struct bm_error error;
 	json_t *job = NULL;
-	int r, ended = 0;
+	int r, ended;
 
 	cli->care = &care;
 	r = cli_follow(cli, &s->disk, id, false, false, &job);
 	cli->care = NULL;
-	if (bm_qmp_ended(s->qmp)) {
-		bm_qmp_close(s->qmp);
-		s->qmp = NULL;
-		ended = slip_settle(s, &path, &error);
-		if (ended >= 0 && !r)
-			ended = bm_fail(&error, BM_E_INTERRUPTED, "the machine has ended");
-		if (ended >= 0)
-			ended = bm_fail(&error, BM_E_INTERRUPTED,
-					"the machine has ended; the disk is on %s", path);
-	} else {
-		ended = slip_hand_back(s, &path, &error);
-	}
+	ended = end(s, &path, &error);
 	if (!r && job)
 		r = cli_job_ended(cli, job);
 	if (ended < 0)
@@ -264,10 +337,26 @@ static int follow(struct cli *cli, struct slip *s, const char *id)
 	return r;
 }
 
-/* In a folder the image keeps its name. */
-static char *target_path(const char *target)
+/* The disk is ours. Returns an exit code. */
+static int move(struct cli *cli, struct slip *s, const char *target, json_t *params)
 {
-	return bm_uri_path(target) ? bm_uri_absolute(bm_uri_path(target)) : NULL;
+	bm_free char *id = NULL, *path = NULL;
+	struct bm_error error, other;
+	json_t *job = NULL;
+	int r = start_job(s, target, params, &job, &error);
+
+	if (!r) {
+		id = strdup(cli_text(job, "id"));
+		json_decref(job);
+		return follow(cli, s, id);
+	}
+	json_decref(job);
+	if (end(s, &path, &other) < 0)
+		return cli_fail(cli, r == -EALREADY ? &other : &error);
+	if (r != -EALREADY)
+		return cli_fail(cli, &error);
+	say_back(cli, SLIP_IN_QEMU, path);
+	return 0;
 }
 
 int cli_relocate_slipped(struct cli *cli, const char *qmp, const char *drive, const char *target,
@@ -275,39 +364,26 @@ int cli_relocate_slipped(struct cli *cli, const char *qmp, const char *drive, co
 {
 	const struct asked a = {.cli = cli, .qmp = qmp, .drive = drive};
 	struct slip s = {.cli = cli};
-	bm_free char *path = target_path(target), *id = NULL, *back = NULL, *inside = NULL;
-	struct bm_error error, other;
-	json_t *job = NULL;
-	struct stat st;
+	bm_free char *path = NULL;
+	bm_free char *there = bm_uri_path(target) ? bm_uri_absolute(bm_uri_path(target)) : NULL;
+	struct bm_error error;
 	int r = check_asked(&a);
 
-	if (r) {
-		json_decref(params);
+	if (r)
 		return r;
-	}
-	/* Only its folder matters there. */
-	if (path && !stat(path, &st) && S_ISDIR(st.st_mode) && asprintf(&inside, "%s/.", path) < 0)
-		inside = NULL;
-	if (!path)
-		r = bm_fail(&error, BM_E_UNSUPPORTED,
+	r = there ? begin(&s, &a, false, &path, &error)
+		  : bm_fail(&error, BM_E_UNSUPPORTED,
 			    "%s: a file or a block device is wanted: QEMU gets it back", target);
-	if (!r)
-		r = adopt(&s, &a, inside ? inside : path, &error);
-	if (r < 0) {
-		json_decref(params);
+	if (r == SLIP_NOWHERE)
+		r = machine_ended(a.qmp, path, &error);
+	if (r == SLIP_IN_QEMU && path && is_at(path, there)) { /* another command had all done */
+		say_back(cli, r, path);
 		slip_close(&s);
-		return cli_fail(cli, &error);
+		return 0;
 	}
-	r = start_job(&s, params, &job, &error);
-	if (r < 0) {
-		if (slip_hand_back(&s, &back, &other) < 0)
-			cli_fail(cli, &other);
-		r = cli_fail(cli, &error);
-	} else {
-		id = strdup(cli_text(job, "id"));
-		r = follow(cli, &s, id);
-	}
-	json_decref(job);
+	if (r == SLIP_IN_QEMU)
+		r = adopt(&s, &a, there, &error);
+	r = r < 0 ? cli_fail(cli, &error) : move(cli, &s, there, params);
 	slip_close(&s);
 	return r;
 }

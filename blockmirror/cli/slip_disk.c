@@ -93,7 +93,7 @@ void slip_disk_guard(void *arg)
 	struct slip *s = arg;
 	struct bm_error error;
 
-	if (s->disk && slip_disk_gone(s) && slip_disk_ensure(s, &error) < 0)
+	if (slip_disk_gone(s) && slip_disk_ensure(s, &error) < 0)
 		fprintf(stderr, "blockmirror: %s: %s\n", bm_code_name(error.code), error.text);
 }
 

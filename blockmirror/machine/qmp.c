@@ -86,8 +86,7 @@ static int read_line(struct bm_qmp *q, uint64_t until, json_t **line)
 	while (!q->used || !(newline = memchr(q->data, '\n', q->used))) {
 		if (now_ms() >= until)
 			return -ETIMEDOUT;
-		poll(&p, 1, STEP_MS);
-		if (q->guard)
+		if (!poll(&p, 1, STEP_MS) && q->guard)
 			q->guard(q->arg);
 		r = read_some(q);
 		if (r < 0 && r != -EAGAIN)

@@ -78,6 +78,7 @@ check "the job ends" monitor block-job-cancel '{"device":"j","force":true}'
 check "an export in QEMU" monitor nbd-server-start '{"addr":{"type":"unix","data":{"path":"'"$dir/own.nbd"'"}}}'
 check "of the image" monitor block-export-add '{"type":"nbd","id":"e","node-name":"shared-file"}'
 drive=shared refused "an image that QEMU has in use twice" 3 "E_BUSY.*twice" slip "$dir/b"
+check "not any more" monitor block-export-del '{"id":"e"}'
 before 2
 check "QEMU's drives are as they were" cmp "$dir/graph.1" "$dir/graph.2"
 for name in vd0 disk0 f0 /machine/peripheral/vd0; do
