@@ -87,6 +87,37 @@ static void file_node(const struct slip *s, char node[NODE_NAME + 1])
 		snprintf(node, NODE_NAME + 1, "%s", before);
 }
 
+static int add_file(struct slip *s, const char *node, const char *path, bool probe,
+		    struct bm_error *error)
+{
+	json_t *options = json_copy(json_object_get(s->plan, "add"));
+	struct stat st;
+
+	/* The image may have moved from a file to a block device, or back. */
+	if (!stat(path, &st))
+		json_object_set_new(options, "driver",
+				    json_string(S_ISBLK(st.st_mode) ? "host_device" : "file"));
+	json_object_set_new(options, "node-name", json_string(node));
+	json_object_set_new(options, "filename", json_string(path));
+	if (probe)
+		json_object_set_new(options, "auto-read-only", json_false());
+	return bm_qmp_call(s->qmp, "blockdev-add", options, NULL, error);
+}
+
+/* QEMU may have got what it has open from somebody who could more, or have given up rights since. */
+static int try_open(struct slip *s, const char *path, struct bm_error *error)
+{
+	char node[NODE_NAME + 1];
+	int r;
+
+	probe_node(s, node);
+	remove_node(s, node);
+	r = add_file(s, node, path, true, error);
+	if (!r)
+		remove_node(s, node);
+	return r;
+}
+
 /* Adopting */
 
 /* Only ever longer: to be cut by it QEMU would have to write all of the disk between both calls. */
@@ -175,6 +206,8 @@ int slip_adopt(struct slip *s, const char *qmp, const char *drive_name,
 	if (!r)
 		r = slip_disk_start(s, drive->path, true, error);
 	if (!r)
+		r = try_open(s, drive->path, error); /* it must be able to have it back */
+	if (!r)
 		r = add_nbd(s, error);
 	if (!r)
 		r = reopen(s, slip_text(s, "nbd_node"), error);
@@ -190,23 +223,6 @@ int slip_adopt(struct slip *s, const char *qmp, const char *drive_name,
 }
 
 /* Handing back */
-
-static int add_file(struct slip *s, const char *node, const char *path, bool probe,
-		    struct bm_error *error)
-{
-	json_t *options = json_copy(json_object_get(s->plan, "add"));
-	struct stat st;
-
-	/* The image may have moved from a file to a block device, or back. */
-	if (!stat(path, &st))
-		json_object_set_new(options, "driver",
-				    json_string(S_ISBLK(st.st_mode) ? "host_device" : "file"));
-	json_object_set_new(options, "node-name", json_string(node));
-	json_object_set_new(options, "filename", json_string(path));
-	if (probe)
-		json_object_set_new(options, "read-only", json_true());
-	return bm_qmp_call(s->qmp, "blockdev-add", options, NULL, error);
-}
 
 /* Where the disk is, a path, if nothing is under way. */
 static int ask_path(struct slip *s, char **path, struct bm_error *error)
@@ -374,19 +390,12 @@ int slip_settle(struct slip *s, char **path, struct bm_error *error)
 
 int slip_probe(struct slip *s, const char *path, struct bm_error *error)
 {
-	char node[NODE_NAME + 1];
 	struct stat from, to;
-	int r;
 
 	if (!stat(slip_text(s, "path"), &from) && !stat(path, &to) && S_ISREG(from.st_mode) &&
 	    S_ISREG(to.st_mode) &&
 	    (chown(path, from.st_uid, from.st_gid) < 0 || chmod(path, from.st_mode & 07777) < 0) &&
 	    !geteuid())
 		return bm_fail_errno(error, errno, "%s: cannot be made QEMU's", path);
-	probe_node(s, node);
-	remove_node(s, node);
-	r = add_file(s, node, path, true, error);
-	if (!r)
-		remove_node(s, node);
-	return r;
+	return try_open(s, path, error);
 }

@@ -66,7 +66,7 @@ int slip_hand_back(struct slip *s, char **path, struct bm_error *error);
  */
 int slip_settle(struct slip *s, char **path, struct bm_error *error);
 
-/* Whether QEMU, too, can open path; a file gets the owner and mode of the image first. */
+/* Whether QEMU can open path, to write; a file gets the owner and mode of the image first. */
 int slip_probe(struct slip *s, const char *path, struct bm_error *error);
 
 /* slip_plan.c */

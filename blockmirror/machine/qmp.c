@@ -248,6 +248,28 @@ int bm_qmp_version(const struct bm_qmp *q)
 	return q->version;
 }
 
+/* The socket tells who began to listen: since then it may have become somebody else (-runas). */
+static void look_again(struct ucred *peer)
+{
+	char path[64], line[256];
+	FILE *f;
+
+	snprintf(path, sizeof(path), "/proc/%d/status", (int)peer->pid);
+	f = peer->pid > 0 ? fopen(path, "re") : NULL;
+	while (f && fgets(line, sizeof(line), f)) {
+		char *at = strchr(line, '\t');
+
+		/* Real, effective … */
+		at = at ? strchr(at + 1, '\t') : NULL;
+		if (at && !strncmp(line, "Uid:", 4))
+			peer->uid = (uid_t)strtoul(at, NULL, 10);
+		else if (at && !strncmp(line, "Gid:", 4))
+			peer->gid = (gid_t)strtoul(at, NULL, 10);
+	}
+	if (f)
+		fclose(f);
+}
+
 struct ucred bm_qmp_peer(const struct bm_qmp *q)
 {
 	struct ucred peer = {0};
@@ -255,6 +277,7 @@ struct ucred bm_qmp_peer(const struct bm_qmp *q)
 
 	if (getsockopt(q->fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) < 0)
 		peer = (struct ucred){.uid = (uid_t)-1, .gid = (gid_t)-1};
+	look_again(&peer);
 	return peer;
 }
 

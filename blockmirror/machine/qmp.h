@@ -29,7 +29,7 @@ void bm_qmp_close(struct bm_qmp *qmp);
 /* QEMU's version, as 702 for 7.2. */
 int bm_qmp_version(const struct bm_qmp *qmp);
 
-/* Who listens. pid is 0 when that is not known. */
+/* Who listens, as it is now. pid is 0 when that is not known. */
 struct ucred bm_qmp_peer(const struct bm_qmp *qmp);
 
 /* While an answer is waited for: called every 100 ms or so. NULL: not any more. */

@@ -54,8 +54,8 @@ nothing_left() {
 	left=$(ls -A "$states" "$BLOCKMIRROR_RUN_DIR/disks" 2>/dev/null | grep -v ':$' | tr -d '\n')
 	[ -z "$left" ] || { ls -lA "$states"/* "$BLOCKMIRROR_RUN_DIR/disks"; return 1; }
 	! pgrep -f "blockmirror-disk.*$dir" || return 1
-	lib_gone "$qemu" || { has_node . && ! has_node "^b[mp]-"; } ||
-		{ monitor query-named-block-nodes; return 1; }
+	lib_gone "$qemu" || { monitor query-named-block-nodes '{"flat":true}' >"$dir/nodes" &&
+		! grep -E '"node-name": "b[mp]-' "$dir/nodes"; }
 }
 has_node() { # a pattern
 	monitor query-named-block-nodes '{"flat":true}' | jq -r '.[]."node-name"' | grep -qE "$1"

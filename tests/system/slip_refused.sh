@@ -81,9 +81,10 @@ drive=shared refused "an image that QEMU has in use twice" 3 "E_BUSY.*twice" sli
 check "not any more" monitor block-export-del '{"id":"e"}'
 before 2
 check "QEMU's drives are as they were" cmp "$dir/graph.1" "$dir/graph.2"
+to=$dir/b
 for name in vd0 disk0 f0 /machine/peripheral/vd0; do
-	drive=$name check "a drive by the name $name moves" slip "$dir/b" --overwrite
-	drive=$name check "and back" slip "$dir/a" --overwrite
+	drive=$name check "a drive by the name $name moves" slip "$to" --overwrite
+	if [ "$to" = "$dir/b" ]; then to=$dir/a; else to=$dir/b; fi
 done
 
 start=${EPOCHREALTIME/./}
@@ -99,6 +100,25 @@ check_fails "QEMU that has ended" 4 E_NOT_FOUND slip "$dir/b"
 check "a QEMU that is being moved to" qemu_idle "${drives[@]:2:4}" -device virtio-blk-pci,id=vd0,drive=disk0 -incoming defer
 refused "a machine that is on its way" 3 "E_BUSY.*inmigrate" slip "$dir/b"
 stop "$qemu"
+
+if [ "$(id -u)" -eq 0 ]; then
+	chmod 711 "$dir"
+	rm -f "$dir"/[ab]/*
+	truncate -s 8M "$dir/a/disk.img"
+	check "a QEMU of another user's" qemu_idle "${drives[@]:2:4}" -device virtio-blk-pci,id=vd0,drive=disk0 -runas nobody
+	refused "an image that it could not open again" 3 "E_QMP.*a/disk.img.*Permission denied" slip "$dir/b"
+	chown nobody "$dir/a/disk.img"
+	chmod 700 "$dir/b"
+	refused "a target that it cannot open" 3 "E_QMP.*b/disk.img.*Permission denied" slip "$dir/b"
+	check "of which nothing is left" test ! -e "$dir/b/disk.img"
+	chmod 711 "$dir/b"
+	check "a target that it can" slip "$dir/b"
+	check "it is that user's" test "$(stat -c %U "$dir/b/disk.img")" = nobody
+	check "and QEMU has it" qemu_has "$dir/b/disk.img"
+	stop "$qemu"
+else
+	skip "a QEMU of another user's" "not root"
+fi
 
 spawn tests/system/qmp.py --fake "$dir/old.qmp" 6 0
 wait_for 5 test -S "$dir/old.qmp"
