@@ -104,7 +104,8 @@ static int add_file(struct slip *s, const char *node, const char *path, bool pro
 	return bm_qmp_call(s->qmp, "blockdev-add", options, NULL, error);
 }
 
-/* QEMU may have got what it has open from somebody who could more, or have given up rights since. */
+/* QEMU may have got what it has open from somebody who could more, or have given up rights since.
+ */
 static int try_open(struct slip *s, const char *path, struct bm_error *error)
 {
 	char node[NODE_NAME + 1];
