@@ -39,7 +39,7 @@ boot() {
 }
 ticks() { grep -c ^TICK "$console"; }
 ticked() { [ "$(ticks)" -ge "$1" ]; }
-goes_on() { wait_for "${1:-20}" ticked $(($(ticks) + ${2:-20})); }
+goes_on() { wait_for "${1:-30}" ticked $(($(ticks) + ${2:-8})); }
 end_guest() {
 	echo stop >&7
 	wait_for 30 lib_gone "$qemu" && lib_forget "$qemu" && wait "$qemu"

@@ -18,7 +18,20 @@ f0_is_direct() {
 }
 descriptor_of() { find "/proc/$qemu/fd" -lname "$1" -printf '%f\n' | head -n 1; }
 
-# A guest
+# Ctrl-C while it copies.
+interrupted() {
+	local status
+	spawn "$bm" relocate --qmp "$dir/qmp" --drive vd0 "$dir/b/late.img" --rate 64k
+	wait_for 10 test -e "$dir/b/late.img" && sleep 0.5
+	kill -INT "$pid"
+	wait "$pid"
+	status=$?
+	lib_forget "$pid"
+	tail -n 2 "$dir/log"
+	[ $status -eq 130 ] && [ ! -e "$dir/b/late.img" ]
+}
+
+export GUEST_LOAD=512
 if have busybox && fixtures/guest/build.sh "$cache" >"$dir/out" 2>&1; then
 	truncate -s 64M "$dir/a/disk.img"
 	check "a guest on a plain file" boot -device "$disk" -blockdev \
@@ -35,6 +48,9 @@ if have busybox && fixtures/guest/build.sh "$cache" >"$dir/out" 2>&1; then
 	check "QEMU has it" qemu_has "$dir/a/disk.img"
 	check "the source is gone" test ! -e "$dir/b/disk.img"
 	check "the guest goes on" goes_on
+	check "interrupted, it is where it was" interrupted
+	check "nothing is left" nothing_left
+	check "QEMU has it" qemu_has "$dir/a/disk.img"
 	check "in halves: adopt" "$bm" adopt --qmp "$dir/qmp" --drive vd0 --name web
 	check "the guest goes on" goes_on
 	check "QEMU has let go: the image is ours" locked "$dir/a/disk.img"
