@@ -316,6 +316,20 @@ static int end(struct slip *s, char **path, struct bm_error *error)
 	return r < 0 ? r : machine_ended(slip_text(s, "qmp"), *path, error);
 }
 
+/* The guest may be on our disk still. */
+static int fail_to_end(struct cli *cli, const struct slip *s, const struct bm_error *error)
+{
+	bm_free char *hint = cli_hint(cli);
+	int r = cli_fail(cli, error);
+
+	if (s->qmp && !cli->json)
+		fprintf(stderr,
+			"blockmirror: the guest goes on, on disk %s of ours; '%s hand-back %s' "
+			"gives it back to QEMU\n",
+			s->name, hint, s->name);
+	return r;
+}
+
 /* Follows the job to its end, whatever comes; then hands back. Returns an exit code. */
 static int follow(struct cli *cli, struct slip *s, const char *id)
 {
@@ -332,7 +346,7 @@ static int follow(struct cli *cli, struct slip *s, const char *id)
 	if (!r && job)
 		r = cli_job_ended(cli, job);
 	if (ended < 0)
-		r = cli_fail(cli, &error);
+		r = fail_to_end(cli, s, &error);
 	json_decref(job);
 	return r;
 }
@@ -351,8 +365,11 @@ static int move(struct cli *cli, struct slip *s, const char *target, json_t *par
 		return follow(cli, s, id);
 	}
 	json_decref(job);
-	if (end(s, &path, &other) < 0)
-		return cli_fail(cli, r == -EALREADY ? &other : &error);
+	if (end(s, &path, &other) < 0) {
+		if (r != -EALREADY)
+			cli_fail(cli, &error);
+		return fail_to_end(cli, s, &other);
+	}
 	if (r != -EALREADY)
 		return cli_fail(cli, &error);
 	say_back(cli, SLIP_IN_QEMU, path);

@@ -174,6 +174,24 @@ static void clear_run(const struct slip *s)
 	}
 }
 
+/*
+ * The plan says where the image is when there is no record: not yet, or, without this, not any more
+ * and then wrongly. In place, by one write: another file would not have our lock.
+ */
+static void note_path(struct slip *s, const char *path)
+{
+	bm_free char *text = NULL, *padded = NULL;
+	off_t old = lseek(s->lock, 0, SEEK_END);
+
+	if (!strcmp(path, slip_text(s, "path")) || old < 0)
+		return;
+	json_object_set_new(s->plan, "path", json_string(path));
+	text = json_dumps(s->plan, JSON_COMPACT);
+	if (text && asprintf(&padded, "%-*s", (int)old, text) >= 0 &&
+	    pwrite(s->lock, padded, strlen(padded), 0) >= 0)
+		fdatasync(s->lock);
+}
+
 void slip_forget(struct slip *s)
 {
 	bm_record_auto struct bm_record record = {0};
@@ -185,6 +203,8 @@ void slip_forget(struct slip *s)
 	if (path && !bm_mark_read(path, &mark) && !strcmp(mark.folder, s->folder) &&
 	    !strcmp(mark.state, "active"))
 		bm_mark_remove(path);
+	if (path)
+		note_path(s, path);
 	bm_record_remove(s->folder);
 	remove_in(s->folder, "map");
 	remove_in(s->folder, "offer");

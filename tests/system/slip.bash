@@ -61,11 +61,11 @@ has_node() { # a pattern
 	monitor query-named-block-nodes '{"flat":true}' | jq -r '.[]."node-name"' | grep -qE "$1"
 }
 # qemu_has FILE: that is what is below the drive's format node, and the image is locked.
-qemu_has() {
+qemu_has() { below_is "$1" && locked "$1"; }
+below_is() {
 	[ "$(monitor query-named-block-nodes '{"flat":true}' |
 		jq -r '[.[] | select(."node-name" == "disk0")][0].file')" = "$1" ] ||
 		{ monitor query-block; return 1; }
-	locked "$1"
 }
 # locked FILE: somebody has it open, for us and for QEMU.
 locked() {

@@ -50,6 +50,7 @@ if have tgtd && start_tgt "$dir/tgt" 8; then
 		-device scsi-block,id=through,drive=isc)
 fi
 check "a QEMU with drives of all kinds" qemu_idle "${drives[@]}"
+has_clients() { [ "$(show "$1" '.clients | length')" -gt 0 ]; }
 before() { monitor x-debug-query-block-graph | jq -S '.nodes |= map(.name) | .nodes |= sort | .edges |= length' >"$dir/graph.$1"; }
 before 1
 drive=nobody refused "a drive that is not there" 4 E_NOT_FOUND slip "$dir/b"
@@ -101,6 +102,16 @@ check "a QEMU that is being moved to" qemu_idle "${drives[@]:2:4}" -device virti
 refused "a machine that is on its way" 3 "E_BUSY.*inmigrate" slip "$dir/b"
 stop "$qemu"
 
+# Two machines write to one image.
+chmod 644 "$dir/a/disk.img" 2>/dev/null || truncate -s 8M "$dir/a/disk.img"
+shared_drive=("${drives[@]:2:4}" -device virtio-blk-pci,id=vd0,drive=disk0,share-rw=on)
+check "a machine beside" qemu_idle "${shared_drive[@]}"
+beside=$qemu
+check "a QEMU that shares its image" qemu_idle "${shared_drive[@]}"
+refused "an image that another machine writes to" 3 E_LOCKED slip "$dir/b"
+check "QEMU has it" below_is "$dir/a/disk.img"
+stop "$qemu" "$beside"
+
 if [ "$(id -u)" -eq 0 ]; then
 	chmod 711 "$dir"
 	rm -f "$dir"/[ab]/*
@@ -115,6 +126,16 @@ if [ "$(id -u)" -eq 0 ]; then
 	check "a target that it can" slip "$dir/b"
 	check "it is that user's" test "$(stat -c %U "$dir/b/disk.img")" = nobody
 	check "and QEMU has it" qemu_has "$dir/b/disk.img"
+	check "adopted" "$bm" adopt --qmp "$dir/qmp" --drive vd0 --name web
+	chown root "$dir/b/disk.img"
+	chmod 600 "$dir/b/disk.img"
+	check_fails "what QEMU cannot open is not handed back" 3 "E_QMP.*Permission denied" "$bm" hand-back web
+	check "the disk is ours, and locked" locked "$dir/b/disk.img"
+	check "QEMU is connected" has_clients web
+	chown nobody "$dir/b/disk.img"
+	check "what it can is" "$bm" hand-back web
+	check "nothing is left" nothing_left
+	check "QEMU has it" qemu_has "$dir/b/disk.img"
 	stop "$qemu"
 else
 	skip "a QEMU of another user's" "not root"
