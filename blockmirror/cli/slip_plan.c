@@ -136,10 +136,11 @@ int slip_plan_find(struct slip *s, const char *name, const char *qmp, const char
 
 int slip_plan_write(struct slip *s, struct bm_error *error)
 {
-	bm_free char *path = NULL, *text = json_dumps(s->plan, JSON_COMPACT);
+	bm_free char *path = NULL, *fresh = NULL, *text = json_dumps(s->plan, JSON_COMPACT);
 	int r = set_folder(s, slip_text(s, "name"), error);
 
-	if (!r && (!text || !(path = file_in(s->folder, "slip"))))
+	if (!r && (!text || !(path = file_in(s->folder, "slip")) ||
+		   !(fresh = file_in(s->folder, "slip.new"))))
 		r = bm_fail_errno(error, ENOMEM, "%s", s->name);
 	if (!r && !access(s->folder, F_OK))
 		r = bm_fail(error, BM_E_BUSY, "there is a disk %s already (%s)", s->name,
@@ -148,7 +149,9 @@ int slip_plan_write(struct slip *s, struct bm_error *error)
 		return r;
 	r = bm_make_folders(s->folder);
 	if (!r)
-		r = bm_write_durably(path, text, strlen(text));
+		r = bm_write_durably(fresh, text, strlen(text));
+	if (!r)
+		r = bm_rename_durably(fresh, path);
 	return r < 0 ? bm_fail_errno(error, r, "cannot write %s", path) : lock_plan(s, error);
 }
 

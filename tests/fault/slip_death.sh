@@ -84,6 +84,8 @@ survive() { # VICTIM CALL K
 			"$bm" job cancel "$(sed -n 's/.*(job \(.*\)\.[0-9]*).*/\1/p' "$dir/again")" >/dev/null 2>&1
 			again hand_back; } || return
 	fi
+	# The last two steps of the command: an empty folder is nobody's.
+	find "$states" -mindepth 1 -type d -empty -delete
 	nothing_left && image=$(where) && locked "$image" >/dev/null && goes_on 20 10
 }
 
@@ -98,6 +100,7 @@ end_with() { # VICTIM CALL K
 	stop_at "$2" "$3" "$bm" relocate --qmp "$dir/qmp" --drive vd0 "$dir/b" || return 2
 	die qemu || return
 	again hand_back || grep -qE "E_NOT_FOUND|E_UNREACHABLE" "$dir/again" || return # nothing was begun
+	find "$states" -mindepth 1 -type d -empty -delete
 	nothing_left || return
 	image=$dir/a/idle.img
 	[ "$(mark "$image")" != retired ] || image=$dir/b/idle.img
