@@ -168,6 +168,28 @@ static int add_nbd(struct slip *s, struct bm_error *error)
 	return r;
 }
 
+/*
+ * QEMU flushes a node that it closes:
+ *
+ *	The guest is on its file again. The disk's process dies. blockdev-del flushes the NBD node,
+ *	which waits for the process to come back: QEMU's main loop, and its guest, for a day.
+ *
+ * So there is a process until the node is gone, though nothing is written through it any more.
+ */
+static void disconnect(struct slip *s)
+{
+	const char *node = slip_text(s, "nbd_node");
+	struct bm_error error;
+
+	if (!s->qmp || bm_drive_has_node(s->qmp, node, &error) <= 0)
+		return;
+	if (slip_disk_ensure_beside(s, &error) < 0)
+		fprintf(stderr, "blockmirror: %s: %s\n", bm_code_name(error.code), error.text);
+	bm_qmp_set_guard(s->qmp, slip_disk_guard_beside, s);
+	remove_node(s, node);
+	bm_qmp_set_guard(s->qmp, NULL, NULL);
+}
+
 /* The guest is in QEMU: nothing of ours stays. */
 static void undo(struct slip *s)
 {
@@ -176,7 +198,7 @@ static void undo(struct slip *s)
 
 	probe_node(s, probe);
 	remove_node(s, probe);
-	remove_node(s, slip_text(s, "nbd_node"));
+	disconnect(s);
 	if (slip_disk_stop(s, &error) < 0)
 		fprintf(stderr, "blockmirror: %s: %s\n", bm_code_name(error.code), error.text);
 	else

@@ -83,11 +83,14 @@ const char *slip_text(const struct slip *s, const char *key);
 int slip_disk_start(struct slip *s, const char *image, bool beside, struct bm_error *error);
 /* Connects; starts it again when it is gone. */
 int slip_disk_ensure(struct slip *s, struct bm_error *error);
+/* The same where the guest is not on it, but QEMU still connected: QEMU has the image's locks. */
+int slip_disk_ensure_beside(struct slip *s, struct bm_error *error);
 bool slip_disk_gone(struct slip *s);
 /* It shall end, and has. 0 also when there is none. */
 int slip_disk_stop(struct slip *s, struct bm_error *error);
 /* For bm_qmp_set_guard(): QEMU may be waiting for a process that has died. */
 void slip_disk_guard(void *slip);
+void slip_disk_guard_beside(void *slip);
 
 void slip_close(struct slip *s);
 

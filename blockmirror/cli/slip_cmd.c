@@ -42,7 +42,11 @@ static int connect_qemu(struct slip *s, const char *qmp, struct bm_error *error)
 
 	if (!r || !s->plan || is_gone(r))
 		return s->plan && is_gone(r) ? 0 : r;
-	if (cli_is_served(s->cli, s->name) || slip_disk_ensure(s, &ignored) < 0)
+	if (cli_is_served(s->cli, s->name))
+		return r;
+	/* Who has the image is QEMU, then: its guest has left us, and it closes the connection. */
+	if (slip_disk_ensure(s, &ignored) < 0 &&
+	    (ignored.code != BM_E_LOCKED || slip_disk_ensure_beside(s, &ignored) < 0))
 		return r;
 	r = bm_qmp_connect(qmp, &s->qmp, error);
 	return is_gone(r) ? 0 : r;

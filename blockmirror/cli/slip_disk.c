@@ -68,7 +68,7 @@ static void reap(struct slip *s)
 		s->pid = 0;
 }
 
-int slip_disk_ensure(struct slip *s, struct bm_error *error)
+static int ensure(struct slip *s, bool beside, struct bm_error *error)
 {
 	if (s->disk && !slip_disk_gone(s))
 		return 0;
@@ -85,16 +85,35 @@ int slip_disk_ensure(struct slip *s, struct bm_error *error)
 		bm_client_close(s->disk);
 		s->disk = NULL;
 	}
-	return slip_disk_start(s, NULL, false, error);
+	return slip_disk_start(s, NULL, beside, error);
+}
+
+int slip_disk_ensure(struct slip *s, struct bm_error *error)
+{
+	return ensure(s, false, error);
+}
+
+int slip_disk_ensure_beside(struct slip *s, struct bm_error *error)
+{
+	return ensure(s, true, error);
+}
+
+static void guard(struct slip *s, bool beside)
+{
+	struct bm_error error;
+
+	if (slip_disk_gone(s) && ensure(s, beside, &error) < 0)
+		fprintf(stderr, "blockmirror: %s: %s\n", bm_code_name(error.code), error.text);
 }
 
 void slip_disk_guard(void *arg)
 {
-	struct slip *s = arg;
-	struct bm_error error;
+	guard(arg, false);
+}
 
-	if (slip_disk_gone(s) && slip_disk_ensure(s, &error) < 0)
-		fprintf(stderr, "blockmirror: %s: %s\n", bm_code_name(error.code), error.text);
+void slip_disk_guard_beside(void *arg)
+{
+	guard(arg, true);
 }
 
 /* It has said that it will end. */

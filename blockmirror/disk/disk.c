@@ -157,10 +157,10 @@ static int new_disk(struct disk *d, const struct disk_options *options, struct b
 static int open_image(struct disk *d, const struct disk_options *asked, struct bm_error *error)
 {
 	/* Our own dead process may have left requests behind: the image's lock tells. */
-	const struct bm_open_options options = {.fence = !d->fresh,
+	const struct bm_open_options options = {.fence = !d->fresh && !asked->beside,
 						.session = d->record.disk,
 						.descriptor = d->image_fd,
-						.beside = asked->beside && d->fresh};
+						.beside = asked->beside};
 	enum owner_use use = asked->force ? OWNER_FORCE : OWNER_SERVE;
 	char shown[400];
 	uint32_t block;
