@@ -9,12 +9,13 @@ LONG_TESTS := tests/system/hammer_guest.sh tests/system/hammer_detects.sh tests/
 	tests/fault/stale_session.sh tests/fault/network.sh tests/fault/power_teeth.sh \
 	tests/fault/death_teeth.sh tests/fault/soak.sh tests/fault/target_other.sh \
 	tests/fault/target_trouble.sh tests/fault/target_loss.sh tests/fault/session_taken.sh \
-	tests/system/virsh_migrate.sh tests/system/libvirt_guest.sh tests/system/hosts.sh
+	tests/system/virsh_migrate.sh tests/system/libvirt_guest.sh tests/system/hosts.sh \
+	tests/fault/slip_death.sh
 # Hours by itself.
 EVERY_CALL := tests/fault/every_call.sh
 # They do more with LONG=1.
 WIDE_TESTS := tests/system/nbd_conformance.sh tests/system/upgrade.sh tests/fault/storage_lost.sh \
-	tests/fault/hand_over.sh tests/fault/lying.sh
+	tests/fault/hand_over.sh tests/fault/lying.sh tests/system/slip_cycles.sh
 SYSTEM_TESTS := $(filter-out %/lib.sh $(LONG_TESTS) $(EVERY_CALL),$(wildcard tests/system/*.sh tests/fault/*.sh))
 ASAN := $(BUILD)/asan
 TSAN := $(BUILD)/tsan
@@ -35,6 +36,7 @@ include tests/fuzz/fuzz.mk
 MODEL_OBJ := $(call objects,$(filter-out %_test.c,$(wildcard tests/model/*.c)))
 $(MODEL_TESTS): $(MODEL_OBJ)
 $(BUILD)/tests/unit/daemon_test: $(call objects,$(filter-out %/main.c,$(DAEMON_SRC)))
+$(BUILD)/tests/unit/machine_test: $(call objects,$(MACHINE_SRC))
 $(BUILD)/tests/unit/gate_test: $(call objects,blockmirror/disk/gate.c)
 
 # Everything that a commit must pass, within ten minutes on two cores. What waits most is begun

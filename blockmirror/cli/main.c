@@ -41,7 +41,8 @@ const struct command commands[] = {
 	 "command says why.\n",
 	 cmd_upgrade},
 	{"relocate",
-	 "NAME TARGET [--rate BYTES] [--guest-latency MS|off] [--switch auto|manual] [--overwrite] "
+	 "NAME|--qmp SOCKET --drive NODE|DEVICE TARGET [--rate BYTES] [--guest-latency MS|off] "
+	 "[--switch auto|manual] [--overwrite] "
 	 "[--verify] [--accept-repair] [--undo-window TIME] [--delete-source] [--detach] "
 	 "[--serve-there] "
 	 "[--target-deadline TIME] [--on-target-loss wait|pause|TIME] "
@@ -82,8 +83,29 @@ const struct command commands[] = {
 	 "read, or\n"
 	 "                      the guest has written it anew\n"
 	 "\n"
-	 "Ctrl-C leaves the job running.\n",
+	 "  --qmp SOCKET, --drive NODE|DEVICE\n"
+	 "                      a disk of a running QEMU (6.1 or later), on a plain file or block\n"
+	 "                      device: it is slipped out of under its guest, moved, and QEMU has "
+	 "it\n"
+	 "                      again, at its new place; nothing is left behind\n"
+	 "\n"
+	 "Ctrl-C leaves the job running; with --qmp it cancels it, and QEMU has the disk as "
+	 "before.\n",
 	 cmd_relocate},
+	{"adopt", "--qmp SOCKET --drive NODE|DEVICE [--name NAME]",
+	 "serve a disk of a running QEMU, from under its guest",
+	 "The guest goes on. From then on the disk is one of ours: relocate, undo, show.\n"
+	 "\n"
+	 "  --qmp SOCKET   QEMU's monitor (-qmp unix:SOCKET,server=on,wait=off), not in use by "
+	 "others\n"
+	 "  --drive NODE|DEVICE  a device's id, a -drive's, or a node's name\n"
+	 "  --name NAME    of the disk (default: one that is made up, and printed)\n",
+	 cmd_adopt},
+	{"hand-back", "NAME | --qmp SOCKET --drive NODE|DEVICE",
+	 "QEMU gets an adopted disk back, where it is now",
+	 "Its guest goes on, the disk's process ends, nothing is left behind. It completes, or\n"
+	 "undoes, what another command has begun and not ended.\n",
+	 cmd_hand_back},
 	{"switch", "NAME", "switch over a disk that waits in sync", NULL, cmd_switch},
 	{"undo", "NAME", "take a disk back to where it was before it moved",
 	 "While the undo window of the move is open (relocate --undo-window). The way back is a\n"

@@ -297,6 +297,11 @@ static bool find_again(const struct cli *cli, const char *id, struct bm_client *
 	return false;
 }
 
+static bool come_again(const struct cli *cli, const char *id, struct bm_client **client)
+{
+	return cli->care ? !cli->care->revive(cli->care->arg, client) : find_again(cli, id, client);
+}
+
 int cli_follow(const struct cli *cli, struct bm_client **client, const char *id, bool stop_in_sync,
 	       bool one_off, json_t **job)
 {
@@ -306,11 +311,11 @@ int cli_follow(const struct cli *cli, struct bm_client **client, const char *id,
 
 	catch_interrupt();
 	for (int n = 0;; n++) {
-		if (interrupted)
-			return interrupt(cli, *client, id, one_off, job);
+		if (interrupted || (cli->care && cli->care->stop(cli->care->arg)))
+			return interrupt(cli, *client, id, one_off || cli->care, job);
 		if (bm_client_call(*client, "job.show", number_of(id), &now, &error) < 0) {
 			if (interrupted || (error.code == BM_E_UNREACHABLE && !one_off &&
-					    find_again(cli, id, client)))
+					    come_again(cli, id, client)))
 				continue;
 			end_bar(cli);
 			return error.code == BM_E_UNREACHABLE ? job_interrupted(cli, id)

@@ -21,15 +21,18 @@ enum {
 	OPT_DEADLINE,
 	OPT_LOSS,
 	OPT_SOURCE,
-	OPT_THERE
+	OPT_THERE,
+	OPT_QMP,
+	OPT_DRIVE
 };
 
 struct request {
 	const struct cli *cli;
 	json_t *params;
 	bool detach, manual;
-	bool serve_there; /* and then the other host serves it */
-	bool armed;       /* or may do so later */
+	const char *qmp, *drive; /* of a running QEMU */
+	bool serve_there;        /* and then the other host serves it */
+	bool armed;              /* or may do so later */
 };
 
 static void set(struct request *q, const char *key, json_t *value)
@@ -78,6 +81,12 @@ static int take(int option, const char *value, void *arg)
 		break;
 	case OPT_DETACH:
 		q->detach = true;
+		break;
+	case OPT_QMP:
+		q->qmp = value;
+		break;
+	case OPT_DRIVE:
+		q->drive = value;
 		break;
 	case OPT_THERE:
 		q->serve_there = true;
@@ -184,6 +193,22 @@ static int check_there(const struct request *q, const char *target)
 	return 0;
 }
 
+/* What it does with a disk that stays ours has no sense there. */
+static int relocate_slipped(struct cli *cli, struct request *q, int argc, char **argv)
+{
+	int r = cli_arguments(cli, argc, 1, 1);
+
+	if (!r && (q->detach || q->serve_there || json_object_get(q->params, "manual") ||
+		   json_object_get(q->params, "undo_window") ||
+		   json_object_get(q->params, "on_source_error")))
+		r = cli_usage(cli, "--detach, --switch, --undo-window, --serve-there and "
+				   "--on-source-error do not go with --qmp: adopt the drive, "
+				   "relocate the disk, hand it back");
+	if (!r)
+		r = set_path(q, "target", argv[optind]);
+	return r ? r : cli_relocate_slipped(cli, q->qmp, q->drive, argv[optind], q->params);
+}
+
 int cmd_relocate(struct cli *cli, int argc, char **argv)
 {
 	static const struct option own[] = {
@@ -200,6 +225,8 @@ int cmd_relocate(struct cli *cli, int argc, char **argv)
 		{"on-target-loss", required_argument, NULL, OPT_LOSS},
 		{"on-source-error", required_argument, NULL, OPT_SOURCE},
 		{"serve-there", no_argument, NULL, OPT_THERE},
+		{"qmp", required_argument, NULL, OPT_QMP},
+		{"drive", required_argument, NULL, OPT_DRIVE},
 		{0},
 	};
 	struct request q = {.cli = cli, .params = json_object()};
@@ -207,6 +234,11 @@ int cmd_relocate(struct cli *cli, int argc, char **argv)
 	struct bm_error error;
 	int r = cli_options(cli, argc, argv, own, take, &q);
 
+	if (!r && (q.qmp || q.drive)) {
+		r = relocate_slipped(cli, &q, argc, argv);
+		json_decref(q.params);
+		return r;
+	}
 	if (!r)
 		r = cli_arguments(cli, argc, 2, 2);
 	if (!r)

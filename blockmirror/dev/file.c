@@ -352,7 +352,9 @@ static int lock_image(int fd, const char *path, const struct bm_open_options *op
 
 	if (options->unlocked)
 		return 0;
-	while ((r = bm_image_lock(fd, options->read_only)) == -EAGAIN && left >= LOCK_RETRY) {
+	while ((r = options->beside ? bm_image_lock_beside(fd)
+				    : bm_image_lock(fd, options->read_only)) == -EAGAIN &&
+	       left >= LOCK_RETRY) {
 		if (bm_wait_a_while(options, LOCK_RETRY) < 0)
 			break;
 		left -= LOCK_RETRY;

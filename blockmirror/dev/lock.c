@@ -66,21 +66,37 @@ static int check(int fd, unsigned used, unsigned unshared)
 	return 0;
 }
 
+enum {
+	UNSHARED = PERM_WRITE | PERM_RESIZE,
+	WRITER = PERM_CONSISTENT_READ | PERM_WRITE | PERM_WRITE_UNCHANGED | PERM_RESIZE,
+};
+
 int bm_image_lock(int fd, bool read_only)
 {
-	unsigned unshared = PERM_WRITE | PERM_RESIZE;
-	unsigned used = PERM_CONSISTENT_READ;
-	int r;
+	unsigned used = read_only ? PERM_CONSISTENT_READ : WRITER;
+	int r = take(fd, used, UNSHARED);
 
-	if (!read_only)
-		used |= PERM_WRITE | PERM_WRITE_UNCHANGED | PERM_RESIZE;
-	r = take(fd, used, unshared);
 	if (!r)
-		r = check(fd, used, unshared);
+		r = check(fd, used, UNSHARED);
 	if (r < 0)
-		for (int i = 0; i < PERMS; i++) {
-			lock_byte(fd, F_UNLCK, PERM_BASE + i);
-			lock_byte(fd, F_UNLCK, SHARED_BASE + i);
-		}
+		bm_image_unlock(fd);
 	return r;
+}
+
+int bm_image_lock_beside(int fd)
+{
+	return take(fd, WRITER, UNSHARED);
+}
+
+int bm_image_lock_alone(int fd)
+{
+	return check(fd, WRITER, UNSHARED);
+}
+
+void bm_image_unlock(int fd)
+{
+	for (int i = 0; i < PERMS; i++) {
+		lock_byte(fd, F_UNLCK, PERM_BASE + i);
+		lock_byte(fd, F_UNLCK, SHARED_BASE + i);
+	}
 }

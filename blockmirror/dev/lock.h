@@ -17,4 +17,17 @@
  */
 int bm_image_lock(int fd, bool read_only);
 
+/*
+ * The same locks beside those of a process that has the image open and will let go of it: they are
+ * shared ones, and it is the look at the others' that keeps two apart. Taken before that process
+ * lets go they leave no moment in which a third one could have the image. 0 or -errno.
+ */
+int bm_image_lock_beside(int fd);
+
+/* The look at the others': 0: nobody else has the image, -EAGAIN: somebody has. */
+int bm_image_lock_alone(int fd);
+
+/* Gives them up. */
+void bm_image_unlock(int fd);
+
 #endif

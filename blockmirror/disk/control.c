@@ -94,6 +94,10 @@ static void start_job(struct disk *d, enum job_kind kind, struct bm_rpc_call *ca
 		     d->yield ? "the disk is being passed on" : "the disk is being stopped");
 		return;
 	}
+	if (d->lent) {
+		fail(call, BM_E_NOT_READY, "the disk's image is open in its VMM, too");
+		return;
+	}
 	if (d->record.role != BM_ROLE_ACTIVE) {
 		struct bm_error error;
 
@@ -477,6 +481,8 @@ static const struct bm_rpc_table methods[] = {
 	{"verify", method_verify},
 	{"stop", method_stop},
 	{"adopt", daemon_adopt},
+	{"claim", beside_claim},
+	{"let-go", beside_let_go},
 	{"upgrade", upgrade_begin},
 	{"offer", yield_offer},
 	{"yield", yield_begin},

@@ -157,8 +157,10 @@ static int new_disk(struct disk *d, const struct disk_options *options, struct b
 static int open_image(struct disk *d, const struct disk_options *asked, struct bm_error *error)
 {
 	/* Our own dead process may have left requests behind: the image's lock tells. */
-	const struct bm_open_options options = {
-		.fence = !d->fresh, .session = d->record.disk, .descriptor = d->image_fd};
+	const struct bm_open_options options = {.fence = !d->fresh && !asked->beside,
+						.session = d->record.disk,
+						.descriptor = d->image_fd,
+						.beside = asked->beside};
 	enum owner_use use = asked->force ? OWNER_FORCE : OWNER_SERVE;
 	char shown[400];
 	uint32_t block;
@@ -175,6 +177,7 @@ static int open_image(struct disk *d, const struct disk_options *asked, struct b
 		r = owner_check(d->record.uri, d->folder, use, error);
 	if (r < 0)
 		return r;
+	d->lent = options.beside;
 	if (d->image_fd > 0) /* the device is a holder, too */
 		close(d->image_fd);
 	d->image_fd = 0;

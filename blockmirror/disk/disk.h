@@ -27,6 +27,7 @@
  *   daemon.c    what the disk's process and blockmirrord have from each other: sockets
  *   upgrade.c   another process takes this one's place, or does not
  *   successor.c that process, until the disk is its own
+ *   beside.c    an image that a running VMM has open, too, and the locks between both
  *   oneoff.c    cold copy and verify, without a served disk
  */
 #ifndef BM_DISK_DISK_H
@@ -64,6 +65,7 @@ struct disk_options {
 	uint64_t create;        /* bytes; 0: the image exists */
 	uint64_t size;          /* of a new disk; 0: that of its image */
 	bool force;             /* serve an old or incomplete copy */
+	bool beside;            /* a VMM has its image open, and lets go later, or has it again */
 	int nbd_fd, control_fd; /* sockets that listen already, and that the caller holds, too; 0 */
 	int predecessor;        /* take over from the process at the other end; 0 */
 	const char *standby_of; /* a new disk is that host's; NULL: it is ours */
@@ -119,6 +121,7 @@ struct disk {
 	bool shared;                     /* a daemon holds the sockets, and has their paths */
 	int predecessor; /* the process that handed the disk over (upgrade.c); 0: none did */
 	bool stopping, leaving, created;
+	bool lent;      /* its image is, or may be, open in a VMM, which has the locks */
 	bool abandoned; /* it ends as a killed process would: disk_close() is not called */
 	bool fresh;     /* had no record when it was opened */
 	bool returns;   /* or one that says that it was passed on: it comes back as a standby */
@@ -197,6 +200,9 @@ int disk_take_up(struct disk *disk, struct bm_error *error);
 
 /* All clients are let go at once, and then the loop is stopped. */
 void disk_leave(struct disk *disk);
+
+/* beside.c: what a command asks for that slips the disk under a running VMM, or takes it out */
+bm_rpc_method beside_claim, beside_let_go;
 
 /* daemon.c: the sockets that were passed to this process, and giving the disk's to a daemon. */
 void daemon_take_sockets(struct disk_options *options);

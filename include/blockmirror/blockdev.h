@@ -142,6 +142,7 @@ struct bm_open_options {
 	const char *aio;      /* file: "libaio", "threads", or NULL: the best that works */
 	bool buffered;        /* file: through the page cache, not O_DIRECT */
 	bool unlocked;        /* file: take no image locks */
+	bool beside;          /* file: take them beside another process, which lets go later */
 	/*
 	 * File: the image's descriptor, of a device that was this image before, maybe in another
 	 * process (bm_dev_descriptor()), whose locks come with it. Stays the caller's. 0: none.
