@@ -21,7 +21,8 @@ enum {
 	OPT_DEADLINE,
 	OPT_LOSS,
 	OPT_SOURCE,
-	OPT_THERE
+	OPT_THERE,
+	OPT_FLATTEN
 };
 
 struct request {
@@ -71,6 +72,9 @@ static int take(int option, const char *value, void *arg)
 		break;
 	case OPT_OVERWRITE:
 		set(q, "overwrite", json_true());
+		break;
+	case OPT_FLATTEN:
+		set(q, "flatten", json_true());
 		break;
 	case OPT_DELETE:
 		set(q, "delete_source", json_true());
@@ -263,6 +267,7 @@ int cmd_copy(struct cli *cli, int argc, char **argv)
 {
 	static const struct option own[] = {{"rate", required_argument, NULL, OPT_RATE},
 					    {"overwrite", no_argument, NULL, OPT_OVERWRITE},
+					    {"flatten", no_argument, NULL, OPT_FLATTEN},
 					    {0}};
 	struct request q = {.cli = cli, .params = json_object()};
 	struct bm_client *client = NULL;

@@ -27,6 +27,7 @@ static const char help[] =
 	"  --state-dir DIR  records (default $BLOCKMIRROR_STATE_DIR, then /var/lib/blockmirror)\n"
 	"  --create SIZE    make the image, a file, of that size\n"
 	"  --force          serve IMAGE though it is an old or an incomplete copy\n"
+	"  --flatten        serve IMAGE though it is a linked clone\n"
 	"  --max-connections N    clients at a time (default 100); more wait\n"
 	"  --max-requests N       requests of a client in flight (default, and most: 128)\n"
 	"  --max-data SIZE        memory for the data of a client's requests (default 16M)\n"
@@ -104,6 +105,7 @@ static const struct option known[] = {
 	{"state-dir", required_argument, NULL, 's'},
 	{"create", required_argument, NULL, 'c'},
 	{"force", no_argument, NULL, 'f'},
+	{"flatten", no_argument, NULL, 'F'},
 	{"max-connections", required_argument, NULL, 'L'},
 	{"max-requests", required_argument, NULL, 'L'},
 	{"max-data", required_argument, NULL, 'L'},
@@ -147,6 +149,9 @@ static int take_option(int c, int which, struct disk_options *disk, int *control
 		return 2;
 	case 'f':
 		disk->force = true;
+		return 0;
+	case 'F':
+		disk->flatten = true;
 		return 0;
 	case 'L':
 		return nbd_server_set_limit(&disk->limits, known[which].name, optarg, &error) < 0

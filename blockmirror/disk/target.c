@@ -38,13 +38,38 @@ static char *image_name(const struct target *target)
 		       : result;
 }
 
+/* The length of name without an ending that says what format an image is in; dot: where that is. */
+static int length_without_format(const char *name)
+{
+	static const char *const raw[] = {".img", ".raw"};
+	const char *dot = strrchr(name, '.');
+	bm_free char *as_uri = NULL;
+	bool known = false;
+
+	if (!dot || dot == name)
+		return (int)strlen(name);
+	for (size_t i = 0; i < sizeof(raw) / sizeof(raw[0]); i++)
+		known |= !strcmp(dot, raw[i]);
+	if (asprintf(&as_uri, "%s:", dot + 1) < 0)
+		as_uri = NULL;
+	known |= as_uri && bm_uri_format(as_uri);
+	return known ? (int)(dot - name) : (int)strlen(name);
+}
+
+/* An ending that says another format than the image gets would have people take it for that. */
 static int path_in_folder(struct target *target, const char *folder, char **path)
 {
 	bm_free char *name = image_name(target);
+	const char *format = bm_uri_format(target->text), *before = bm_uri_format(target->source);
+	bool same = format == before; /* both are of one table */
+	int r;
 
-	if (!name || asprintf(path, "%s/%s", folder, name) < 0)
+	if (!name)
 		return bm_fail_errno(ERROR, ENOMEM, "%s", folder);
-	return 0;
+	r = same ? asprintf(path, "%s/%s", folder, name)
+		 : asprintf(path, "%s/%.*s.%s", folder, length_without_format(name), name,
+			    format ? format : "img");
+	return r < 0 ? bm_fail_errno(ERROR, ENOMEM, "%s", folder) : 0;
 }
 
 /* The file behind a loop device; any other image is what it is. */
@@ -111,14 +136,15 @@ static int check_space(struct target *target, const char *path)
 
 static int create(struct target *target, const char *path)
 {
-	bm_free char *real = bm_uri_canonical(path);
+	bm_free char *uri = bm_uri_like(target->text, path);
+	bm_free char *real = uri ? bm_uri_canonical(uri) : NULL;
 	int r;
 
 	if (!real)
 		return bm_fail_errno(ERROR, errno, "cannot create %s", path);
-	r = check_space(target, real);
+	r = check_space(target, bm_uri_path(real));
 	if (!r)
-		r = bm_file_create(real, target->size, ERROR);
+		r = bm_image_create(real, target->size, ERROR);
 	if (r < 0)
 		return r;
 	target->created = target->zeroed = true;
@@ -128,7 +154,7 @@ static int create(struct target *target, const char *path)
 
 static int find_path(struct target *target, const char *path)
 {
-	bm_free char *inside = NULL;
+	bm_free char *inside = NULL, *uri = NULL;
 	struct stat st;
 	int r;
 
@@ -151,7 +177,8 @@ static int find_path(struct target *target, const char *path)
 	if (!target->overwrite)
 		return bm_fail(ERROR, BM_E_EXISTS, "%s exists; --overwrite gives up what it holds",
 			       path);
-	target->uri = bm_uri_canonical(path);
+	uri = bm_uri_like(target->text, path);
+	target->uri = uri ? bm_uri_canonical(uri) : NULL;
 	if (!target->uri)
 		return bm_fail_errno(ERROR, errno, "%s", path);
 	return owner_check(path, target->folder, OWNER_OVERWRITE, ERROR);
@@ -272,7 +299,7 @@ int target_prepare(struct target *target)
 	if (!r)
 		r = bm_record_checks_uri(target->text, ERROR);
 	if (!r)
-		r = uri->scheme == BM_SCHEME_FILE   ? find_path(target, uri->rest)
+		r = bm_uri_path(target->text)       ? find_path(target, uri->rest)
 		    : uri->scheme == BM_SCHEME_PEER ? find_peer(target)
 						    : find_export(target);
 	if (!r)

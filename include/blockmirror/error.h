@@ -43,6 +43,7 @@ enum bm_code {
 	BM_E_FOREIGN,     /* another image is where the target was */
 	BM_E_TARGET_LOST, /* the target was away for longer than was allowed */
 	BM_E_SPLIT,       /* the machines on both hosts write to a disk */
+	BM_E_LINKED,      /* other images show through this one, or hold its data */
 	BM_CODES
 };
 
