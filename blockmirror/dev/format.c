@@ -32,19 +32,20 @@ enum { WHY = 300, LONGEST_CHAIN = 200 };
 
 static const struct format {
 	const char *name;
-	bool writable;
+	bool writable, zeros;
 	const char *options; /* of creation: nothing is allocated, and the size is exact */
 } formats[] = {
-	{"qcow2", true, "preallocation=off"},
-	{"vmdk", true, "subformat=monolithicSparse"},
-	{"vhdx", true, "subformat=dynamic"},
-	{"vdi", true, "static=off"},
-	{"vpc", true, "subformat=dynamic,force_size=on"},
-	{"qed", true, "cluster_size=65536"},
+	{"qcow2", true, true, "preallocation=off"},
+	{"vmdk", true, false, "subformat=monolithicSparse"},
+	{"vhdx", true, false, "subformat=dynamic"},
+	{"vdi", true, false, "static=off"},
+	{"vpc", true, false, "subformat=dynamic,force_size=on"},
+	/* qemu-nbd 7.2 dies of a few writes at a time. */
+	{"qed", false, false, NULL},
 	/* QEMU writes to the first two, and says itself that they are there to be converted. */
-	{"qcow", false, NULL},
-	{"parallels", false, NULL},
-	{"dmg", false, NULL},
+	{"qcow", false, false, NULL},
+	{"parallels", false, false, NULL},
+	{"dmg", false, false, NULL},
 };
 
 static const struct format *find_format(const char *name)
@@ -53,6 +54,11 @@ static const struct format *find_format(const char *name)
 		if (!strcmp(formats[i].name, name))
 			return &formats[i];
 	return NULL;
+}
+
+bool bm_format_has_zeros(const char *format)
+{
+	return find_format(format)->zeros;
 }
 
 /* Without the program's own name in front. */

@@ -17,6 +17,9 @@
 int bm_format_check(const char *format, const char *path, const struct bm_open_options *options,
 		    struct bm_error *error);
 
+/* Whether zeros take no space in it, and no time. */
+bool bm_format_has_zeros(const char *format);
+
 /* As bm_file_create(). path begins anywhere. */
 int bm_format_create(const char *format, const char *path, uint64_t size, struct bm_error *error);
 

@@ -87,8 +87,8 @@ static void cut_lifeline(struct helper *h)
 	h->lifeline[1] = -1;
 }
 
-/* It has ended. What it said, for the log and for errors. */
-static void reap(struct helper *h, char *text, size_t size)
+/* It has ended. What it said, for the log and for errors; whether that was in good order. */
+static bool reap(struct helper *h, char *text, size_t size)
 {
 	char words[WORDS];
 	int status = 0;
@@ -107,10 +107,11 @@ static void reap(struct helper *h, char *text, size_t size)
 		snprintf(text, size, "%s", strncmp(words, "qemu-nbd: ", 10) ? words : words + 10);
 	else
 		snprintf(text, size, "exit status %d", WEXITSTATUS(status));
+	return !status;
 }
 
-/* Waits for its end, and sees to it. Blocks. */
-static void end_helper(struct helper *h, char *text, size_t size)
+/* Waits for its end, and sees to it. Whether it came in good order. Blocks. */
+static bool end_helper(struct helper *h, char *text, size_t size)
 {
 	cut_lifeline(h);
 	if (!bm_process_ends(h->pidfd, LEAVE, NULL, NULL)) {
@@ -118,9 +119,14 @@ static void end_helper(struct helper *h, char *text, size_t size)
 		snprintf(text, size,
 			 "it cannot be killed"); /* its storage hangs; it ends without us */
 		if (!bm_process_ends(h->pidfd, KILLED, NULL, NULL))
-			return;
+			return false;
 	}
-	reap(h, text, size);
+	return reap(h, text, size);
+}
+
+static void tell(const struct helper *h, const char *why)
+{
+	bm_log(BM_LOG_WARN, "%s: its helper, qemu-nbd, ended: %s", h->name, why);
 }
 
 /* Starting, in whatever thread */
@@ -307,7 +313,14 @@ int bm_helper_open(const struct bm_uri *uri, const struct bm_open_options *optio
 	r = start_and_connect(h, format, path, direct, options, error);
 	if (r < 0)
 		goto fail;
+	/*
+	 * QEMU's quick zero fails when the last piece of it cannot be quick, and has changed those
+	 * before: it is not asked for one.
+	 */
+	bm_container(h->inner, struct nbd, dev)->can_fast_zero = false;
 	h->dev.geometry = h->inner->geometry;
+	if (!bm_format_has_zeros(format))
+		h->dev.geometry.flags &= ~BM_DEV_FAST_ZERO;
 	h->dev.geometry.flags |= BM_DEV_FENCED;
 	*dev = &h->dev;
 	return 0;
@@ -330,7 +343,7 @@ static void ended(struct bm_watch *watch, uint32_t events)
 	(void)events;
 	bm_watch_set(h->dev.loop, &h->watch, h->pidfd, 0);
 	reap(h, why, sizeof(why));
-	bm_log(BM_LOG_WARN, "%s: its helper, qemu-nbd, ended: %s", h->name, why);
+	tell(h, why);
 }
 
 static void helper_start(struct bm_dev *dev)
@@ -359,7 +372,8 @@ static void *see_off(void *arg)
 	struct helper *h = arg;
 	char why[WORDS + 100];
 
-	end_helper(h, why, sizeof(why));
+	if (!end_helper(h, why, sizeof(why)))
+		tell(h, why);
 	pthread_mutex_lock(&lock);
 	bm_list_remove(&h->link);
 	pthread_cond_broadcast(&gone);

@@ -25,51 +25,49 @@
 
 #define ERROR &target->error
 
-/* In a folder the image gets the name that it has, on whichever host, or the disk's. */
+/* The length of name without an ending that says what format an image is in. */
+static int length_without_format(const char *name)
+{
+	const char *dot = strrchr(name, '.');
+	bm_free char *as_uri = NULL;
+	bool known;
+
+	if (!dot || dot == name)
+		return (int)strlen(name);
+	if (asprintf(&as_uri, "%s:", dot + 1) < 0)
+		as_uri = NULL;
+	known = !strcmp(dot, ".img") || !strcmp(dot, ".raw") || (as_uri && bm_uri_format(as_uri));
+	return known ? (int)(dot - name) : (int)strlen(name);
+}
+
+/*
+ * In a folder the image gets the name that it has, on whichever host, or the disk's. One that ends
+ * as those of another format do would be taken for such an image.
+ */
 static char *image_name(const struct target *target)
 {
 	const char *source = bm_uri_path(target->source);
 	bm_free char *there = source ? NULL : bm_uri_parameter(target->source, BM_URI_PATH);
-	const char *path = source ? source : there, *name = path ? strrchr(path, '/') : NULL;
+	const char *path = source ? source : there, *slash = path ? strrchr(path, '/') : NULL;
+	const char *name = slash ? slash + 1 : target->name;
+	const char *format = bm_uri_format(target->text);
 	char *result;
 
-	return asprintf(&result, name ? "%s" : "%s.img", name ? name + 1 : target->name) < 0
+	if (slash && format == bm_uri_format(target->source)) /* both are of one table */
+		return strdup(name);
+	return asprintf(&result, "%.*s.%s", slash ? length_without_format(name) : (int)strlen(name),
+			name, format ? format : "img") < 0
 		       ? NULL
 		       : result;
 }
 
-/* The length of name without an ending that says what format an image is in; dot: where that is. */
-static int length_without_format(const char *name)
-{
-	static const char *const raw[] = {".img", ".raw"};
-	const char *dot = strrchr(name, '.');
-	bm_free char *as_uri = NULL;
-	bool known = false;
-
-	if (!dot || dot == name)
-		return (int)strlen(name);
-	for (size_t i = 0; i < sizeof(raw) / sizeof(raw[0]); i++)
-		known |= !strcmp(dot, raw[i]);
-	if (asprintf(&as_uri, "%s:", dot + 1) < 0)
-		as_uri = NULL;
-	known |= as_uri && bm_uri_format(as_uri);
-	return known ? (int)(dot - name) : (int)strlen(name);
-}
-
-/* An ending that says another format than the image gets would have people take it for that. */
 static int path_in_folder(struct target *target, const char *folder, char **path)
 {
 	bm_free char *name = image_name(target);
-	const char *format = bm_uri_format(target->text), *before = bm_uri_format(target->source);
-	bool same = format == before; /* both are of one table */
-	int r;
 
-	if (!name)
+	if (!name || asprintf(path, "%s/%s", folder, name) < 0)
 		return bm_fail_errno(ERROR, ENOMEM, "%s", folder);
-	r = same ? asprintf(path, "%s/%s", folder, name)
-		 : asprintf(path, "%s/%.*s.%s", folder, length_without_format(name), name,
-			    format ? format : "img");
-	return r < 0 ? bm_fail_errno(ERROR, ENOMEM, "%s", folder) : 0;
+	return 0;
 }
 
 /* The file behind a loop device; any other image is what it is. */
