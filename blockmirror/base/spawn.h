@@ -25,7 +25,8 @@ struct bm_spawn {
 	const char *fd_names; /* they are listening sockets (sd_listen_fds(3)): "a:b"; or NULL */
 	/*
 	 * NULL, or two descriptors that are made. It ends with us: when the second one is closed it
-	 * gets SIGKILL, or the signal that fcntl(F_SETSIG) has chosen for the first one.
+	 * gets SIGKILL, or the signal that fcntl(F_SETSIG) has chosen for the first one, once it
+	 * has done something that shows that it runs.
 	 */
 	int *lifeline;
 };

@@ -44,9 +44,10 @@ static const char help[] =
 	"  --one-off FD     no disk: copy or compare, as asked over that socket, and end\n"
 	"  --help, --version\n"
 	"\n"
-	"IMAGE is a path or a URI (file: nbd: nbd+unix: iscsi:); once the disk has a record it may "
-	"be\n"
-	"left out. Prints \"ready URI\" when clients may connect. Ends on SIGTERM.\n";
+	"IMAGE is a path or a URI (file: nbd: nbd+unix: iscsi: qcow2: and other formats); once the "
+	"disk\n"
+	"has a record it may be left out. Prints \"ready URI\" when clients may connect. Ends on "
+	"SIGTERM.\n";
 
 struct signals {
 	struct bm_signals signals;
