@@ -40,10 +40,19 @@ int bm_words_new(void)
 
 char *bm_words_read(int fd, char *out, size_t size)
 {
-	ssize_t n = pread(fd, out, size - 1, 0);
+	off_t end = lseek(fd, 0, SEEK_CUR),
+	      room = (off_t)size - 1; /* it writes by this descriptor */
+	ssize_t n = pread(fd, out, size - 1, end > room ? end - room : 0);
+	char *newline;
 
+	if (n > end)
+		n = end;
+	while (n > 0 && out[n - 1] == '\n')
+		n--;
 	out[n > 0 ? n : 0] = '\0';
-	out[strcspn(out, "\n")] = '\0';
+	newline = strrchr(out, '\n');
+	if (newline)
+		memmove(out, newline + 1, strlen(newline));
 	return out;
 }
 

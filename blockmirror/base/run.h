@@ -13,7 +13,7 @@
  */
 int bm_words_new(void);
 
-/* The first line of what was written there, and nothing else. Returns out. */
+/* The last line of what was written there, and nothing else. Returns out. */
 char *bm_words_read(int fd, char *out, size_t size);
 
 /* Whether the process behind pidfd ends within ns; asks interrupted() (NULL is allowed) meanwhile.
@@ -22,7 +22,7 @@ bool bm_process_ends(int pidfd, uint64_t ns, bool (*interrupted)(void *arg), voi
 
 /*
  * Runs the program that argv[0] names, in PATH, to its end. *output (malloc()ed; may be NULL:
- * nobody wants it) is what it printed, why its first word about what is wrong. It ends with us, and
+ * nobody wants it) is what it printed, why its last line about what is wrong. It ends with us, and
  * when interrupted() says so (-EINTR). Returns its exit status (BM_SPAWN_NOT_FOUND: there is no
  * such program; 128 and more: a signal), or -errno.
  */

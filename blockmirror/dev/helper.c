@@ -319,8 +319,10 @@ int bm_helper_open(const struct bm_uri *uri, const struct bm_open_options *optio
 	 */
 	bm_container(h->inner, struct nbd, dev)->can_fast_zero = false;
 	h->dev.geometry = h->inner->geometry;
-	if (!bm_format_has_zeros(format))
+	if (!bm_format_has_zeros(format)) {
 		h->dev.geometry.flags &= ~BM_DEV_FAST_ZERO;
+		h->dev.geometry.max_zero = h->dev.geometry.max_transfer;
+	}
 	h->dev.geometry.flags |= BM_DEV_FENCED;
 	*dev = &h->dev;
 	return 0;

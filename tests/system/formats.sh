@@ -43,7 +43,7 @@ there_and_back() {
 	check "it is marked" marked "$qcow2" active
 	check "and known by its path" "$bm" whois "$qcow2"
 	check "qcow2 to vmdk" "$bm" relocate disk "vmdk:$dir/c" --guest-latency off
-	check "vmdk to raw, verified" "$bm" relocate disk "$dir/d/disk.img" --guest-latency off --verify
+	check "vmdk to raw, verified" "$bm" relocate disk "$dir/d" --guest-latency off --verify
 	check "three moves: the guest noticed nothing" end_load
 	check "no helper is left" wait_for 5 no_helper
 	check "the disk serves what is in the file" serves disk "$dir/d/disk.img"
