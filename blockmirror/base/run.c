@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -17,7 +18,7 @@
 #include "blockmirror/base/cleanup.h"
 #include "blockmirror/base/spawn.h"
 
-enum { WORDS = 64 << 10, OUTPUT = 1 << 20, ASK_MS = 50, SIGNALLED = 128 };
+enum { WORDS = 64 << 10, OUTPUT = 1 << 20, LAST = 4000, ASK_MS = 50, SIGNALLED = 128 };
 
 static uint64_t clock_ns(void)
 {
@@ -38,21 +39,25 @@ int bm_words_new(void)
 	return bm_steal_fd(fd);
 }
 
-char *bm_words_read(int fd, char *out, size_t size)
+char *bm_words_read(int fd, const char *program, char *out, size_t size)
 {
-	off_t end = lseek(fd, 0, SEEK_CUR),
-	      room = (off_t)size - 1; /* it writes by this descriptor */
-	ssize_t n = pread(fd, out, size - 1, end > room ? end - room : 0);
-	char *newline;
+	off_t end = lseek(fd, 0, SEEK_CUR); /* it writes by this descriptor */
+	off_t start = end > LAST ? end - LAST : 0;
+	char text[LAST + 1], *line = text, *found = NULL, *next;
+	ssize_t n = end > start ? pread(fd, text, (size_t)(end - start), start) : 0;
+	size_t length = strlen(program);
 
-	if (n > end)
-		n = end;
-	while (n > 0 && out[n - 1] == '\n')
-		n--;
-	out[n > 0 ? n : 0] = '\0';
-	newline = strrchr(out, '\n');
-	if (newline)
-		memmove(out, newline + 1, strlen(newline));
+	text[n > 0 ? n : 0] = '\0';
+	for (next = text; next; next = strchr(next, '\n')) {
+		next += *next == '\n';
+		if (!*next)
+			break;
+		line = next;
+		if (!strncmp(line, program, length) && !strncmp(line + length, ": ", 2))
+			found = line + length + 2;
+	}
+	snprintf(out, size, "%s", found ? found : line);
+	out[strcspn(out, "\n")] = '\0';
 	return out;
 }
 
@@ -114,7 +119,7 @@ int bm_run(char *const argv[], bool (*interrupted)(void *arg), void *arg, char *
 		;
 	if (r < 0)
 		return r;
-	bm_words_read(words, why, size);
+	bm_words_read(words, argv[0], why, size);
 	if (output)
 		*output = bm_steal(text);
 	return WIFSIGNALED(status) ? SIGNALLED + WTERMSIG(status) : WEXITSTATUS(status);

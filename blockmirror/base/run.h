@@ -13,8 +13,11 @@
  */
 int bm_words_new(void);
 
-/* The last line of what was written there, and nothing else. Returns out. */
-char *bm_words_read(int fd, char *out, size_t size);
+/*
+ * What was written there last that begins with the program's name, without that: the line, and no
+ * hints behind it. Else the last line of all. Returns out.
+ */
+char *bm_words_read(int fd, const char *program, char *out, size_t size);
 
 /* Whether the process behind pidfd ends within ns; asks interrupted() (NULL is allowed) meanwhile.
  */
@@ -22,7 +25,7 @@ bool bm_process_ends(int pidfd, uint64_t ns, bool (*interrupted)(void *arg), voi
 
 /*
  * Runs the program that argv[0] names, in PATH, to its end. *output (malloc()ed; may be NULL:
- * nobody wants it) is what it printed, why its last line about what is wrong. It ends with us, and
+ * nobody wants it) is what it printed, why its last word about what is wrong. It ends with us, and
  * when interrupted() says so (-EINTR). Returns its exit status (BM_SPAWN_NOT_FOUND: there is no
  * such program; 128 and more: a signal), or -errno.
  */

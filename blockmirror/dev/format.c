@@ -28,7 +28,7 @@
 #include "blockmirror/base/spawn.h"
 #include "blockmirror/dev/open.h"
 
-enum { WHY = 300, LONGEST_CHAIN = 200 };
+enum { WHY = 1000, LONGEST_CHAIN = 200 };
 
 static const struct format {
 	const char *name;
@@ -59,12 +59,6 @@ static const struct format *find_format(const char *name)
 bool bm_format_has_zeros(const char *format)
 {
 	return find_format(format)->zeros;
-}
-
-/* Without the program's own name in front. */
-static const char *said(const char *why)
-{
-	return strncmp(why, "qemu-img: ", 10) ? why : why + 10;
 }
 
 /* Runs qemu-img. Returns 0, 1 (why says what is wrong), or an error that needs no more words. */
@@ -102,9 +96,12 @@ static int look_at(const char *format, const char *path, const struct bm_open_op
 		return r;
 	if (!r)
 		*info = json_loads(output, 0, NULL);
-	if (r)
+	/* A vhdx image whose helper was killed. It is repaired when it is opened for writing. */
+	if (r && !options->read_only && strstr(why, "log that needs to be replayed"))
+		*info = json_object();
+	else if (r)
 		return bm_fail(error, BM_E_NOT_IMAGE, "%s is no image in format %s: %s", path,
-			       format, said(why));
+			       format, why);
 	return *info ? 0 : bm_fail(error, BM_E_INTERNAL, "%s: qemu-img said what is no JSON", path);
 }
 
@@ -219,7 +216,7 @@ static int fill(const struct format *format, const char *path, uint64_t size,
 	r = run_qemu_img(path, (char *const *)argv, &none, NULL, why, error);
 	if (r > 0)
 		return bm_fail(error, strstr(why, "No space") ? BM_E_ENOSPC : BM_E_SIZE,
-			       "cannot create %s in format %s: %s", path, format->name, said(why));
+			       "cannot create %s in format %s: %s", path, format->name, why);
 	if (!r)
 		r = look_at(format->name, path, &none, &info, error);
 	made = json_integer_value(json_object_get(info, "virtual-size"));

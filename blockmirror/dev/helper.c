@@ -96,7 +96,7 @@ static bool reap(struct helper *h, char *text, size_t size)
 	while (waitpid(h->pid, &status, 0) < 0 && errno == EINTR)
 		;
 	h->pid = 0;
-	bm_words_read(h->words, words, sizeof(words));
+	bm_words_read(h->words, "qemu-nbd", words, sizeof(words));
 	if (WIFSIGNALED(status))
 		snprintf(text, size, "signal %d (%s) %s", WTERMSIG(status),
 			 strsignal(WTERMSIG(status)), words);
@@ -104,7 +104,7 @@ static bool reap(struct helper *h, char *text, size_t size)
 		snprintf(text, size,
 			 "qemu-nbd was not found in PATH (in Debian it is in qemu-utils)");
 	else if (*words)
-		snprintf(text, size, "%s", strncmp(words, "qemu-nbd: ", 10) ? words : words + 10);
+		snprintf(text, size, "%s", words);
 	else
 		snprintf(text, size, "exit status %d", WEXITSTATUS(status));
 	return !status;

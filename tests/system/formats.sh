@@ -33,7 +33,7 @@ stops() { unserve disk && ! pgrep -f "^qemu-nbd .*$dir"; }
 
 there_and_back() {
 	truncate -s $image_size "$raw"
-	dd if=/dev/urandom of="$raw" bs=1M seek=20 count=8 conv=notrunc status=none
+	dd if=/dev/urandom of="$raw" bs=1M seek=20 count=4 conv=notrunc status=none
 	cp --sparse=always "$raw" "$dir/original"
 	check "the disk is served" serve disk "$raw"
 	start_load disk "${gentle[@]}"
@@ -51,7 +51,7 @@ there_and_back() {
 	check "vmdk is sound" sound vmdk "$vmdk"
 	check "what no guest wrote came through" cmp -i $half "$dir/original" "$dir/d/disk.img"
 	check "in vmdk, too" rest_is_original vmdk "$vmdk"
-	check "holes took no space in qcow2" test "$(stat -c %b "$qcow2")" -lt $((26 * M / 512))
+	check "holes took no space in qcow2" test "$(stat -c %b "$qcow2")" -lt $((22 * M / 512))
 	check "the qcow2 image is retired" marked "$qcow2" retired
 	check_fails "and no longer served" 3 E_RETIRED "$bm" serve other "qcow2:$qcow2"
 	check_fails "nor as if it had no format" 3 E_NOT_IMAGE "$bm" serve other "$qcow2" --force
@@ -107,6 +107,51 @@ process_dies() {
 	check "qcow2 is sound after all that" sound qcow2 "$dir/e.qcow2" leaks
 }
 
+full_is() { job_is full .progress.target "$1"; }
+
+fills_up() {
+	mkdir "$dir/room"
+	mount -t tmpfs -o size=6M none "$dir/room" 2>"$dir/out" ||
+		{ skip "full: a target fills up" "$(cat "$dir/out")"; return; }
+	on_exit "umount -l '$dir/room'"
+	truncate -s $image_size "$dir/empty.img"
+	check "full: a disk of holes" serve full "$dir/empty.img"
+	check "full: in sync, with little room" "$bm" relocate full "qcow2:$dir/room/full.qcow2" \
+		--switch manual --guest-latency off
+	start_load full "${gentle[@]}" --iops 1000
+	check "full: its target has no space left" wait_for 20 full_is target-full
+	check "full: there is more" mount -o remount,size=64M "$dir/room"
+	check "full: the job is told to go on" "$bm" job resume full
+	check "full: it is in sync" timeout 30 "$bm" job wait full --for in-sync
+	check "full: it is switched over" "$bm" switch full
+	check "full: the guest noticed nothing" end_load
+	check "full: nothing is lost" state_fits "$(disk_uri full)"
+	check "full: it is stopped" unserve full
+	check "full: QEMU finds qcow2 sound" sound qcow2 "$dir/room/full.qcow2"
+}
+
+# With LONG=1: the helpers of all other formats. A vhdx image may be left with a log to be replayed.
+others_die() {
+	local format before
+	for format in vmdk vhdx vdi vpc; do
+		check "$format: a disk" serve $format "$format:$dir/lived.$format" --create $image_size
+		start_load $format "${gentle[@]}"
+		for _ in 1 2 3 4 5; do
+			before=$(show $format .storage.losses)
+			kill -KILL "$(helpers)"
+			check "$format: its helper is killed" wait_for 10 other_lost $format "$before"
+			wait_for 10 other_back $format
+			sleep 0.5
+		done
+		check "$format: the guest saw no error" end_load
+		check "$format: nothing is lost" state_fits "$(disk_uri $format)"
+		check "$format: it is stopped" unserve $format
+		check "$format: QEMU finds what the guest wrote" holds $format "$dir/lived.$format"
+	done
+}
+other_lost() { [ "$(show "$1" .storage.losses)" -gt "$2" ]; }
+other_back() { [ "$(show "$1" .storage.state)" = reachable ]; }
+
 cold() {
 	local format
 	for format in qcow2 vmdk vhdx vdi vpc; do
@@ -114,7 +159,7 @@ cold() {
 		check "$format: QEMU reads what it was" qemu-img compare -f raw -F $format "$dir/original" \
 			"$dir/cold.$format"
 		check "$format: so do we" "$bm" verify "$format:$dir/cold.$format" "$dir/original"
-		check "$format: as a device" "$BUILD/fixtures/devcheck" "$format:$dir/cold.$format" 0.3
+		check "$format: as a device" "$BUILD/fixtures/devcheck" "$format:$dir/cold.$format" 0.2
 	done
 	check "qcow2 to vmdk" "$bm" copy "qcow2:$dir/cold.qcow2" "vmdk:$dir/again.vmdk"
 	check "QEMU finds them equal" qemu-img compare -f qcow2 -F vmdk "$dir/cold.qcow2" \
@@ -191,6 +236,8 @@ there_and_back
 helper_dies_as_target
 helper_dies_as_source
 process_dies
+fills_up
+[ -z "${LONG:-}" ] || others_die
 cold
 header_inside
 linked

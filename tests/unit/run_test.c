@@ -42,6 +42,8 @@ static void what_they_say_is_heard(void **state)
 	free(output);
 	assert_int_equal(shell("printf 'no end' >&2; kill -9 $$", NULL, why, sizeof(why)), 128 + 9);
 	assert_string_equal(why, "no end");
+	assert_int_equal(shell("echo 'sh: bad' >&2; echo 'and a hint' >&2", NULL, why, 40), 0);
+	assert_string_equal(why, "bad");
 	assert_int_equal(shell("yes | head -c 300000 >&2; echo done", &output, why, 4), 0);
 	assert_string_equal(why, "y"); /* the rest had no room, and nobody minded */
 	assert_string_equal(output, "done\n");
