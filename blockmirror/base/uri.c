@@ -86,7 +86,7 @@ int bm_uri_parse(const char *text, struct bm_uri **out, struct bm_error *error)
 			return bm_fail(error, BM_E_URI,
 				       "%s: unknown scheme \"%.*s\"; a path, file:, nbd:, nbds:, "
 				       "nbd+unix:, nbds+unix:, iscsi:, bm: and formats (qcow2:, "
-				       "vmdk:, vhdx:, vdi:, vpc:) are known (a path with a "
+				       "vmdk:, vhdx:, vpc:) are known (a path with a "
 				       "colon: write ./ before it)",
 				       bm_uri_redact(text, shown, sizeof(shown)), (int)length,
 				       text);

@@ -13,7 +13,7 @@ const struct command commands[] = {
 	 "SIZE] "
 	 "[--reconnect-timeout TIME]",
 	 "serve an image as a disk over NBD",
-	 "IMAGE is a path or a URI (file: nbd: nbd+unix: iscsi: qcow2: vmdk: vhdx: vdi: vpc:). "
+	 "IMAGE is a path or a URI (file: nbd: nbd+unix: iscsi: qcow2: vmdk: vhdx: vpc:). "
 	 "Once "
 	 "the\n"
 	 "disk has a record it may be left out: the record says where the disk is.\n"

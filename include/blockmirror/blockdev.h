@@ -158,7 +158,7 @@ struct bm_open_options {
 
 /*
  * Opens what uri names: PATH, file:PATH, nbd:, nbds:, nbd+unix:, nbds+unix:, iscsi:, mem:SIZE,
- * fault:SPEC;URI, and FORMAT:PATH (qcow2, vmdk, vhdx, vdi, vpc; read-only qed, qcow, parallels,
+ * fault:SPEC;URI, and FORMAT:PATH (qcow2, vmdk, vhdx, vpc; read-only vdi, qed, qcow, parallels,
  * dmg). options NULL means read-write and the defaults. Blocks; any thread. On success *dev is to
  * be started on a loop, or closed. Errors: what bm_fail() gives, with a text for users.
  *
