@@ -40,8 +40,8 @@ static const struct format {
 	{"vhdx", true, false, "subformat=dynamic"},
 	{"vpc", true, false, "subformat=dynamic,force_size=on"},
 	/*
-	 * Writes that allocate blocks side by side each write the header with their own count of
-	 * blocks, in any order: after a kill the next block is given out for the second time.
+	 * Of two writes that allocate blocks the first one writes the map of both, and the header with
+	 * its own count: after a kill the second block is given out again (docs/formats.md).
 	 */
 	{"vdi", false, false, NULL},
 	/* qemu-nbd 7.2 dies of a few writes at a time. */
