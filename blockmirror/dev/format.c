@@ -40,8 +40,8 @@ static const struct format {
 	{"vhdx", true, false, "subformat=dynamic"},
 	{"vpc", true, false, "subformat=dynamic,force_size=on"},
 	/*
-	 * Of two writes that allocate blocks the first one writes the map of both, and the header with
-	 * its own count: after a kill the second block is given out again (docs/formats.md).
+	 * Of two writes that allocate blocks the first one writes the map of both, and the header
+	 * with its own count: after a kill the second block is given out again (docs/formats.md).
 	 */
 	{"vdi", false, false, NULL},
 	/* qemu-nbd 7.2 dies of a few writes at a time. */
