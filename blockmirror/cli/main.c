@@ -9,16 +9,19 @@
 
 const struct command commands[] = {
 	{"serve",
-	 "NAME [IMAGE] [--create SIZE] [--force] [--max-connections N] [--max-data SIZE] "
+	 "NAME [IMAGE] [--create SIZE] [--force] [--flatten] [--max-connections N] [--max-data "
+	 "SIZE] "
 	 "[--reconnect-timeout TIME]",
 	 "serve an image as a disk over NBD",
-	 "IMAGE is a path or a URI (file: nbd: nbd+unix: iscsi:). Once the disk has a record it "
-	 "may be\n"
-	 "left out: the record says where the disk is.\n"
+	 "IMAGE is a path or a URI (file: nbd: nbd+unix: iscsi: qcow2: vmdk: vhdx: vpc:). "
+	 "Once "
+	 "the\n"
+	 "disk has a record it may be left out: the record says where the disk is.\n"
 	 "\n"
 	 "  --create SIZE  make the image, a file, of that size\n"
 	 "  --force        serve IMAGE though it is an old copy, left behind by a move, or an\n"
 	 "                 incomplete one\n"
+	 "  --flatten      serve IMAGE though it is a linked clone, with what shows through it\n"
 	 "  --max-connections N  clients at a time (default 100); more wait\n"
 	 "  --max-data SIZE      memory for the data of a client's requests (default 16M)\n"
 	 "  --reconnect-timeout TIME  how long the guest waits when the connection to its storage\n"
@@ -52,7 +55,9 @@ const struct command commands[] = {
 	 "not\n"
 	 "exist (it is created), or, with --overwrite, anything that does: a file, a block "
 	 "device,\n"
-	 "an nbd: or iscsi: URI. The source is kept and marked as retired.\n"
+	 "an nbd: or iscsi: URI. qcow2:TARGET and others: a directory or path, in that format. "
+	 "The\n"
+	 "source is kept and marked as retired.\n"
 	 "\n"
 	 "  --rate BYTES        copy at most that many bytes a second (k M G; 0: no limit)\n"
 	 "  --guest-latency T   keep the guest's p99 latency below T (ms, or with us, ms, s);\n"
@@ -113,11 +118,14 @@ const struct command commands[] = {
 	 cmd_undo},
 	{"release", "NAME", "end the undo window of a move: the disk stays where it is", NULL,
 	 cmd_release},
-	{"copy", "SOURCE|NAME TARGET [--overwrite] [--rate BYTES]",
+	{"copy", "SOURCE|NAME TARGET [--overwrite] [--rate BYTES] [--flatten]",
 	 "copy an image, or a served disk as it is at the end",
 	 "The copy of a disk that is served goes on beside its guest and ends when both are "
 	 "equal;\n"
-	 "the disk stays where it is.\n",
+	 "the disk stays where it is. --flatten: SOURCE may be a linked clone; what shows through "
+	 "it "
+	 "is\n"
+	 "copied, too.\n",
 	 cmd_copy},
 	{"verify", "A B | NAME", "compare two images byte for byte",
 	 "NAME alone: both copies of a disk that is being moved, when they are in sync.\n"

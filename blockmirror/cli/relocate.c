@@ -23,7 +23,8 @@ enum {
 	OPT_SOURCE,
 	OPT_THERE,
 	OPT_QMP,
-	OPT_DRIVE
+	OPT_DRIVE,
+	OPT_FLATTEN
 };
 
 struct request {
@@ -75,6 +76,9 @@ static int take(int option, const char *value, void *arg)
 		break;
 	case OPT_OVERWRITE:
 		set(q, "overwrite", json_true());
+		break;
+	case OPT_FLATTEN:
+		set(q, "flatten", json_true());
 		break;
 	case OPT_DELETE:
 		set(q, "delete_source", json_true());
@@ -299,6 +303,7 @@ int cmd_copy(struct cli *cli, int argc, char **argv)
 {
 	static const struct option own[] = {{"rate", required_argument, NULL, OPT_RATE},
 					    {"overwrite", no_argument, NULL, OPT_OVERWRITE},
+					    {"flatten", no_argument, NULL, OPT_FLATTEN},
 					    {0}};
 	struct request q = {.cli = cli, .params = json_object()};
 	struct bm_client *client = NULL;

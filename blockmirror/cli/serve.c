@@ -16,12 +16,12 @@
 #include "blockmirror/base/uri.h"
 #include "blockmirror/cli/cli.h"
 
-enum { OPT_CREATE = 256, OPT_FORCE, OPT_CONNECTIONS, OPT_DATA, OPT_RECONNECT };
+enum { OPT_CREATE = 256, OPT_FORCE, OPT_FLATTEN, OPT_CONNECTIONS, OPT_DATA, OPT_RECONNECT };
 
 struct serve {
 	const struct cli *cli;
 	const char *create, *connections, *data, *reconnect;
-	bool force;
+	bool force, flatten;
 };
 
 static int take(int option, const char *value, void *arg)
@@ -29,8 +29,8 @@ static int take(int option, const char *value, void *arg)
 	struct serve *s = arg;
 	uint64_t bytes;
 
-	if (option == OPT_FORCE) {
-		s->force = true;
+	if (option == OPT_FORCE || option == OPT_FLATTEN) {
+		*(option == OPT_FORCE ? &s->force : &s->flatten) = true;
 		return 0;
 	}
 	if (option != OPT_CREATE) { /* blockmirror-disk says what is wrong with it */
@@ -135,11 +135,11 @@ static int start_by_daemon(const struct serve *serve, const char *name, const ch
 		return cli_fail(cli, &error);
 	if (serve->create)
 		bm_parse_size(serve->create, &create);
-	params =
-		json_pack("{s:s s:s* s:I s:b s:s s:{s:s* s:s* s:s*}}", "name", name, "image", uri,
-			  "create", (json_int_t)create, "force", (int)serve->force,
-			  "state_directory", state, "limits", "max-connections", serve->connections,
-			  "max-data", serve->data, "reconnect-timeout", serve->reconnect);
+	params = json_pack("{s:s s:s* s:I s:b s:b s:s s:{s:s* s:s* s:s*}}", "name", name, "image",
+			   uri, "create", (json_int_t)create, "force", (int)serve->force, "flatten",
+			   (int)serve->flatten, "state_directory", state, "limits",
+			   "max-connections", serve->connections, "max-data", serve->data,
+			   "reconnect-timeout", serve->reconnect);
 	if (!params)
 		return cli_usage(cli, "%s: the name is not UTF-8", image ? image : state);
 	if (cli_daemon_call(cli, "serve", params, &result, &error) < 0)
@@ -195,6 +195,8 @@ static int start(const struct serve *serve, const char *name, const char *image)
 	n = put_value(options, n, "--reconnect-timeout", serve->reconnect);
 	if (serve->force)
 		options[n++] = (char *)"--force";
+	if (serve->flatten)
+		options[n++] = (char *)"--flatten";
 	options[n] = NULL;
 	if (cli_start_disk(cli, name, image, (const char *const *)options, &nbd, &error) < 0)
 		return cli_fail(cli, &error);
@@ -209,6 +211,7 @@ int cmd_serve(struct cli *cli, int argc, char **argv)
 	static const struct option own[] = {
 		{"create", required_argument, NULL, OPT_CREATE},
 		{"force", no_argument, NULL, OPT_FORCE},
+		{"flatten", no_argument, NULL, OPT_FLATTEN},
 		{"max-connections", required_argument, NULL, OPT_CONNECTIONS},
 		{"max-data", required_argument, NULL, OPT_DATA},
 		{"reconnect-timeout", required_argument, NULL, OPT_RECONNECT},

@@ -106,6 +106,8 @@ int served_spawn(struct served *s, int *output)
 	}
 	if (s->first.force)
 		argv[n++] = (char *)"--force";
+	if (s->first.flatten)
+		argv[n++] = (char *)"--flatten";
 	if (s->first.image)
 		argv[n++] = s->first.image;
 	argv[n] = NULL;

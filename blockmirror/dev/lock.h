@@ -8,6 +8,11 @@
 #define BM_DEV_LOCK_H
 
 #include <stdbool.h>
+#include <stdint.h>
+
+#include "blockmirror/blockdev.h"
+
+#define BM_IMAGE_RETRY 10000000ull /* ns */
 
 /*
  * Locks the image behind fd for writing by nobody else (and, unless read_only, by us). Returns 0,
@@ -29,5 +34,13 @@ int bm_image_lock_alone(int fd);
 
 /* Gives them up. */
 void bm_image_unlock(int fd);
+
+/*
+ * The same as the options want it, waiting where they want a fence; a file system without locks is
+ * no error. Blocks. patience: for how long (ns) such a wait is.
+ */
+int bm_image_lock_for(int fd, const char *path, const struct bm_open_options *options,
+		      struct bm_error *error);
+uint64_t bm_image_patience(const struct bm_open_options *options);
 
 #endif

@@ -131,11 +131,8 @@ static int new_disk(struct disk *d, const struct disk_options *options, struct b
 	if (!options->uri)
 		return bm_fail(error, BM_E_NOT_FOUND, "disk %s has no record in %s: name its image",
 			       d->name, d->folder);
-	if (options->create && bm_uri_path(options->uri))
-		r = bm_file_create(bm_uri_path(options->uri), options->create, error);
-	else if (options->create)
-		r = bm_fail(error, BM_E_USAGE, "--create makes files, not %s",
-			    bm_uri_redact(options->uri, shown, sizeof(shown)));
+	if (options->create)
+		r = bm_image_create(options->uri, options->create, error);
 	if (r < 0)
 		return r;
 	d->created = options->create != 0;
@@ -157,10 +154,12 @@ static int new_disk(struct disk *d, const struct disk_options *options, struct b
 static int open_image(struct disk *d, const struct disk_options *asked, struct bm_error *error)
 {
 	/* Our own dead process may have left requests behind: the image's lock tells. */
-	const struct bm_open_options options = {.fence = !d->fresh && !asked->beside,
-						.session = d->record.disk,
-						.descriptor = d->image_fd,
-						.beside = asked->beside};
+	const struct bm_open_options options = {
+		.fence = !d->fresh && !asked->beside,
+		.session = d->record.disk,
+		.linked = !d->fresh || asked->flatten, /* a record's was looked at before */
+		.descriptor = d->image_fd,
+		.beside = asked->beside};
 	enum owner_use use = asked->force ? OWNER_FORCE : OWNER_SERVE;
 	char shown[400];
 	uint32_t block;
@@ -521,6 +520,7 @@ void disk_fini(struct disk *d)
 		close(d->folder_lock);
 	if (d->image_fd > 0)
 		close(d->image_fd);
+	bm_dev_settle();
 	/* Who has called "stop" takes the end of his connection for leave to use the image. */
 	bm_rpc_free(d->rpc);
 	bm_record_clear(&d->record);

@@ -66,6 +66,7 @@ struct disk_options {
 	uint64_t size;          /* of a new disk; 0: that of its image */
 	bool force;             /* serve an old or incomplete copy */
 	bool beside;            /* a VMM has its image open, and lets go later, or has it again */
+	bool flatten;           /* ... a linked clone, with what shows through */
 	int nbd_fd, control_fd; /* sockets that listen already, and that the caller holds, too; 0 */
 	int predecessor;        /* take over from the process at the other end; 0 */
 	const char *standby_of; /* a new disk is that host's; NULL: it is ours */

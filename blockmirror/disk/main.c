@@ -29,6 +29,7 @@ static const char help[] =
 	"  --force          serve IMAGE though it is an old or an incomplete copy\n"
 	"  --beside         IMAGE is open in a running QEMU, which lets go of it when its guest\n"
 	"                   is connected here, or whose guest is here no more (blockmirror adopt)\n"
+	"  --flatten        serve IMAGE though it is a linked clone\n"
 	"  --max-connections N    clients at a time (default 100); more wait\n"
 	"  --max-requests N       requests of a client in flight (default, and most: 128)\n"
 	"  --max-data SIZE        memory for the data of a client's requests (default 16M)\n"
@@ -45,9 +46,10 @@ static const char help[] =
 	"  --one-off FD     no disk: copy or compare, as asked over that socket, and end\n"
 	"  --help, --version\n"
 	"\n"
-	"IMAGE is a path or a URI (file: nbd: nbd+unix: iscsi:); once the disk has a record it may "
-	"be\n"
-	"left out. Prints \"ready URI\" when clients may connect. Ends on SIGTERM.\n";
+	"IMAGE is a path or a URI (file: nbd: nbd+unix: iscsi: qcow2: and other formats); once the "
+	"disk\n"
+	"has a record it may be left out. Prints \"ready URI\" when clients may connect. Ends on "
+	"SIGTERM.\n";
 
 struct signals {
 	struct bm_signals signals;
@@ -107,6 +109,7 @@ static const struct option known[] = {
 	{"create", required_argument, NULL, 'c'},
 	{"force", no_argument, NULL, 'f'},
 	{"beside", no_argument, NULL, 'b'},
+	{"flatten", no_argument, NULL, 'F'},
 	{"max-connections", required_argument, NULL, 'L'},
 	{"max-requests", required_argument, NULL, 'L'},
 	{"max-data", required_argument, NULL, 'L'},
@@ -153,6 +156,9 @@ static int take_option(int c, int which, struct disk_options *disk, int *control
 		return 0;
 	case 'b':
 		disk->beside = true;
+		return 0;
+	case 'F':
+		disk->flatten = true;
 		return 0;
 	case 'L':
 		return nbd_server_set_limit(&disk->limits, known[which].name, optarg, &error) < 0

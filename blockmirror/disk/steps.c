@@ -252,6 +252,7 @@ void step_reopen(struct bm_work *work)
 	const struct bm_open_options options = {.fence = true,
 						.fence_no_wait = true,
 						.session = job->disk->record.disk,
+						.linked = true, /* the source may be */
 						.interrupted = gave_up,
 						.arg = job};
 	const char *uri = job_uri(job, FORWARD);

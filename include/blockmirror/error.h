@@ -45,7 +45,7 @@ enum bm_code {
 	BM_E_SPLIT,       /* the machines on both hosts write to a disk */
 	BM_E_QMP,         /* QEMU refuses, or who answers is not QEMU, or an old one */
 	BM_E_QMP_BUSY,    /* another client has the QMP socket */
-	BM_E_LINKED,      /* the image needs another one, which is not where it would look for it */
+	BM_E_LINKED,      /* other images show through this one, or hold its data */
 	BM_CODES
 };
 
