@@ -223,7 +223,7 @@ static enum job_phase verified(struct job *job)
 	job->phase = PHASE_IN_SYNC;
 	job_tell_waiters(job);
 	if (job->options.kind == JOB_COPY)
-		bm_mirror_flush_target(job->disk->mirror, copied, job);
+		bm_mirror_cut(job->disk->mirror, copied, job);
 	else if (!job->options.manual || job->switch_wanted)
 		return job_ask_switch(job);
 	return PHASE_IN_SYNC;

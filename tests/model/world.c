@@ -281,6 +281,7 @@ void restart(void)
 	start();
 	if (!w.resumable)
 		return;
+	cut_over();
 	trace("RESUME");
 	if (bm_mirror_resume(w.m, w.settled, w.checkpoint.valid ? &w.checkpoint.bits : NULL))
 		abort();
@@ -299,6 +300,7 @@ void attach(bool zeroed)
 	checkpoint_forget();
 	if (!bm_mirror_attach(w.m, open_disk(other(w.m) ^ w.base, w.m->block), zeroed, w.settled)) {
 		w.attached = true;
+		cut_over();
 		w.damage_done = false;
 		w.damaged = 0;
 		trace("attach disk %d", other(w.m) ^ w.base);
