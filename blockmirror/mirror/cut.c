@@ -36,6 +36,7 @@ static void make(struct bm_mirror *m)
 	m->stats.cuts++;
 	m->stats.cut_at = bm_loop_now(m->loop);
 	copy_end_hold(m);
+	mirror_tell(m, BM_MIRROR_CUT);
 }
 
 void cut_run(struct bm_mirror *m)

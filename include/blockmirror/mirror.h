@@ -44,7 +44,8 @@ enum bm_mirror_event {
 	BM_MIRROR_DOUBTFUL,      /* a flush of the authority failed: see bm_mirror_config */
 	BM_MIRROR_BACK,          /* after bm_mirror_reattach(): it is the one that was here */
 	BM_MIRROR_FOREIGN,       /* ... it is another one: nothing was written; detach */
-	BM_MIRROR_REST_COPIED    /* all is copied but what cannot be read: it is not in sync */
+	BM_MIRROR_REST_COPIED,   /* all is copied but what cannot be read: it is not in sync */
+	BM_MIRROR_CUT            /* the cut was made; the copy is not durable yet */
 };
 
 /* What the host does for the mirror. Called from the loop, never inside a call of the host's. */

@@ -120,7 +120,8 @@ static void host_event(void *arg, enum bm_mirror_event event)
 	case BM_MIRROR_BACK:
 		total.backs++;
 		for (int g = 0; g < GRANULES; g++)
-			if (is_damaged(g) && !bm_bitmap_test(&w.m->map.dirty, g))
+			if (is_damaged(g) && !bm_bitmap_test(&w.m->map.dirty, g) &&
+			    !w.m->map.granule[g].busy)
 				violation("another image is taken for the target");
 		break;
 	case BM_MIRROR_FOREIGN:
