@@ -9,7 +9,7 @@ LONG_TESTS := tests/system/hammer_guest.sh tests/system/hammer_detects.sh tests/
 	tests/fault/stale_session.sh tests/fault/network.sh tests/fault/power_teeth.sh \
 	tests/fault/death_teeth.sh tests/fault/soak.sh tests/fault/target_other.sh \
 	tests/fault/target_trouble.sh tests/fault/target_loss.sh tests/fault/session_taken.sh \
-	tests/system/virsh_migrate.sh tests/system/hosts.sh
+	tests/system/virsh_migrate.sh tests/system/hosts.sh tests/system/live_copy_guest.sh
 # Hours by itself.
 EVERY_CALL := tests/fault/every_call.sh
 # They do more with LONG=1.
