@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * The end of a copy: the disk goes on, and the target stays what it was at one instant
- * (bm_mirror_cut()). A copy that is served from a process that dies before the target is let go of
- * is cut by the next one, later. Part of the table in job.c; loop thread.
+ * (bm_mirror_cut()). Where the process dies before the target was let go of, the next one goes on,
+ * and cuts again, later. Part of the table in job.c; loop thread.
  */
 #include <time.h>
 
