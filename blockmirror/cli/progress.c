@@ -340,8 +340,9 @@ static void print_copy(const json_t *job)
 	printf("; the copy is %s", cli_text(job, "target"));
 	if (json_object_get(job, "longest_stall") && localtime_r(&seconds, &tm) &&
 	    strftime(time, sizeof(time), "%F %T", &tm))
-		printf(", as the disk was at %s.%03u; longest guest request since then %s", time,
-		       (unsigned)(at / 1000000 % 1000),
+		printf(", as the disk was at %s.%03u", time, (unsigned)(at / 1000000 % 1000));
+	if (cli_number(job, "longest_stall"))
+		printf("; longest guest request since then %s",
 		       bm_format_duration(text, cli_number(job, "longest_stall")));
 	putchar('\n');
 }
