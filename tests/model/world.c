@@ -317,7 +317,7 @@ static void swap_target(struct fake_disk *d)
 		g = (g + 1) % GRANULES;
 	s = g * GRANULE / SECTOR + below(GRANULE / SECTOR);
 	if (bm_bitmap_test(&w.m->map.dirty, (uint64_t)g) || w.m->map.granule[g].busy ||
-	    reads_fly() || w.m->phase != PHASE_IDLE)
+	    reads_fly() || w.m->phase != PHASE_IDLE || w.copied.done)
 		return;
 	trace("SWAPPED disk %d sector %d", (int)(d - w.disk), s);
 	fake_disk_damage(d, s, 2000000 + w.step);
