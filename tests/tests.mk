@@ -22,7 +22,7 @@ AS_ASAN := BUILD=$(ASAN) SAN=address,undefined CFLAGS="-O1 -g"
 AS_TSAN := BUILD=$(TSAN) SAN=thread CFLAGS="-O1 -g"
 MODEL_SEEDS ?= 10000
 # Each once found a fault.
-FOUND_SEEDS := 1106457
+FOUND_SEEDS := 1106457 116236
 
 # Builds use all cores, unless the caller says how many.
 PARALLEL := $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc))

@@ -91,6 +91,8 @@ int bm_mirror_cut(struct bm_mirror *m, void (*done)(void *arg, int error), void 
 {
 	if (m->link == LINK_NONE || m->link == LINK_LEAVING)
 		return -ENOTCONN;
+	if (m->cut.never)
+		return -EINVAL;
 	if (m->cut.state != CUT_NONE || m->phase != PHASE_IDLE)
 		return -EBUSY;
 	m->cut.state = CUT_WAIT;

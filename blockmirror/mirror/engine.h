@@ -306,6 +306,7 @@ struct bm_mirror {
 	bool committing;
 	struct {
 		enum cut_state state;
+		bool never; /* the other side was the authority: what it has is not all ours */
 		void (*done)(void *arg, int error);
 		void *arg;
 	} cut;

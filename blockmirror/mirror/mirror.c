@@ -182,6 +182,7 @@ static int begin(struct bm_mirror *m, uint8_t *settled, bool resumed, const uint
 	m->tracking = true;
 	m->trim_zeroes = m->full = m->in_sync_told = m->detach_wanted = false;
 	m->cursor = 0;
+	m->cut.never = false;
 	m->recents = 0;
 	unreadable_init(m);
 	memset(&m->stats, 0, sizeof(m->stats));

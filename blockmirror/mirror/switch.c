@@ -107,6 +107,7 @@ void switch_run(struct bm_mirror *m)
 static void flip(struct bm_mirror *m)
 {
 	m->authority = other(m);
+	m->cut.never = true;
 	m->phase = PHASE_IDLE;
 	m->both_durable = false;
 	m->commit_failures = m->slow_flushes = 0;

@@ -201,7 +201,9 @@ void bm_mirror_committed(struct bm_mirror *mirror, int error);
  *
  * The copy holds every write that was answered before the instant, none that was begun after it,
  * and those in flight whole; what the guest was told to have failed may be there or not. Not begun
- * while paused. -ENOTCONN, -EBUSY (one is asked for, a switch is on).
+ * while paused. -ENOTCONN, -EBUSY (one is asked for, a switch is on), -EINVAL (since it was
+ * attached the other side was the authority: a flush of it that failed then no later one makes
+ * good).
  */
 int bm_mirror_cut(struct bm_mirror *mirror, void (*done)(void *arg, int error), void *arg);
 
