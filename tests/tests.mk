@@ -10,7 +10,7 @@ LONG_TESTS := tests/system/hammer_guest.sh tests/system/hammer_detects.sh tests/
 	tests/fault/death_teeth.sh tests/fault/soak.sh tests/fault/target_other.sh \
 	tests/fault/target_trouble.sh tests/fault/target_loss.sh tests/fault/session_taken.sh \
 	tests/system/virsh_migrate.sh tests/system/libvirt_guest.sh tests/system/hosts.sh \
-	tests/fault/slip_death.sh
+	tests/fault/slip_death.sh tests/system/live_copy_guest.sh
 # Hours by itself.
 EVERY_CALL := tests/fault/every_call.sh
 # They do more with LONG=1.
@@ -23,7 +23,7 @@ AS_ASAN := BUILD=$(ASAN) SAN=address,undefined CFLAGS="-O1 -g"
 AS_TSAN := BUILD=$(TSAN) SAN=thread CFLAGS="-O1 -g"
 MODEL_SEEDS ?= 10000
 # Each once found a fault.
-FOUND_SEEDS := 1106457
+FOUND_SEEDS := 1106457 116236
 
 # Builds use all cores, unless the caller says how many.
 PARALLEL := $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc))

@@ -118,14 +118,27 @@ const struct command commands[] = {
 	 cmd_undo},
 	{"release", "NAME", "end the undo window of a move: the disk stays where it is", NULL,
 	 cmd_release},
-	{"copy", "SOURCE|NAME TARGET [--overwrite] [--rate BYTES] [--flatten]",
-	 "copy an image, or a served disk as it is at the end",
-	 "The copy of a disk that is served goes on beside its guest and ends when both are "
-	 "equal;\n"
-	 "the disk stays where it is. --flatten: SOURCE may be a linked clone; what shows through "
-	 "it "
-	 "is\n"
-	 "copied, too.\n",
+	{"copy", "NAME|IMAGE TARGET [OPTION]...",
+	 "copy a disk that is served, as of one instant, or an image",
+	 "NAME is a disk that is served: its guest goes on, and the copy is what the disk was at "
+	 "one\n"
+	 "instant, which is told; the disk stays where it is. What no such disk is named is an\n"
+	 "IMAGE, which nobody writes to.\n"
+	 "\n"
+	 "  --rate BYTES        copy at most that much a second\n"
+	 "  --overwrite         TARGET exists: give up what it holds\n"
+	 "  --verify            compare both whole before the copy is cut off; where they differ "
+	 "they\n"
+	 "                      are copied again, and the job fails\n"
+	 "  --accept-repair     the same, and it goes on\n"
+	 "  --flatten           IMAGE may be a linked clone; what shows through it is copied, too\n"
+	 "\n"
+	 "Of a disk that is served, as for relocate:\n"
+	 "  --guest-latency MS|off|auto, --target-deadline TIME, --on-target-loss "
+	 "wait|pause|TIME,\n"
+	 "  --detach\n"
+	 "\n"
+	 "Ctrl-C leaves the job of a served disk running; the copy of an image it cancels.\n",
 	 cmd_copy},
 	{"verify", "A B | NAME", "compare two images byte for byte",
 	 "NAME alone: both copies of a disk that is being moved, when they are in sync.\n"

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "blockmirror/base/cleanup.h"
@@ -333,6 +334,24 @@ int cli_follow(const struct cli *cli, struct bm_client **client, const char *id,
 	return 0;
 }
 
+/* How a copy is told of: with the instant, where the disk went on. */
+static void print_copy(const json_t *job)
+{
+	uint64_t at = cli_number(job, "cut_at");
+	time_t seconds = (time_t)(at / 1000000000);
+	char text[BM_UNITS_TEXT], time[64] = "";
+	struct tm tm;
+
+	printf("; the copy is %s", cli_text(job, "target"));
+	if (json_object_get(job, "longest_stall") && localtime_r(&seconds, &tm) &&
+	    strftime(time, sizeof(time), "%F %T", &tm))
+		printf(", as the disk was at %s.%03u", time, (unsigned)(at / 1000000 % 1000));
+	if (cli_number(job, "longest_stall"))
+		printf("; longest guest request since then %s",
+		       bm_format_duration(text, cli_number(job, "longest_stall")));
+	putchar('\n');
+}
+
 static void print_summary(const json_t *job)
 {
 	const json_t *p = json_object_get(job, "progress");
@@ -346,7 +365,7 @@ static void print_summary(const json_t *job)
 		printf("%s verified, ", bm_format_size(copied, cli_number(p, "verified_bytes")));
 	printf("%s", bm_format_duration(took, cli_number(job, "took_ns")));
 	if (!strcmp(cli_text(job, "kind"), "copy"))
-		printf("; the copy is %s\n", cli_text(job, "target"));
+		print_copy(job);
 	else
 		printf("; longest guest stall at the switch %s; the disk is %s %s\n",
 		       bm_format_duration(stall, cli_number(job, "longest_stall")),

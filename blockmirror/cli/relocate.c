@@ -2,6 +2,7 @@
 /* relocate, switch, undo, release, copy */
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "blockmirror/base/cleanup.h"
 #include "blockmirror/base/units.h"
@@ -299,12 +300,55 @@ int cmd_release(struct cli *cli, int argc, char **argv)
 	return call_on_disk(cli, argc, argv, "release", true);
 }
 
+/* What is neither may have been meant as either. */
+static int check_source(const struct cli *cli, const char *source)
+{
+	bool path = strchr(source, '/') || strchr(source, ':') || !access(source, F_OK);
+	struct bm_client *client;
+	struct bm_error error;
+
+	if (path)
+		return 0;
+	if (!cli_connect(cli, source, &client, &error)) {
+		bm_client_close(client);
+		bm_fail(&error, BM_E_UNREACHABLE, "disk %s does not answer", source);
+	} else if (error.code == BM_E_NOT_FOUND) {
+		bm_fail(&error, BM_E_NOT_FOUND,
+			"\"%s\" is neither a disk that is served (looked in %s/disks) nor an image",
+			source, cli->run_dir);
+	}
+	return cli_fail(cli, &error);
+}
+
+/* Where no guest is, nothing can be spared, and nobody goes on with the job. */
+static int check_cold(const struct request *q, const char *source)
+{
+	static const char *const live[] = {"guest_latency", "target_deadline", "on_target_loss"};
+	bool wrong = q->detach;
+
+	for (size_t i = 0; i < sizeof(live) / sizeof(live[0]); i++)
+		wrong |= json_object_get(q->params, live[i]) != NULL;
+	return wrong ? cli_usage(q->cli,
+				 "%s is an image: --guest-latency, --target-deadline, "
+				 "--on-target-loss and --detach are for disks that are served",
+				 source)
+		     : check_source(q->cli, source);
+}
+
 int cmd_copy(struct cli *cli, int argc, char **argv)
 {
-	static const struct option own[] = {{"rate", required_argument, NULL, OPT_RATE},
-					    {"overwrite", no_argument, NULL, OPT_OVERWRITE},
-					    {"flatten", no_argument, NULL, OPT_FLATTEN},
-					    {0}};
+	static const struct option own[] = {
+		{"rate", required_argument, NULL, OPT_RATE},
+		{"guest-latency", required_argument, NULL, OPT_LATENCY},
+		{"overwrite", no_argument, NULL, OPT_OVERWRITE},
+		{"detach", no_argument, NULL, OPT_DETACH},
+		{"verify", no_argument, NULL, OPT_VERIFY},
+		{"accept-repair", no_argument, NULL, OPT_REPAIR},
+		{"target-deadline", required_argument, NULL, OPT_DEADLINE},
+		{"on-target-loss", required_argument, NULL, OPT_LOSS},
+		{"flatten", no_argument, NULL, OPT_FLATTEN},
+		{0},
+	};
 	struct request q = {.cli = cli, .params = json_object()};
 	struct bm_client *client = NULL;
 	struct bm_error error;
@@ -315,10 +359,11 @@ int cmd_copy(struct cli *cli, int argc, char **argv)
 		r = cli_arguments(cli, argc, 2, 2);
 	if (!r) {
 		served = cli_is_served(cli, argv[optind]);
-		if (served ? cli_connect(cli, argv[optind], &client, &error) < 0
-			   : cli_one_off(cli, &client, &error) < 0)
-			r = cli_fail(cli, &error);
+		r = served ? 0 : check_cold(&q, argv[optind]);
 	}
+	if (!r && (served ? cli_connect(cli, argv[optind], &client, &error) < 0
+			  : cli_one_off(cli, &client, &error) < 0))
+		r = cli_fail(cli, &error);
 	if (!r && !served)
 		r = set_path(&q, "source", argv[optind]);
 	if (!r)

@@ -147,8 +147,16 @@ static void method_relocate(void *arg, struct bm_rpc_call *call, json_t *params)
 	start_job(arg, JOB_RELOCATE, call, params);
 }
 
+/* What another host keeps of a disk it would take for the disk, sooner or later. */
 static void method_copy(void *arg, struct bm_rpc_call *call, json_t *params)
 {
+	const char *target = json_string_value(json_object_get(params, "target"));
+
+	if (target && !strncmp(target, "bm:", 3)) {
+		fail(call, BM_E_UNSUPPORTED,
+		     "a copy goes to no other host: it would be taken for the disk there");
+		return;
+	}
 	start_job(arg, JOB_COPY, call, params);
 }
 
@@ -291,8 +299,8 @@ static void method_stop(void *arg, struct bm_rpc_call *call, json_t *params)
 			"disk %s has moved, and can still be undone; release it first", d->name);
 	else if (job_runs(d->job))
 		bm_fail(&error, BM_E_BUSY,
-			"disk %s is being moved; cancel job %s.%u first, or wait for it", d->name,
-			d->name, d->job->number);
+			"disk %s is being %s; cancel job %s.%u first, or wait for it", d->name,
+			job_doing(d->job), d->name, d->job->number);
 	else if (clients)
 		bm_fail(&error, BM_E_BUSY, "disk %s has %u client%s connected; disconnect %s first",
 			d->name, clients, clients > 1 ? "s" : "", clients > 1 ? "them" : "it");

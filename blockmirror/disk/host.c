@@ -143,6 +143,9 @@ static void host_event(void *arg, enum bm_mirror_event event)
 		job_event(d->job, EV_IN_SYNC);
 		job_tell_waiters(d->job);
 		break;
+	case BM_MIRROR_CUT:
+		job_cut_made(d->job);
+		break;
 	case BM_MIRROR_SWITCHED:
 		job_event(d->job, EV_SWITCHED);
 		break;

@@ -213,17 +213,21 @@ static void method_copy(void *arg, struct bm_rpc_call *call, json_t *params)
 {
 	struct oneoff *o = bm_container(arg, struct oneoff, disk);
 	json_int_t rate = 0;
-	int overwrite = 0, flatten = 0;
+	int overwrite = 0, flatten = 0, verify = 0, accept_repair = 0;
 	const char *source, *target;
 
-	if (json_unpack(params, "{s:s s:s s?b s?b s?I}", "source", &source, "target", &target,
-			"overwrite", &overwrite, "flatten", &flatten, "rate", &rate)) {
+	if (json_unpack(params, "{s:s s:s s?b s?b s?I s?b s?b}", "source", &source, "target",
+			&target, "overwrite", &overwrite, "flatten", &flatten, "rate", &rate,
+			"verify", &verify, "accept_repair", &accept_repair)) {
 		usage(call, "source and target are wanted");
 		return;
 	}
 	o->flatten = flatten;
-	o->options = (struct job_options){
-		.overwrite = overwrite, .rate = (uint64_t)rate, .latency = BM_LATENCY_OFF};
+	o->options = (struct job_options){.overwrite = overwrite,
+					  .verify = verify,
+					  .accept_repair = accept_repair,
+					  .rate = (uint64_t)rate,
+					  .latency = BM_LATENCY_OFF};
 	begin(o, call, source, target, false);
 }
 

@@ -72,6 +72,8 @@ static void yield_free(struct yield *y)
 
 	bm_timer_clear(d->loop, &y->timer);
 	bm_order_when_idle(d->order, NULL);
+	if (y->pair)
+		bm_mirror_cut_end(d->mirror);
 	bm_task_cancel(&y->idle);
 	json_decref(y->past);
 	free(y->to);
@@ -246,16 +248,12 @@ static void decide(struct yield *y)
 	}
 }
 
-/* Both copies, or the second one is gone. It may come late, when this was given up, or is
- * another's. */
+/* Nobody writes: as of one instant is as of now. */
 static void both_flushed(void *arg, int error)
 {
-	struct disk *d = arg;
-	struct yield *y = d->yield;
+	struct yield *y = arg;
 
-	if (!y || y->stage != FLUSHES_BOTH)
-		return;
-	if (error || !back_in_sync(d))
+	if (error)
 		give_up(y, BM_E_BUSY, "its copies are not equal just now");
 	else
 		decide(y);
@@ -273,7 +271,7 @@ static void flushed(struct bm_request *rq, int error)
 	} else {
 		y->stage = FLUSHES_BOTH;
 		(void)bm_timer_set(d->loop, &y->timer, bm_loop_now(d->loop) + PATIENCE);
-		if (!back_in_sync(d) || bm_mirror_flush_target(d->mirror, both_flushed, d) < 0)
+		if (!back_in_sync(d) || bm_mirror_cut(d->mirror, both_flushed, y) < 0)
 			give_up(y, BM_E_BUSY, "its copies are not equal just now");
 	}
 }
