@@ -29,8 +29,8 @@ static const char *method_there(const struct peer_errand *e)
 
 static int ask_there(struct peer_errand *e)
 {
-	return peer_ask(e->peer, e->peers->name, method_there(e), json_incref(e->params),
-			PATIENCE_THERE, &e->result, &e->error);
+	return peer_ask(e->peers, e->peer, method_there(e), json_incref(e->params), PATIENCE_THERE,
+			&e->result, &e->error);
 }
 
 static void pass_on(struct daemon *d, struct bm_rpc_call *call, json_t *params, const char *method,

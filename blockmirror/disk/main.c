@@ -39,7 +39,9 @@ static const char help[] =
 	"  --standby-of HOST  a new disk is another host's, and this is its copy here\n"
 	"  --disk-id ID       the identity that it has there\n"
 	"  --size SIZE        of a new disk, whose image may be larger\n"
-	"  --peer-keys FILE   by which that host is known (blockmirrord)\n"
+	"  --peer-keys FILE   by which that host is known (blockmirrord); or\n"
+	"  --peer-tls DIR     certificates, and\n"
+	"  --peer-acl FILE    which one is whose\n"
 	"  --one-off FD     no disk: copy or compare, as asked over that socket, and end\n"
 	"  --help, --version\n"
 	"\n"
@@ -114,6 +116,8 @@ static const struct option known[] = {
 	{"disk-id", required_argument, NULL, 'I'},
 	{"size", required_argument, NULL, 'Z'},
 	{"peer-keys", required_argument, NULL, 'K'},
+	{"peer-tls", required_argument, NULL, 'T'},
+	{"peer-acl", required_argument, NULL, 'A'},
 	{"one-off", required_argument, NULL, 'o'},
 	{"take-over", required_argument, NULL, 't'},
 	{"help", no_argument, NULL, 'h'},
@@ -170,6 +174,12 @@ static int take_option(int c, int which, struct disk_options *disk, int *control
 		return 0;
 	case 'K':
 		disk->keys = optarg;
+		return 0;
+	case 'T':
+		disk->certificates = optarg;
+		return 0;
+	case 'A':
+		disk->acl = optarg;
 		return 0;
 	case 'o':
 		*control = atoi(optarg);
