@@ -4,8 +4,6 @@
 #include <gnutls/x509.h>
 #include <stdio.h>
 
-#define REVOCATION_IS_OLD \
-	(GNUTLS_CERT_REVOCATION_DATA_SUPERSEDED | GNUTLS_CERT_REVOCATION_DATA_ISSUED_IN_FUTURE)
 #define NOT_NOW     (GNUTLS_CERT_EXPIRED | GNUTLS_CERT_NOT_ACTIVATED)
 #define NOT_BY_OURS (GNUTLS_CERT_SIGNER_NOT_FOUND | GNUTLS_CERT_SIGNER_NOT_CA)
 
@@ -43,7 +41,6 @@ static void tell_time(const struct bm_validity *validity, time_t now, char *text
 char *bm_certificate_words(unsigned status, const struct bm_validity *validity, time_t now,
 			   char *text)
 {
-	char clock[BM_CERTIFICATE_TIME];
 	gnutls_datum_t words = {0};
 
 	if (status & GNUTLS_CERT_REVOKED)
@@ -58,11 +55,6 @@ char *bm_certificate_words(unsigned status, const struct bm_validity *validity, 
 		snprintf(text, BM_CERTIFICATE_TEXT,
 			 "its certificate is for another purpose: clients need tls_www_client, "
 			 "servers tls_www_server, or none is said");
-	else if (status & REVOCATION_IS_OLD)
-		snprintf(text, BM_CERTIFICATE_TEXT,
-			 "the list of revoked certificates here, ca-crl.pem, is out of its time at "
-			 "%s, as the clock here says: the authority has to write a new one",
-			 bm_certificate_time(now, clock));
 	else if (gnutls_certificate_verification_status_print(status, GNUTLS_CRT_X509, &words, 0) >=
 		 0)
 		snprintf(text, BM_CERTIFICATE_TEXT, "%s", (const char *)words.data);
