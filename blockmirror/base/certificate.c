@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/* What is wrong with a certificate, as people and the other side are told. */
 #include "blockmirror/base/certificate.h"
 
 #include <gnutls/x509.h>
@@ -21,7 +22,8 @@ char *bm_certificate_time(time_t time, char *text)
 static void tell_time(const struct bm_validity *validity, time_t now, char *text)
 {
 	char told[BM_CERTIFICATE_TIME], clock[BM_CERTIFICATE_TIME];
-	bool early = now<validity->from, late = now> validity->until;
+	bool early = now < validity->from;
+	bool late = now > validity->until;
 
 	bm_certificate_time(now, clock);
 	if (early || late)

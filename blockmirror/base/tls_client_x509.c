@@ -1,4 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Certificates of a control client. What is wrong with the other side's is seen in the handshake;
+ * what the other side has against ours comes as an alert, when our handshake may be over.
+ */
 #include "blockmirror/base/tls_client_x509.h"
 
 #include <errno.h>
