@@ -125,22 +125,43 @@ static const struct option known[] = {
 	{0},
 };
 
+/* Where an option that is a word goes; NULL: it is none. */
+static const char **text_option(int c, struct disk_options *disk)
+{
+	switch (c) {
+	case 'n':
+		return &disk->name;
+	case 'r':
+		return &disk->run_dir;
+	case 's':
+		return &disk->state_dir;
+	case 'S':
+		return &disk->standby_of;
+	case 'I':
+		return &disk->identity;
+	case 'K':
+		return &disk->keys;
+	case 'T':
+		return &disk->certificates;
+	case 'A':
+		return &disk->acl;
+	default:
+		return NULL;
+	}
+}
+
 /* One option, the which-th one that is known. Returns 0, -1 when all is done, or an exit status. */
 static int take_option(int c, int which, struct disk_options *disk, int *control)
 {
+	const char **text = text_option(c, disk);
 	struct bm_error error = {0};
 	uint64_t *size;
 
+	if (text) {
+		*text = optarg;
+		return 0;
+	}
 	switch (c) {
-	case 'n':
-		disk->name = optarg;
-		return 0;
-	case 'r':
-		disk->run_dir = optarg;
-		return 0;
-	case 's':
-		disk->state_dir = optarg;
-		return 0;
 	case 'c':
 	case 'Z':
 		size = c == 'c' ? &disk->create : &disk->size;
@@ -166,21 +187,6 @@ static int take_option(int c, int which, struct disk_options *disk, int *control
 			"blockmirror-disk: --reconnect-timeout %s: a time like 5m is wanted\n",
 			optarg);
 		return 2;
-	case 'S':
-		disk->standby_of = optarg;
-		return 0;
-	case 'I':
-		disk->identity = optarg;
-		return 0;
-	case 'K':
-		disk->keys = optarg;
-		return 0;
-	case 'T':
-		disk->certificates = optarg;
-		return 0;
-	case 'A':
-		disk->acl = optarg;
-		return 0;
 	case 'o':
 		*control = atoi(optarg);
 		return 0;

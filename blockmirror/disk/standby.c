@@ -105,8 +105,9 @@ int standby_open(struct disk *d, const struct disk_options *options, struct bm_e
 {
 	const struct nbd_server_options limits = {
 		.max_connections = CONNECTIONS, .access = access_of, .arg = d};
-	const struct bm_tls_options tls = {
-		.psk = options->keys, .certificates = options->certificates, .verify_peer = options->certificates};
+	const struct bm_tls_options tls = {.psk = options->keys,
+					   .certificates = options->certificates,
+					   .verify_peer = options->certificates};
 	const struct nbd_export exported = {.name = d->name, .dev = d->order};
 	int r;
 
