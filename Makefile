@@ -131,7 +131,7 @@ PACKAGES := build-essential pkg-config clang-format-14 clang-tidy-14 shellcheck 
 	libaio-dev libnbd-dev libiscsi-dev libjansson-dev libxxhash-dev libgnutls28-dev libxml2-dev \
 	libcmocka-dev gnutls-bin \
 	qemu-system-x86 qemu-utils qemu-block-extra nbdkit libnbd-bin tgt libiscsi-bin fio \
-	busybox-static jq bc socat attr xfsprogs e2fsprogs libfuse3-dev procps util-linux iproute2 \
+	busybox-static jq bc socat faketime attr xfsprogs e2fsprogs libfuse3-dev procps util-linux iproute2 \
 	python3 python3-libnbd strace nftables libxml2-utils git clang-14 afl++ nbd-client nbd-server spin \
 	libvirt-daemon libvirt-clients
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)

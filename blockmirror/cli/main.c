@@ -190,14 +190,15 @@ const struct command commands[] = {
 	 cmd_whois},
 	{"peer",
 	 "pair|add|allow|list|check|remove [NAME] [ADDRESS:PORT] [--address ADDRESS:PORT] "
-	 "[--key-file FILE] [--receive FOLDER]... [--replace]",
+	 "[--key-file FILE] [--x509 [--identity NAME]] [--receive FOLDER]... [--replace]",
 	 "hosts that trust each other",
 	 "They are blockmirrord(8)'s, which has to listen for them.\n"
 	 "\n"
 	 "  pair NAME ADDRESS:PORT  make a key for the host NAME, reached there, and print the "
 	 "line\n"
 	 "                          to run on it\n"
-	 "  add NAME ADDRESS:PORT   the other half of that: the key is read from the input\n"
+	 "  add NAME ADDRESS:PORT   the other half of that: the key is read from the input; or,\n"
+	 "                          with --x509, on both hosts: it is known by its certificate\n"
 	 "  allow NAME              it may put disks into the folders given by --receive, and\n"
 	 "                          nowhere else\n"
 	 "  list\n"
@@ -207,6 +208,9 @@ const struct command commands[] = {
 	 "  --address ADDRESS:PORT  pair: where NAME reaches this host, when it is not what\n"
 	 "                          blockmirrord listens on\n"
 	 "  --key-file FILE         add: read the key from there\n"
+	 "  --x509                  add: no key; certificates are those of blockmirrord --tls-dir\n"
+	 "  --identity NAME         with it: what the certificate is for, dns:NAME, ip:ADDRESS,\n"
+	 "                          uri:URI, email:ADDRESS or dn:DN (default: dns:NAME)\n"
 	 "  --receive FOLDER        pair, add, allow: disks of NAME may come there; any number\n"
 	 "                          of times\n"
 	 "  --replace               pair, add: though NAME is known\n",

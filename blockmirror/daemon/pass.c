@@ -30,8 +30,8 @@ static const char *method_there(const struct peer_errand *e)
 
 static int ask_there(struct peer_errand *e)
 {
-	return peer_ask(e->peer, e->peers->name, method_there(e), json_incref(e->params),
-			PATIENCE_THERE, &e->result, &e->error);
+	return peer_ask(e->peers, e->peer, method_there(e), json_incref(e->params), PATIENCE_THERE,
+			&e->result, &e->error);
 }
 
 static void pass_on(struct daemon *d, struct bm_rpc_call *call, json_t *params, const char *method,
@@ -219,7 +219,7 @@ static int yield(struct peer_errand *e)
 }
 
 /* What a standby is to know; of what the other host keeps, where we reach it. */
-static json_t *arm_params(const struct peer_errand *e)
+static json_t *arm_params(struct peer_errand *e)
 {
 	static const char *const members[] = {"time_ns", "window_ns", "returns", "behind"};
 	const json_t *back = json_object_get(e->params, "back");

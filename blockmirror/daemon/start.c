@@ -29,10 +29,20 @@ static int put_limits(const struct served *s, char **argv, int n)
 /* What a standby's process needs to know; and of a new one, what the other host has said. */
 static int put_standby(struct served *s, char **argv, int n, char *size)
 {
+	struct peers *p = s->daemon->peers;
+	const struct peer *peer = s->received ? peer_find(p, registry_peer(s->received)) : NULL;
+
 	if (!s->received)
 		return n;
-	argv[n++] = (char *)"--peer-keys";
-	argv[n++] = s->daemon->peers->keys;
+	if (peer && peer->identity) {
+		argv[n++] = (char *)"--peer-tls";
+		argv[n++] = p->links;
+		argv[n++] = (char *)"--peer-acl";
+		argv[n++] = p->acl;
+	} else {
+		argv[n++] = (char *)"--peer-keys";
+		argv[n++] = p->keys;
+	}
 	if (!s->first.standby)
 		return n;
 	argv[n++] = (char *)"--standby-of";

@@ -31,6 +31,7 @@
 #include "blockmirror/dev/open.h"
 #include "blockmirror/disk/job.h"
 #include "blockmirror/disk/standby.h"
+#include "nbd-server/acl.h"
 
 enum {
 	OPENERS = 4,
@@ -513,6 +514,7 @@ void disk_fini(struct disk *d)
 		bm_rpc_reply(d->verify_call, NULL);
 	nbd_server_free(d->nbd);
 	nbd_server_free(d->data);
+	nbd_acl_free(d->acl);
 	close_stack(d);
 	storage_fini(d);
 	bm_cap_close(d->cap);

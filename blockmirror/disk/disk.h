@@ -71,8 +71,9 @@ struct disk_options {
 	int predecessor;        /* take over from the process at the other end; 0 */
 	const char *standby_of; /* a new disk is that host's; NULL: it is ours */
 	const char *identity;   /* that it has there */
-	const char *keys;       /* file: of hosts; NULL: none is let in */
-	int data_fd;            /* listens for the host whose standby it is; 0 */
+	const char *keys;       /* file: of hosts; NULL: none is let in by one */
+	const char *certificates, *acl; /* folder and file: the same by certificates */
+	int data_fd;                    /* listens for the host whose standby it is; 0 */
 	struct nbd_server_options limits;
 	uint64_t reconnect; /* ns that requests wait for storage that is lost; UINT64_MAX: for ever
 			     */
@@ -113,6 +114,7 @@ struct disk {
 	struct bm_meter meter;
 	struct nbd_server *nbd;
 	struct nbd_server *data; /* for the mirror of another host; NULL */
+	struct nbd_acl *acl;     /* which certificate is whose; NULL: that host has a key */
 	struct bm_rpc *rpc;
 	struct job *job;                 /* running, or the last one; NULL: there was none */
 	unsigned jobs;                   /* number of the last one */

@@ -42,7 +42,9 @@ static const char help[] =
 	"  --standby-of HOST  a new disk is another host's, and this is its copy here\n"
 	"  --disk-id ID       the identity that it has there\n"
 	"  --size SIZE        of a new disk, whose image may be larger\n"
-	"  --peer-keys FILE   by which that host is known (blockmirrord)\n"
+	"  --peer-keys FILE   by which that host is known (blockmirrord); or\n"
+	"  --peer-tls DIR     certificates, and\n"
+	"  --peer-acl FILE    which one is whose\n"
 	"  --one-off FD     no disk: copy or compare, as asked over that socket, and end\n"
 	"  --help, --version\n"
 	"\n"
@@ -120,6 +122,8 @@ static const struct option known[] = {
 	{"disk-id", required_argument, NULL, 'I'},
 	{"size", required_argument, NULL, 'Z'},
 	{"peer-keys", required_argument, NULL, 'K'},
+	{"peer-tls", required_argument, NULL, 'T'},
+	{"peer-acl", required_argument, NULL, 'A'},
 	{"one-off", required_argument, NULL, 'o'},
 	{"take-over", required_argument, NULL, 't'},
 	{"help", no_argument, NULL, 'h'},
@@ -127,22 +131,43 @@ static const struct option known[] = {
 	{0},
 };
 
+/* Where an option that is a word goes; NULL: it is none. */
+static const char **text_option(int c, struct disk_options *disk)
+{
+	switch (c) {
+	case 'n':
+		return &disk->name;
+	case 'r':
+		return &disk->run_dir;
+	case 's':
+		return &disk->state_dir;
+	case 'S':
+		return &disk->standby_of;
+	case 'I':
+		return &disk->identity;
+	case 'K':
+		return &disk->keys;
+	case 'T':
+		return &disk->certificates;
+	case 'A':
+		return &disk->acl;
+	default:
+		return NULL;
+	}
+}
+
 /* One option, the which-th one that is known. Returns 0, -1 when all is done, or an exit status. */
 static int take_option(int c, int which, struct disk_options *disk, int *control)
 {
+	const char **text = text_option(c, disk);
 	struct bm_error error = {0};
 	uint64_t *size;
 
+	if (text) {
+		*text = optarg;
+		return 0;
+	}
 	switch (c) {
-	case 'n':
-		disk->name = optarg;
-		return 0;
-	case 'r':
-		disk->run_dir = optarg;
-		return 0;
-	case 's':
-		disk->state_dir = optarg;
-		return 0;
 	case 'c':
 	case 'Z':
 		size = c == 'c' ? &disk->create : &disk->size;
@@ -174,15 +199,6 @@ static int take_option(int c, int which, struct disk_options *disk, int *control
 			"blockmirror-disk: --reconnect-timeout %s: a time like 5m is wanted\n",
 			optarg);
 		return 2;
-	case 'S':
-		disk->standby_of = optarg;
-		return 0;
-	case 'I':
-		disk->identity = optarg;
-		return 0;
-	case 'K':
-		disk->keys = optarg;
-		return 0;
 	case 'o':
 		*control = atoi(optarg);
 		return 0;
