@@ -288,7 +288,7 @@ int bm_helper_open(const struct bm_uri *uri, const struct bm_open_options *optio
 	struct helper *h = NULL;
 	bm_close int fd = -1;
 	struct stat st;
-	bool direct;
+	bool direct = false;
 	char why[WORDS];
 	int r;
 
