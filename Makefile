@@ -12,6 +12,7 @@ libdir ?= $(prefix)/lib
 includedir ?= $(prefix)/include
 mandir ?= $(prefix)/share/man
 unitdir ?= $(prefix)/lib/systemd/system
+sysconfdir ?= /etc
 
 CFLAGS ?= -O2 -g
 PKGS := libnbd libiscsi jansson libxxhash gnutls
@@ -44,7 +45,8 @@ MAIN_SRC := $(wildcard nbd-server/main*.c)
 NBD_SRC := $(filter-out $(MAIN_SRC),$(call sources,nbd-server))
 DISK_SRC := $(call sources,blockmirror/disk)
 DAEMON_SRC := $(call sources,blockmirror/daemon)
-CLI_SRC := $(call sources,blockmirror/cli)
+MACHINE_SRC := $(addprefix blockmirror/machine/,cmdline.c drive.c graph.c qmp.c)
+CLI_SRC := $(call sources,blockmirror/cli) $(MACHINE_SRC)
 PROGRAMS := $(addprefix $(BUILD)/,blockmirror blockmirror-disk blockmirrord blockmirror-nbd)
 LIBRARIES := $(BUILD)/libblockmirror.a $(BUILD)/libblockmirror.so
 UNIT_TESTS := $(patsubst tests/unit/%.c,$(BUILD)/tests/unit/%,$(wildcard tests/unit/*_test.c))
@@ -82,6 +84,8 @@ $(BUILD)/blockmirror-nbd: $(call objects,$(MAIN_SRC)) $(BUILD)/libnbdserver.a $(
 	$(call say,LD,$@)
 	$(Q)$(CC) $(BM_LDFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
 
+$(BUILD)/obj/blockmirror/cli/hook_libvirt.o: BM_CFLAGS += $(shell pkg-config --cflags libxml-2.0)
+$(BUILD)/blockmirror: LIBS += $(shell pkg-config --libs libxml-2.0)
 $(BUILD)/blockmirror: $(call objects,$(CLI_SRC)) $(BUILD)/libblockmirror.a
 	$(call say,LD,$@)
 	$(Q)$(CC) $(BM_LDFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
@@ -124,10 +128,10 @@ tests: $(FIXTURES)
 
 # Every Debian package that building, the demo and the tests need.
 PACKAGES := build-essential pkg-config clang-format-14 clang-tidy-14 shellcheck valgrind mandoc \
-	libaio-dev libnbd-dev libiscsi-dev libjansson-dev libxxhash-dev libgnutls28-dev \
+	libaio-dev libnbd-dev libiscsi-dev libjansson-dev libxxhash-dev libgnutls28-dev libxml2-dev \
 	libcmocka-dev gnutls-bin \
 	qemu-system-x86 qemu-utils qemu-block-extra nbdkit libnbd-bin tgt libiscsi-bin fio \
-	busybox-static jq bc socat attr xfsprogs e2fsprogs libfuse3-dev procps util-linux iproute2 \
+	busybox-static jq bc socat faketime attr xfsprogs e2fsprogs libfuse3-dev procps util-linux iproute2 \
 	python3 python3-libnbd strace nftables libxml2-utils git clang-14 afl++ nbd-client nbd-server spin \
 	libvirt-daemon libvirt-clients
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
@@ -150,6 +154,7 @@ install: all
 	install $(BUILD)/blockmirror $(BUILD)/blockmirror-disk $(DESTDIR)$(bindir)
 	install $(BUILD)/blockmirror-nbd $(DESTDIR)$(sbindir)
 	install $(BUILD)/blockmirrord $(DESTDIR)$(sbindir)
+	install -D etc/libvirt/qemu.d/blockmirror $(DESTDIR)$(sysconfdir)/libvirt/hooks/qemu.d/blockmirror
 	sed 's|@sbindir@|$(sbindir)|' etc/blockmirrord.service >$(DESTDIR)$(unitdir)/blockmirrord.service
 	install -m 644 $(BUILD)/libblockmirror.a $(DESTDIR)$(libdir)
 	install -m 755 $(BUILD)/libblockmirror.so $(DESTDIR)$(libdir)/libblockmirror.so.$(SOVERSION)

@@ -5,25 +5,21 @@
  */
 #include "nbd-server/acl.h"
 
-#include <arpa/inet.h>
 #include <ctype.h>
 #include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "blockmirror/base/cleanup.h"
 #include "blockmirror/base/file_util.h"
+#include "blockmirror/base/identity.h"
 #include "blockmirror/base/log.h"
 
 enum { LONGEST_FILE = 256 << 10 };
 
-enum kind { ANYONE, PSK, DN, NAME };
-
 struct rule {
 	struct rule *next;
-	enum kind kind;
-	char *who;    /* PSK, DN: the name; NAME: as struct bm_identity has it */
+	char *who;    /* base/identity.h; NULL: anyone */
 	char *export; /* NULL: all of them */
 	enum nbd_access access;
 };
@@ -82,40 +78,17 @@ static bool next_word(char **line, struct word *word)
 	return !inside;
 }
 
-/* "ip:" as GnuTLS's address is written out. */
-static char *plain_address(const char *text)
-{
-	unsigned char bytes[sizeof(struct in6_addr)];
-	char address[INET6_ADDRSTRLEN], *result;
-	int family = strchr(text, ':') ? AF_INET6 : AF_INET;
-
-	if (inet_pton(family, text, bytes) != 1 ||
-	    !inet_ntop(family, bytes, address, sizeof(address)))
-		return NULL;
-	return asprintf(&result, "ip:%s", address) < 0 ? NULL : result;
-}
-
 /* Returns what is wrong, or NULL. */
 static const char *parse_who(struct rule *rule, const char *who)
 {
-	static const char *const kinds[] = {"psk:", "dn:", "dns:", "ip:", "uri:", "email:"};
-	const char *name = strchr(who, ':');
-
-	if (!strcmp(who, "anyone")) {
-		rule->kind = ANYONE;
+	if (!strcmp(who, "anyone"))
 		return NULL;
-	}
-	for (size_t i = 0; name && i < sizeof(kinds) / sizeof(kinds[0]); i++) {
-		if (strncmp(who, kinds[i], (size_t)(name + 1 - who)) || !name[1])
-			continue;
-		rule->kind = i == 0 ? PSK : i == 1 ? DN : NAME;
-		if (i == 3)
-			rule->who = plain_address(name + 1);
-		else
-			rule->who = strdup(rule->kind == NAME ? who : name + 1);
-		return rule->who ? NULL : "not an IP address";
-	}
-	return "who is anyone, or one of psk: dn: dns: ip: uri: email: and a name";
+	rule->who = bm_identity_name(who);
+	if (rule->who)
+		return NULL;
+	return strncmp(who, "ip:", 3)
+		       ? "who is anyone, or one of psk: dn: dns: ip: uri: email: and a name"
+		       : "not an IP address";
 }
 
 static const char *parse_line(struct rule *rule, char *line)
@@ -218,31 +191,6 @@ void nbd_acl_free(struct nbd_acl *acl)
 
 /* Deciding */
 
-static bool has_name(const struct bm_identity *who, const char *name)
-{
-	bool dns = !strncmp(name, "dns:", 4); /* which does not know upper from lower case */
-
-	for (const char *const *at = who->names; *at; at++)
-		if (dns ? !strcasecmp(*at, name) : !strcmp(*at, name))
-			return true;
-	return false;
-}
-
-static bool is_for(const struct rule *rule, const struct bm_identity *who)
-{
-	switch (rule->kind) {
-	case ANYONE:
-		return true;
-	case PSK:
-		return who->psk && !strcmp(who->psk, rule->who);
-	case DN:
-		return who->dn && !strcmp(who->dn, rule->who);
-	case NAME:
-		return has_name(who, rule->who);
-	}
-	return false;
-}
-
 enum nbd_access nbd_acl_access(struct nbd_acl *acl, const struct bm_identity *who,
 			       const char *export)
 {
@@ -254,25 +202,28 @@ enum nbd_access nbd_acl_access(struct nbd_acl *acl, const struct bm_identity *wh
 		bm_log(BM_LOG_WARN, "access goes on with what was given before: %s", error.text);
 	for (const struct rule *rule = acl->first; rule; rule = rule->next)
 		if ((!rule->export || !strcmp(rule->export, export)) && rule->access > access &&
-		    is_for(rule, who))
+		    (!rule->who || bm_identity_is(who, rule->who)))
 			access = rule->access;
 	return access;
 }
 
-static bool names(const struct nbd_acl *acl, enum kind first, enum kind last)
+static bool is_key(const struct rule *rule)
 {
-	for (const struct rule *rule = acl->first; rule; rule = rule->next)
-		if (rule->kind >= first && rule->kind <= last)
-			return true;
-	return false;
+	return !strncmp(rule->who, "psk:", 4);
 }
 
 bool nbd_acl_names_keys(const struct nbd_acl *acl)
 {
-	return names(acl, PSK, PSK);
+	for (const struct rule *rule = acl->first; rule; rule = rule->next)
+		if (rule->who && is_key(rule))
+			return true;
+	return false;
 }
 
 bool nbd_acl_names_certificates(const struct nbd_acl *acl)
 {
-	return names(acl, DN, NAME);
+	for (const struct rule *rule = acl->first; rule; rule = rule->next)
+		if (rule->who && !is_key(rule))
+			return true;
+	return false;
 }

@@ -147,7 +147,7 @@ static int open_image(struct program *p, struct bm_error *error)
 	const struct arguments *args = &p->args;
 	const struct bm_open_options options = {.read_only = args->read_only,
 						.interrupted = interrupted};
-	int r = args->create ? bm_file_create(bm_uri_path(args->uri), args->create, error) : 0;
+	int r = args->create ? bm_image_create(args->uri, args->create, error) : 0;
 
 	if (r < 0 && error->code != BM_E_EXISTS)
 		return r;
@@ -320,6 +320,7 @@ static void tear_down(struct program *p, bool failed)
 	nbd_acl_free(p->acl);
 	bm_dev_close(p->order);
 	bm_dev_close(p->lower);
+	bm_dev_settle();
 	if (failed && p->created)
 		unlink(bm_uri_path(p->args.uri));
 	if (p->pid_written)

@@ -9,12 +9,14 @@ LONG_TESTS := tests/system/hammer_guest.sh tests/system/hammer_detects.sh tests/
 	tests/fault/stale_session.sh tests/fault/network.sh tests/fault/power_teeth.sh \
 	tests/fault/death_teeth.sh tests/fault/soak.sh tests/fault/target_other.sh \
 	tests/fault/target_trouble.sh tests/fault/target_loss.sh tests/fault/session_taken.sh \
-	tests/system/virsh_migrate.sh tests/system/hosts.sh tests/system/shared_death.sh
+	tests/system/virsh_migrate.sh tests/system/libvirt_guest.sh tests/system/hosts.sh \
+	tests/fault/slip_death.sh tests/system/live_copy_guest.sh tests/system/slip_cycles.sh \
+	tests/fault/hand_over.sh tests/system/nbd_interop.sh tests/system/shared_death.sh
 # Hours by itself.
 EVERY_CALL := tests/fault/every_call.sh
 # They do more with LONG=1.
 WIDE_TESTS := tests/system/nbd_conformance.sh tests/system/upgrade.sh tests/fault/storage_lost.sh \
-	tests/fault/hand_over.sh tests/fault/lying.sh tests/system/shared.sh
+	tests/fault/lying.sh tests/system/formats.sh tests/system/peer_x509.sh tests/system/shared.sh
 SYSTEM_TESTS := $(filter-out %/lib.sh $(LONG_TESTS) $(EVERY_CALL),$(wildcard tests/system/*.sh tests/fault/*.sh))
 ASAN := $(BUILD)/asan
 TSAN := $(BUILD)/tsan
@@ -22,7 +24,7 @@ AS_ASAN := BUILD=$(ASAN) SAN=address,undefined CFLAGS="-O1 -g"
 AS_TSAN := BUILD=$(TSAN) SAN=thread CFLAGS="-O1 -g"
 MODEL_SEEDS ?= 10000
 # Each once found a fault.
-FOUND_SEEDS := 1106457
+FOUND_SEEDS := 1106457 116236
 
 # Builds use all cores, unless the caller says how many.
 PARALLEL := $(if $(filter -j%,$(MAKEFLAGS)),,-j$(shell nproc))
@@ -35,6 +37,7 @@ include tests/fuzz/fuzz.mk
 MODEL_OBJ := $(call objects,$(filter-out %_test.c,$(wildcard tests/model/*.c)))
 $(MODEL_TESTS): $(MODEL_OBJ)
 $(BUILD)/tests/unit/daemon_test: $(call objects,$(filter-out %/main.c,$(DAEMON_SRC)))
+$(BUILD)/tests/unit/machine_test: $(call objects,$(MACHINE_SRC))
 $(BUILD)/tests/unit/gate_test: $(call objects,blockmirror/disk/gate.c)
 $(BUILD)/tests/unit/slot_test: $(call objects,blockmirror/disk/slot.c)
 

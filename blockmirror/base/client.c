@@ -65,9 +65,14 @@ int bm_client_from_io(const struct bm_client_io *io, void *arg, int fd, struct b
 	return 0;
 }
 
+void *bm_client_io_arg(const struct bm_client *client, const struct bm_client_io *io)
+{
+	return client->io == io ? client->arg : NULL;
+}
+
 int bm_client_from_fd(int fd, struct bm_client **client, struct bm_error *error)
 {
-	static const struct bm_client_io plain = {fd_send, fd_recv, fd_close};
+	static const struct bm_client_io plain = {fd_send, fd_recv, fd_close, NULL};
 
 	return bm_client_from_io(&plain, NULL, fd, client, error);
 }
@@ -125,9 +130,10 @@ bool bm_client_pending(const struct bm_client *client)
 	       (client->used && memchr(client->data, '\n', client->used));
 }
 
-static int gone(struct bm_error *error)
+static int gone(struct bm_client *client, struct bm_error *error)
 {
-	bm_fail(error, BM_E_UNREACHABLE, "the other side has ended the connection");
+	if (!client->io->why || !client->io->why(client->arg, error))
+		bm_fail(error, BM_E_UNREACHABLE, "the other side has ended the connection");
 	return -ECONNRESET;
 }
 
@@ -157,13 +163,13 @@ int bm_client_send(struct bm_client *client, const char *method, json_t *params,
 	if (!text || asprintf(&line, "%s\n", text) < 0)
 		return bm_fail_errno(error, ENOMEM, "%s", method);
 	*id = client->next_id;
-	return send_all(client, line, strlen(line)) ? gone(error) : 0;
+	return send_all(client, line, strlen(line)) ? gone(client, error) : 0;
 }
 
 int bm_client_send_raw(struct bm_client *client, const void *data, size_t length,
 		       struct bm_error *error)
 {
-	return send_all(client, data, length) ? gone(error) : 0;
+	return send_all(client, data, length) ? gone(client, error) : 0;
 }
 
 static int read_more(struct bm_client *client)
@@ -199,7 +205,7 @@ static int read_object(struct bm_client *client, json_t **object, struct bm_erro
 		if (r == -EAGAIN)
 			return bm_fail(error, BM_E_UNREACHABLE, "the other side does not answer");
 		if (r < 0)
-			return gone(error);
+			return gone(client, error);
 	}
 	length = (size_t)(newline - client->data);
 	*object = json_loadb(client->data, length, 0, NULL);

@@ -12,11 +12,16 @@ struct bm_client_io {
 	ssize_t (*send)(void *arg, const void *data, size_t length); /* bytes, at least 1; -errno */
 	ssize_t (*recv)(void *arg, void *data, size_t length);       /* 0: the end; -errno */
 	void (*close)(void *arg);                                    /* what arg is; fd is left */
+	/* Why it has ended, if that was told; false: it was not. NULL: nothing ever is. */
+	bool (*why)(void *arg, struct bm_error *error);
 };
 
 /* fd is the client's on success, and so is arg; io must live for ever. */
 int bm_client_from_io(const struct bm_client_io *io, void *arg, int fd, struct bm_client **client,
 		      struct bm_error *error);
+
+/* The arg of a client that is over that io; NULL: it is over something else. */
+void *bm_client_io_arg(const struct bm_client *client, const struct bm_client_io *io);
 
 /* Sends bytes that are no call (bm_rpc_swallow()). */
 int bm_client_send_raw(struct bm_client *client, const void *data, size_t length,

@@ -43,6 +43,9 @@ static const struct {
 	[BM_E_FOREIGN] = {"E_FOREIGN", 1, ESTALE},
 	[BM_E_TARGET_LOST] = {"E_TARGET_LOST", 1, EHOSTUNREACH},
 	[BM_E_SPLIT] = {"E_SPLIT", 3, EBUSY},
+	[BM_E_QMP] = {"E_QMP", 3, EPROTO},
+	[BM_E_QMP_BUSY] = {"E_QMP_BUSY", 3, EBUSY},
+	[BM_E_LINKED] = {"E_LINKED", 3, EMLINK},
 };
 
 const char *bm_code_name(enum bm_code code)

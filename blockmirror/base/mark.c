@@ -50,7 +50,7 @@ static void take(char *out, size_t size, const char *value)
 
 int bm_mark_read(const char *path, struct bm_mark *mark)
 {
-	const char *state = NULL, *disk = NULL, *folder = NULL, *where = NULL;
+	const char *state = NULL, *disk = NULL, *folder = NULL, *where = NULL, *format = NULL;
 	bm_free char *text = NULL;
 	json_int_t generation = 0;
 	json_t *root;
@@ -60,12 +60,14 @@ int bm_mark_read(const char *path, struct bm_mark *mark)
 	if (r < 0)
 		return r == -ENOENT ? 0 : r;
 	root = json_loads(text, 0, NULL);
-	if (root && !json_unpack(root, "{s:s s?s s?s s?s s?I}", "state", &state, "disk", &disk,
-				 "record", &folder, "where", &where, "generation", &generation)) {
+	if (root && !json_unpack(root, "{s:s s?s s?s s?s s?s s?I}", "state", &state, "disk", &disk,
+				 "record", &folder, "where", &where, "format", &format,
+				 "generation", &generation)) {
 		take(mark->state, sizeof(mark->state), state);
 		take(mark->disk, sizeof(mark->disk), disk);
 		take(mark->folder, sizeof(mark->folder), folder);
 		take(mark->where, sizeof(mark->where), where);
+		take(mark->format, sizeof(mark->format), format);
 		mark->generation = (uint64_t)generation;
 	}
 	json_decref(root);
@@ -81,8 +83,9 @@ static bool is_file(const char *path)
 
 int bm_mark_write(const char *path, const struct bm_mark *mark)
 {
-	json_t *root = json_pack("{s:s s:s s:s s:s s:I}", "state", mark->state, "disk", mark->disk,
-				 "record", mark->folder, "where", mark->where, "generation",
+	json_t *root = json_pack("{s:s s:s s:s s:s s:s* s:I}", "state", mark->state, "disk",
+				 mark->disk, "record", mark->folder, "where", mark->where, "format",
+				 *mark->format ? mark->format : NULL, "generation",
 				 (json_int_t)mark->generation);
 	bm_free char *text = root ? json_dumps(root, JSON_COMPACT) : NULL, *beside = NULL;
 

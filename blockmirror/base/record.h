@@ -72,6 +72,7 @@ struct bm_mark {
 	char state[16];      /* "active", "retired", "incomplete"; "" for no mark */
 	char disk[40];       /* identity of the disk */
 	char folder[400];    /* of the record that owns it */
+	char format[16];     /* "qcow2" …; "" for none, as images are most often */
 	char where[400];     /* retired: where the disk went, redacted */
 	uint64_t generation; /* of the record when it was marked; 0: not told */
 };

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Starting blockmirror-disk, and what it said when it ended. */
+/* Starting blockmirror-disk and helpers, and what the former said when it ended. */
 #include "blockmirror/base/spawn.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/close_range.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,7 +18,7 @@
 #include "blockmirror/base/cleanup.h"
 #include "blockmirror/base/file_util.h"
 
-enum { LOG_LIMIT = 1 << 20, NOT_STARTED = 127, DIGITS = 16, OWN_VARIABLES = 4 };
+enum { LOG_LIMIT = 1 << 20, NOT_STARTED = BM_SPAWN_NOT_FOUND, DIGITS = 16, OWN_VARIABLES = 4 };
 #define LISTEN_PID "LISTEN_PID="
 
 /* What is made before the fork, since the child of a program with threads must not allocate. */
@@ -26,7 +27,7 @@ struct plan {
 	char path[PATH_MAX];
 	char fds[32], pid[sizeof(LISTEN_PID) + DIGITS];
 	char *names, **environment;
-	int output, log;
+	int output, log, lifeline;
 };
 
 static void find_program(char path[PATH_MAX])
@@ -74,16 +75,37 @@ static void write_own_pid(char *text)
 }
 
 /* None may be overwritten by another one before it was moved. */
-static void pass_fds(const struct bm_spawn *spawn)
+static void pass_fds(const struct plan *plan)
 {
-	int high[BM_SPAWN_FDS] = {-1};
+	const struct bm_spawn *spawn = plan->spawn;
+	unsigned n = spawn->n_fds + (plan->lifeline >= 0);
+	int high[BM_SPAWN_FDS + 1] = {-1};
 
-	for (unsigned i = 0; i < spawn->n_fds; i++)
-		high[i] = fcntl(spawn->fds[i], F_DUPFD_CLOEXEC, BM_SPAWN_FIRST_FD + BM_SPAWN_FDS);
+	for (unsigned i = 0; i < n; i++)
+		high[i] = fcntl(i < spawn->n_fds ? spawn->fds[i] : plan->lifeline, F_DUPFD_CLOEXEC,
+				BM_SPAWN_FIRST_FD + BM_SPAWN_FDS + 1);
 	close_range(BM_SPAWN_FIRST_FD, ~0u, CLOSE_RANGE_CLOEXEC);
-	for (unsigned i = 0; i < spawn->n_fds; i++)
+	for (unsigned i = 0; i < n; i++)
 		if (dup2(high[i], BM_SPAWN_FIRST_FD + (int)i) < 0)
 			_exit(NOT_STARTED);
+}
+
+/*
+ * A pipe that breaks when our parent ends, or wants us to. Not PR_SET_PDEATHSIG: that goes by the
+ * thread that started us, and the signal cannot be changed any more.
+ */
+static void tie_lifeline(const struct plan *plan)
+{
+	int fd = BM_SPAWN_FIRST_FD + (int)plan->spawn->n_fds;
+	struct pollfd p = {.fd = fd, .events = POLLIN};
+
+	if (plan->lifeline < 0)
+		return;
+	if (fcntl(fd, F_SETSIG, SIGKILL) < 0 || fcntl(fd, F_SETOWN, getpid()) < 0 ||
+	    fcntl(fd, F_SETFL, O_ASYNC) < 0)
+		_exit(NOT_STARTED);
+	if (poll(&p, 1, 0)) /* it broke before it was tied */
+		_exit(NOT_STARTED);
 }
 
 static void become(struct plan *plan)
@@ -98,7 +120,8 @@ static void become(struct plan *plan)
 	dup2(plan->output >= 0 ? plan->output : null, STDOUT_FILENO);
 	if (plan->log >= 0)
 		dup2(plan->log, STDERR_FILENO);
-	pass_fds(plan->spawn);
+	pass_fds(plan);
+	tie_lifeline(plan);
 	write_own_pid(plan->pid);
 	if (chdir("/") == 0)
 		execvpe(plan->path, plan->spawn->argv,
@@ -128,29 +151,53 @@ static int start(struct plan *plan)
 	return pid < 0 ? -errno : pid;
 }
 
-int bm_spawn_disk(const struct bm_spawn *spawn)
+static int prepare_and_start(struct plan *plan)
 {
-	bm_close int log = spawn->log ? open_log(spawn) : -1;
-	bm_close int to_read = -1, to_write = -1;
-	struct plan plan = {.spawn = spawn, .log = log};
+	const struct bm_spawn *spawn = plan->spawn;
+	bm_close int to_read = -1, to_write = -1, tied = -1, held = -1;
 	int pipes[2] = {-1, -1}, r = 0;
 
-	if (spawn->log && log < 0)
-		return -errno;
 	if (spawn->output && pipe2(pipes, O_CLOEXEC) < 0)
 		return -errno;
 	to_read = pipes[0];
-	plan.output = to_write = pipes[1];
-	find_program(plan.path);
+	plan->output = to_write = pipes[1];
+	if (spawn->lifeline && pipe2(pipes, O_CLOEXEC) < 0)
+		return -errno;
+	tied = spawn->lifeline ? pipes[0] : -1;
+	held = spawn->lifeline ? pipes[1] : -1;
+	plan->lifeline = tied;
 	if (spawn->fd_names)
-		r = make_environment(&plan);
+		r = make_environment(plan);
 	if (!r)
-		r = start(&plan);
+		r = start(plan);
 	if (r > 0 && spawn->output)
 		*spawn->output = bm_steal_fd(to_read);
-	free(plan.names);
-	free(plan.environment);
+	if (r > 0 && spawn->lifeline) {
+		spawn->lifeline[0] = bm_steal_fd(tied);
+		spawn->lifeline[1] = bm_steal_fd(held);
+	}
+	free(plan->names);
+	free(plan->environment);
 	return r;
+}
+
+int bm_spawn_disk(const struct bm_spawn *spawn)
+{
+	bm_close int log = spawn->log ? open_log(spawn) : -1;
+	struct plan plan = {.spawn = spawn, .log = log};
+
+	if (spawn->log && log < 0)
+		return -errno;
+	find_program(plan.path);
+	return prepare_and_start(&plan);
+}
+
+int bm_spawn_helper(const struct bm_spawn *spawn, int errors)
+{
+	struct plan plan = {.spawn = spawn, .log = errors};
+
+	snprintf(plan.path, sizeof(plan.path), "%s", spawn->argv[0]);
+	return prepare_and_start(&plan);
 }
 
 /* "blockmirror-disk: E_CODE: text", the last line of the log. */

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Starting blockmirror-disk, which is next to the calling program or in PATH. It gets a session of
- * its own and nothing that is its caller's: no lock, pipe, signal mask or working directory.
+ * Starting blockmirror-disk, which is next to the calling program or in PATH, and helpers, which
+ * are in PATH. What is started gets a session of its own and nothing that is its caller's: no lock,
+ * pipe, signal mask or working directory.
  */
 #ifndef BM_BASE_SPAWN_H
 #define BM_BASE_SPAWN_H
@@ -12,7 +13,7 @@
 #include "blockmirror/error.h"
 
 #define BM_DISK_PROGRAM "blockmirror-disk"
-enum { BM_SPAWN_FDS = 4, BM_SPAWN_FIRST_FD = 3 };
+enum { BM_SPAWN_FDS = 4, BM_SPAWN_FIRST_FD = 3, BM_SPAWN_NOT_FOUND = 127 };
 
 struct bm_spawn {
 	char *const *argv;
@@ -22,10 +23,22 @@ struct bm_spawn {
 	const int *fds;  /* that it has as BM_SPAWN_FIRST_FD and on; at most BM_SPAWN_FDS */
 	unsigned n_fds;
 	const char *fd_names; /* they are listening sockets (sd_listen_fds(3)): "a:b"; or NULL */
+	/*
+	 * NULL, or two descriptors that are made. It ends with us: when the second one is closed it
+	 * gets SIGKILL, or the signal that fcntl(F_SETSIG) has chosen for the first one, once it
+	 * has done something that shows that it runs.
+	 */
+	int *lifeline;
 };
 
 /* Its pid, or -errno. */
 int bm_spawn_disk(const struct bm_spawn *spawn);
+
+/*
+ * The same for the program that argv[0] names; it writes errors to that descriptor (-1: where we
+ * do). One that is not there ends with status BM_SPAWN_NOT_FOUND.
+ */
+int bm_spawn_helper(const struct bm_spawn *spawn, int errors);
 
 /*
  * Why one ended: what waitpid(2) says, and the last line that it wrote. Its own error, where that

@@ -22,6 +22,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "blockmirror/base/certificate.h"
 #include "blockmirror/base/transport.h"
 
 enum {
@@ -46,7 +47,7 @@ struct bm_tls {
 	size_t start, used; /* in in */
 	size_t whole;       /* bytes of it, from start on, that are whole records */
 	size_t out_start, out_used;
-	char why[200];
+	char why[BM_CERTIFICATE_TEXT + 60];
 	uint8_t part[RECORD];
 	uint8_t in[IN];
 	uint8_t out[OUT];
@@ -206,28 +207,32 @@ static bool is_interrupted(ssize_t r)
 	return r == GNUTLS_E_AGAIN || r == GNUTLS_E_INTERRUPTED;
 }
 
+/* The client is told what is wrong with its certificate, and so can tell who asked it. */
+static int certificate_failed(struct bm_tls *tls, const char *what)
+{
+	unsigned status = gnutls_session_get_verify_cert_status(tls->session);
+	char text[BM_CERTIFICATE_TEXT];
+
+	gnutls_alert_send(tls->session, GNUTLS_AL_FATAL, bm_certificate_alert(status));
+	(void)bm_tls_flush(tls);
+	return fail(tls, what, bm_certificate_explain(tls->session, status, text));
+}
+
 static int handshake_failed(struct bm_tls *tls, int r)
 {
 	static const char what[] = "the TLS handshake failed";
-	gnutls_datum_t text = {0};
-	int result;
 
 	if (r == GNUTLS_E_PREMATURE_TERMINATION && tls->hung_up)
 		return fail(tls, what, "it closed the connection");
 	if (r == GNUTLS_E_FATAL_ALERT_RECEIVED)
 		return fail(tls, what, gnutls_alert_get_name(gnutls_alert_get(tls->session)));
+	if (r == GNUTLS_E_CERTIFICATE_VERIFICATION_ERROR)
+		return certificate_failed(tls, what);
 	gnutls_alert_send_appropriate(tls->session, r);
 	(void)bm_tls_flush(tls);
 	if (r == GNUTLS_E_RECEIVED_ILLEGAL_PARAMETER || r == GNUTLS_E_DECRYPTION_FAILED)
 		return fail(tls, what, "a wrong pre-shared key, or a broken message");
-	if (r != GNUTLS_E_CERTIFICATE_VERIFICATION_ERROR ||
-	    gnutls_certificate_verification_status_print(
-		    gnutls_session_get_verify_cert_status(tls->session), GNUTLS_CRT_X509, &text,
-		    0) < 0)
-		return fail(tls, what, gnutls_strerror(r));
-	result = fail(tls, what, (const char *)text.data);
-	gnutls_free(text.data);
-	return result;
+	return fail(tls, what, gnutls_strerror(r));
 }
 
 int bm_tls_handshake(struct bm_tls *tls)

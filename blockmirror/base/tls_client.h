@@ -5,18 +5,30 @@
 
 #include "blockmirror/base/client_io.h"
 
-/* A key that both hosts have. Whoever answers has it, too, or the handshake fails. */
-struct bm_tls_key {
-	const char *user; /* the name under which the other side knows us */
-	const char *hex;
+/*
+ * By what each proves itself to the other: a key that both have, so that whoever answers has it,
+ * too, or the handshake fails; or certificates, of one authority.
+ */
+struct bm_tls_trust {
+	const char *user, *hex;   /* the name under which the other side knows us, and the key */
+	const char *certificates; /* or a folder: ca-cert.pem, ca-crl.pem (if there is one),
+				     client-cert.pem, client-key.pem, read each time */
+	const char *name;         /* and for whom the other one's has to be (base/identity.h) */
 };
 
 /*
  * Connects to address, HOST:PORT, and agrees on TLS. No step of it, and no later call, waits longer
  * than ns for the other side. BM_E_UNREACHABLE: nobody is there, or it does not speak TLS;
- * BM_E_ACCESS: it does not have that key, or does not know that user.
+ * BM_E_ACCESS: it is not who it should be, or does not let us in. What it has against our
+ * certificate it may say only to the first call.
  */
-int bm_client_connect_tls(const char *address, const struct bm_tls_key *key, uint64_t ns,
+int bm_client_connect_tls(const char *address, const struct bm_tls_trust *trust, uint64_t ns,
 			  struct bm_client **client, struct bm_error *error);
+
+/*
+ * Whether the certificate that the other side has shown is for that host name or address, too, as
+ * an NBD client will want it that connects there. True of a key, which is for no host.
+ */
+bool bm_client_tls_covers(const struct bm_client *client, const char *host);
 
 #endif

@@ -16,9 +16,12 @@ static const struct {
 	const char *prefix;
 	enum bm_scheme scheme;
 } schemes[] = {
-	{"file", BM_SCHEME_FILE},    {"nbd", BM_SCHEME_NBD},       {"nbds", BM_SCHEME_NBD},
-	{"nbd+unix", BM_SCHEME_NBD}, {"nbds+unix", BM_SCHEME_NBD}, {"iscsi", BM_SCHEME_ISCSI},
-	{"mem", BM_SCHEME_MEM},      {"fault", BM_SCHEME_FAULT},   {"bm", BM_SCHEME_PEER},
+	{"file", BM_SCHEME_FILE},    {"nbd", BM_SCHEME_NBD},          {"nbds", BM_SCHEME_NBD},
+	{"nbd+unix", BM_SCHEME_NBD}, {"nbds+unix", BM_SCHEME_NBD},    {"iscsi", BM_SCHEME_ISCSI},
+	{"mem", BM_SCHEME_MEM},      {"fault", BM_SCHEME_FAULT},      {"bm", BM_SCHEME_PEER},
+	{"qcow2", BM_SCHEME_FORMAT}, {"vmdk", BM_SCHEME_FORMAT},      {"vhdx", BM_SCHEME_FORMAT},
+	{"vdi", BM_SCHEME_FORMAT},   {"vpc", BM_SCHEME_FORMAT},       {"qed", BM_SCHEME_FORMAT},
+	{"qcow", BM_SCHEME_FORMAT},  {"parallels", BM_SCHEME_FORMAT}, {"dmg", BM_SCHEME_FORMAT},
 };
 
 /* The length of "scheme" in "scheme:…" (RFC 3986 3.1), 0 when text starts with none. */
@@ -33,13 +36,25 @@ static size_t scheme_length(const char *text)
 	return text[n] == ':' ? n : 0;
 }
 
-static int find_scheme(const char *text, size_t length)
+static int find_entry(const char *text, size_t length)
 {
 	for (size_t i = 0; i < sizeof(schemes) / sizeof(schemes[0]); i++)
 		if (strlen(schemes[i].prefix) == length &&
 		    !strncmp(text, schemes[i].prefix, length))
-			return schemes[i].scheme;
+			return (int)i;
 	return -1;
+}
+
+static int find_scheme(const char *text, size_t length)
+{
+	int i = find_entry(text, length);
+
+	return i < 0 ? -1 : (int)schemes[i].scheme;
+}
+
+static bool has_path(int scheme)
+{
+	return scheme == BM_SCHEME_FILE || scheme == BM_SCHEME_FORMAT;
 }
 
 /* "file:///a" and "file:/a" and "file:a" */
@@ -70,13 +85,13 @@ int bm_uri_parse(const char *text, struct bm_uri **out, struct bm_error *error)
 		if (scheme < 0)
 			return bm_fail(error, BM_E_URI,
 				       "%s: unknown scheme \"%.*s\"; a path, file:, nbd:, nbds:, "
-				       "nbd+unix:, nbds+unix:, iscsi: and bm: are known (a path "
-				       "with a colon: "
-				       "write ./ before it)",
+				       "nbd+unix:, nbds+unix:, iscsi:, bm: and formats (qcow2:, "
+				       "vmdk:, vhdx:, vpc:) are known (a path with a "
+				       "colon: write ./ before it)",
 				       bm_uri_redact(text, shown, sizeof(shown)), (int)length,
 				       text);
 		uri->rest += length + 1;
-		if (scheme == BM_SCHEME_FILE)
+		if (has_path(scheme))
 			uri->rest = file_rest(uri->rest);
 	}
 	uri->scheme = (enum bm_scheme)scheme;
@@ -92,9 +107,26 @@ const char *bm_uri_path(const char *text)
 
 	if (!length)
 		return text;
-	if (find_scheme(text, length) != BM_SCHEME_FILE)
+	if (!has_path(find_scheme(text, length)))
 		return NULL;
 	return file_rest(text + length + 1);
+}
+
+const char *bm_uri_format(const char *text)
+{
+	int i = find_entry(text, scheme_length(text));
+
+	return i >= 0 && schemes[i].scheme == BM_SCHEME_FORMAT ? schemes[i].prefix : NULL;
+}
+
+char *bm_uri_like(const char *text, const char *path)
+{
+	const char *format = bm_uri_format(text);
+	char *result;
+
+	if (!format)
+		return strdup(path);
+	return asprintf(&result, "%s:%s", format, path) < 0 ? NULL : result;
 }
 
 /* Takes the %XX out (RFC 3986 2.1). */
@@ -328,8 +360,11 @@ char *bm_uri_absolute(const char *text)
 	const char *path = bm_uri_path(text);
 	size_t length = scheme_length(text);
 
-	if (path)
-		return *path == '/' || !*path ? strdup(path) : from_here(path);
+	if (path) {
+		bm_free char *absolute = *path == '/' || !*path ? strdup(path) : from_here(path);
+
+		return absolute ? bm_uri_like(text, absolute) : NULL;
+	}
 	return find_scheme(text, length) == BM_SCHEME_NBD ? absolute_parameters(text)
 							  : strdup(text);
 }
@@ -358,12 +393,12 @@ static char *canonical_new(const char *path)
 char *bm_uri_canonical(const char *text)
 {
 	const char *path = bm_uri_path(text);
-	char *real;
+	bm_free char *real = NULL;
 
 	if (!path)
 		return bm_uri_absolute(text);
 	real = realpath(path, NULL);
 	if (!real && errno == ENOENT)
 		real = canonical_new(path);
-	return real;
+	return real ? bm_uri_like(text, real) : NULL;
 }

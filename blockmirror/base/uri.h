@@ -14,7 +14,8 @@ enum bm_scheme {
 	BM_SCHEME_ISCSI,
 	BM_SCHEME_MEM,   /* mem:SIZE */
 	BM_SCHEME_FAULT, /* fault:SPEC;URI */
-	BM_SCHEME_PEER   /* bm://HOST/PATH: what a peer is asked for; no image yet */
+	BM_SCHEME_PEER,  /* bm://HOST/PATH: what a peer is asked for; no image yet */
+	BM_SCHEME_FORMAT /* qcow2:PATH and others: an image in a format, by a helper */
 };
 
 /* Parameters of the NBD URI that comes of one: for us, not for NBD. */
@@ -60,8 +61,20 @@ char *bm_uri_absolute(const char *text);
  */
 char *bm_uri_canonical(const char *text);
 
-/* The path of a file URI in text, or NULL when text names something else. Points into text. */
+/*
+ * The path of the file in text, whatever its format, or NULL when text names something else. Points
+ * into text.
+ */
 const char *bm_uri_path(const char *text);
+
+/* "qcow2" of qcow2:PATH; NULL: text names an image without a format. */
+const char *bm_uri_format(const char *text);
+
+/*
+ * path, in the format of the image that text names, if that has one. malloc()ed, or NULL with errno
+ * set.
+ */
+char *bm_uri_like(const char *text, const char *path);
 
 /* What a parameter behind the ? has for a value. malloc()ed, or NULL when there is none. */
 char *bm_uri_parameter(const char *text, const char *name);

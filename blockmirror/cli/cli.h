@@ -14,7 +14,19 @@
 
 enum progress_style { PROGRESS_AUTO, PROGRESS_BAR, PROGRESS_PLAIN, PROGRESS_JSON, PROGRESS_NONE };
 
+/*
+ * What a command does beside following a job: stop() says whether the job has lost its sense and
+ * is to be cancelled; revive() starts the disk's process again when it is gone: 0, and *client is
+ * one of the new process. An interrupt cancels the job, too.
+ */
+struct cli_care {
+	bool (*stop)(void *arg);
+	int (*revive)(void *arg, struct bm_client **client);
+	void *arg;
+};
+
 struct cli {
+	const struct cli_care *care; /* NULL: none */
 	const char *run_dir, *state_dir;
 	bool json, run_dir_given;
 	enum progress_style progress;
@@ -50,7 +62,10 @@ int cmd_events(struct cli *cli, int argc, char **argv);
 int cmd_peer(struct cli *cli, int argc, char **argv);
 int cmd_recover(struct cli *cli, int argc, char **argv);
 int cmd_hand_over(struct cli *cli, int argc, char **argv);
+int cmd_adopt(struct cli *cli, int argc, char **argv);
+int cmd_hand_back(struct cli *cli, int argc, char **argv);
 int cmd_migrate(struct cli *cli, int argc, char **argv);
+int cmd_hook(struct cli *cli, int argc, char **argv);
 
 /*
  * getopt for a command: the options that all commands have are dealt with here; own options
@@ -77,6 +92,13 @@ char *cli_socket(const struct cli *cli, const char *name);
 
 int cli_connect(const struct cli *cli, const char *name, struct bm_client **client,
 		struct bm_error *error);
+
+/*
+ * serve.c: starts a blockmirror-disk that outlives us, and waits until it is ready. options: more
+ * of its own, NULL ends them; *nbd: its address, malloc()ed. Its pid, or -errno.
+ */
+int cli_start_disk(const struct cli *cli, const char *name, const char *image,
+		   const char *const *options, char **nbd, struct bm_error *error);
 
 /* daemon.c: whether blockmirrord runs; a client of its control socket. */
 bool cli_daemon(const struct cli *cli, struct bm_client **client);
@@ -117,6 +139,9 @@ int cli_latency(const struct cli *cli, const char *value, json_t **latency);
 int cli_deadline(const struct cli *cli, const char *value, json_t **deadline);
 int cli_target_loss(const struct cli *cli, const char *value, json_t **loss);
 
+/* libvirt.c: how libvirt's installed version names the disk that is served at socket, as XML. */
+void cli_put_libvirt(const char *name, const char *socket);
+
 /* Convenience for answers: 0 and "" when absent. */
 uint64_t cli_number(const json_t *object, const char *key);
 const char *cli_text(const json_t *object, const char *key);
@@ -134,6 +159,12 @@ int cli_begin(const struct cli *cli, struct bm_client *client, const char *metho
 
 /* relocate.c: moves a disk, and follows that; params is taken over. Returns an exit code. */
 int cli_relocate(const struct cli *cli, const char *name, json_t *params);
+
+/*
+ * slip_cmd.c: the same for a disk of a running QEMU, which has it before and after.
+ */
+int cli_relocate_slipped(struct cli *cli, const char *qmp, const char *drive, const char *target,
+			 json_t *params);
 
 /* migrate.c: the host that has a disk's storage serves the disk, too. Returns an exit code. */
 int cli_hand_over(const struct cli *cli, const char *name);

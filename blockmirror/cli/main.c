@@ -9,16 +9,19 @@
 
 const struct command commands[] = {
 	{"serve",
-	 "NAME [IMAGE] [--create SIZE] [--force] [--max-connections N] [--max-data SIZE] "
+	 "NAME [IMAGE] [--create SIZE] [--force] [--flatten] [--max-connections N] [--max-data "
+	 "SIZE] "
 	 "[--reconnect-timeout TIME]",
 	 "serve an image as a disk over NBD",
-	 "IMAGE is a path or a URI (file: nbd: nbd+unix: iscsi:). Once the disk has a record it "
-	 "may be\n"
-	 "left out: the record says where the disk is.\n"
+	 "IMAGE is a path or a URI (file: nbd: nbd+unix: iscsi: qcow2: vmdk: vhdx: vpc:). "
+	 "Once "
+	 "the\n"
+	 "disk has a record it may be left out: the record says where the disk is.\n"
 	 "\n"
 	 "  --create SIZE  make the image, a file, of that size\n"
 	 "  --force        serve IMAGE though it is an old copy, left behind by a move, or an\n"
 	 "                 incomplete one\n"
+	 "  --flatten      serve IMAGE though it is a linked clone, with what shows through it\n"
 	 "  --max-connections N  clients at a time (default 100); more wait\n"
 	 "  --max-data SIZE      memory for the data of a client's requests (default 16M)\n"
 	 "  --reconnect-timeout TIME  how long the guest waits when the connection to its storage\n"
@@ -26,7 +29,8 @@ const struct command commands[] = {
 	 "                       errors\n",
 	 cmd_serve},
 	{"list", "", "list the disks that are served", NULL, cmd_list},
-	{"show", "NAME", "show a disk: where it is, its job, its clients", NULL, cmd_show},
+	{"show", "NAME [--xml]", "show a disk: where it is, its job, its clients",
+	 "  --xml  as a disk of a libvirt domain\n", cmd_show},
 	{"stop", "NAME", "stop serving a disk",
 	 "Refused while a client is connected or a job runs. With blockmirrord(8) it lasts until\n"
 	 "\"serve\", or the host's next boot.\n",
@@ -40,7 +44,8 @@ const struct command commands[] = {
 	 "command says why.\n",
 	 cmd_upgrade},
 	{"relocate",
-	 "NAME TARGET [--rate BYTES] [--guest-latency MS|off] [--switch auto|manual] [--overwrite] "
+	 "NAME|--qmp SOCKET --drive NODE|DEVICE TARGET [--rate BYTES] [--guest-latency MS|off] "
+	 "[--switch auto|manual] [--overwrite] "
 	 "[--verify] [--accept-repair] [--undo-window TIME] [--delete-source] [--detach] "
 	 "[--serve-there] "
 	 "[--target-deadline TIME] [--on-target-loss wait|pause|TIME] "
@@ -50,7 +55,9 @@ const struct command commands[] = {
 	 "not\n"
 	 "exist (it is created), or, with --overwrite, anything that does: a file, a block "
 	 "device,\n"
-	 "an nbd: or iscsi: URI. The source is kept and marked as retired.\n"
+	 "an nbd: or iscsi: URI. qcow2:TARGET and others: a directory or path, in that format. "
+	 "The\n"
+	 "source is kept and marked as retired.\n"
 	 "\n"
 	 "  --rate BYTES        copy at most that many bytes a second (k M G; 0: no limit)\n"
 	 "  --guest-latency T   keep the guest's p99 latency below T (ms, or with us, ms, s);\n"
@@ -81,8 +88,29 @@ const struct command commands[] = {
 	 "read, or\n"
 	 "                      the guest has written it anew\n"
 	 "\n"
-	 "Ctrl-C leaves the job running.\n",
+	 "  --qmp SOCKET, --drive NODE|DEVICE\n"
+	 "                      a disk of a running QEMU (6.1 or later), on a plain file or block\n"
+	 "                      device: it is slipped out of under its guest, moved, and QEMU has "
+	 "it\n"
+	 "                      again, at its new place; nothing is left behind\n"
+	 "\n"
+	 "Ctrl-C leaves the job running; with --qmp it cancels it, and QEMU has the disk as "
+	 "before.\n",
 	 cmd_relocate},
+	{"adopt", "--qmp SOCKET --drive NODE|DEVICE [--name NAME]",
+	 "serve a disk of a running QEMU, from under its guest",
+	 "The guest goes on. From then on the disk is one of ours: relocate, undo, show.\n"
+	 "\n"
+	 "  --qmp SOCKET   QEMU's monitor (-qmp unix:SOCKET,server=on,wait=off), not in use by "
+	 "others\n"
+	 "  --drive NODE|DEVICE  a device's id, a -drive's, or a node's name\n"
+	 "  --name NAME    of the disk (default: one that is made up, and printed)\n",
+	 cmd_adopt},
+	{"hand-back", "NAME | --qmp SOCKET --drive NODE|DEVICE",
+	 "QEMU gets an adopted disk back, where it is now",
+	 "Its guest goes on, the disk's process ends, nothing is left behind. It completes, or\n"
+	 "undoes, what another command has begun and not ended.\n",
+	 cmd_hand_back},
 	{"switch", "NAME", "switch over a disk that waits in sync", NULL, cmd_switch},
 	{"undo", "NAME", "take a disk back to where it was before it moved",
 	 "While the undo window of the move is open (relocate --undo-window). The way back is a\n"
@@ -90,11 +118,27 @@ const struct command commands[] = {
 	 cmd_undo},
 	{"release", "NAME", "end the undo window of a move: the disk stays where it is", NULL,
 	 cmd_release},
-	{"copy", "SOURCE|NAME TARGET [--overwrite] [--rate BYTES]",
-	 "copy an image, or a served disk as it is at the end",
-	 "The copy of a disk that is served goes on beside its guest and ends when both are "
-	 "equal;\n"
-	 "the disk stays where it is.\n",
+	{"copy", "NAME|IMAGE TARGET [OPTION]...",
+	 "copy a disk that is served, as of one instant, or an image",
+	 "NAME is a disk that is served: its guest goes on, and the copy is what the disk was at "
+	 "one\n"
+	 "instant, which is told; the disk stays where it is. What no such disk is named is an\n"
+	 "IMAGE, which nobody writes to.\n"
+	 "\n"
+	 "  --rate BYTES        copy at most that much a second\n"
+	 "  --overwrite         TARGET exists: give up what it holds\n"
+	 "  --verify            compare both whole before the copy is cut off; where they differ "
+	 "they\n"
+	 "                      are copied again, and the job fails\n"
+	 "  --accept-repair     the same, and it goes on\n"
+	 "  --flatten           IMAGE may be a linked clone; what shows through it is copied, too\n"
+	 "\n"
+	 "Of a disk that is served, as for relocate:\n"
+	 "  --guest-latency MS|off|auto, --target-deadline TIME, --on-target-loss "
+	 "wait|pause|TIME,\n"
+	 "  --detach\n"
+	 "\n"
+	 "Ctrl-C leaves the job of a served disk running; the copy of an image it cancels.\n",
 	 cmd_copy},
 	{"verify", "A B | NAME", "compare two images byte for byte",
 	 "NAME alone: both copies of a disk that is being moved, when they are in sync.\n"
@@ -132,7 +176,7 @@ const struct command commands[] = {
 	 "  arm     the disks go to HOST and stay in sync here, unless HOST reaches their storage\n"
 	 "          itself (NBD, iSCSI, a network file system); the one whose guest writes first "
 	 "there\n          is served there from then on\n"
-	 "  disarm  they are not passed on any more; \"undo\" brings the storage back\n"
+	 "  disarm  they are not passed on any more; \"job cancel\" takes the copy there away\n"
 	 "\n"
 	 "  --to HOST         arm: one of \"peer list\"\n"
 	 "  --into FOLDER     arm: of that host (default: the folder that the image is in here)\n"
@@ -142,6 +186,14 @@ const struct command commands[] = {
 	 "  --expires TIME    arm: for so long (default 1h)\n"
 	 "  --overwrite       arm: what is there is given up, as an old copy of the disk\n",
 	 cmd_migrate},
+	{"hook", "libvirt DOMAIN OPERATION SUBOPERATION EXTRA",
+	 "what hypervisors and managers call",
+	 "  libvirt  as /etc/libvirt/hooks/qemu.d/ calls it, the domain's XML on standard input:\n"
+	 "           \"prepare\" starts the disks that the domain has by our sockets, \"migrate\", "
+	 "where\n"
+	 "           it comes to, prints the XML with the sockets of this host, \"release\" stops "
+	 "them\n",
+	 cmd_hook},
 	{"whois", "IMAGE", "which image is the truth, and why",
 	 "IMAGE is a path or a URI. Reads its mark and the records in STATE; needs no process.\n"
 	 "Exit status 0: it is the truth of a disk; 1: it is not, and it is said where that is;\n"
@@ -150,14 +202,16 @@ const struct command commands[] = {
 	 cmd_whois},
 	{"peer",
 	 "pair|add|allow|list|check|remove [NAME] [ADDRESS:PORT] [--address ADDRESS:PORT] "
-	 "[--key-file FILE] [--receive FOLDER]... [--shared WHERE]... [--replace]",
+	 "[--key-file FILE] [--x509 [--identity NAME]] [--receive FOLDER]... [--shared WHERE]... "
+	 "[--replace]",
 	 "hosts that trust each other",
 	 "They are blockmirrord(8)'s, which has to listen for them.\n"
 	 "\n"
 	 "  pair NAME ADDRESS:PORT  make a key for the host NAME, reached there, and print the "
 	 "line\n"
 	 "                          to run on it\n"
-	 "  add NAME ADDRESS:PORT   the other half of that: the key is read from the input\n"
+	 "  add NAME ADDRESS:PORT   the other half of that: the key is read from the input; or,\n"
+	 "                          with --x509, on both hosts: it is known by its certificate\n"
 	 "  allow NAME              it may put disks into the folders given by --receive, have\n"
 	 "                          disks on what is given by --shared, and nowhere else\n"
 	 "  list\n"
@@ -167,6 +221,9 @@ const struct command commands[] = {
 	 "  --address ADDRESS:PORT  pair: where NAME reaches this host, when it is not what\n"
 	 "                          blockmirrord listens on\n"
 	 "  --key-file FILE         add: read the key from there\n"
+	 "  --x509                  add: no key; certificates are those of blockmirrord --tls-dir\n"
+	 "  --identity NAME         with it: what the certificate is for, dns:NAME, ip:ADDRESS,\n"
+	 "                          uri:URI, email:ADDRESS or dn:DN (default: dns:NAME)\n"
 	 "  --receive FOLDER        pair, add, allow: disks of NAME may come there; any number\n"
 	 "                          of times\n"
 	 "  --shared WHERE          pair, add, allow: disks of NAME that are there may be served\n"

@@ -24,6 +24,7 @@ enum { OPT_TO = 256, OPT_INTO, OPT_EXPIRES, OPT_OVERWRITE, OPT_HERE, OPT_DEAD, O
 static void clear(struct there *t)
 {
 	free(t->host);
+	free(t->keep);
 	free(t->disk);
 	free(t->uri);
 	free(t->offered);
@@ -31,6 +32,40 @@ static void clear(struct there *t)
 	*t = (struct there){.name = t->name};
 }
 #define there_auto __attribute__((cleanup(clear)))
+
+static uint64_t wall_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_REALTIME, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static bool is_there(const char *uri)
+{
+	return !strncmp(uri, "bm:", 3);
+}
+
+/* Two copies, one of them on another host: it is moved there, or that can still be undone. */
+static int look_at_pair(struct there *t, json_t *job, struct bm_error *error)
+{
+	const char *source = cli_text(job, "source"), *target = cli_text(job, "target");
+	const char *here = is_there(source) ? target : source, *phase = cli_text(job, "phase");
+	uint64_t until = cli_number(job, "undo_until"), now = wall_ns();
+	bm_free char *path = NULL;
+
+	if (strcmp(cli_text(job, "state"), "running") != 0 ||
+	    is_there(source) == is_there(target) || *here != '/')
+		return 0;
+	t->in_sync = !strcmp(phase, "undo-window") || !strcmp(phase, "in-sync");
+	t->keep = strdup(here);
+	t->window = until > now ? until - now : 0;
+	t->behind = !is_there(t->uri);
+	if (!t->keep)
+		return bm_fail_errno(error, ENOMEM, "disk %s", t->name);
+	return t->host ? 0
+		       : bm_uri_peer(is_there(source) ? source : target, &t->host, &path, error);
+}
 
 static int look(const struct cli *cli, const char *name, struct there *t, struct bm_error *error)
 {
@@ -52,24 +87,19 @@ static int look(const struct cli *cli, const char *name, struct there *t, struct
 	offered = json_object_get(shown, "offer");
 	if (json_is_true(json_object_get(offered, "shared")))
 		t->offered = strdup(cli_text(offered, "host"));
-	json_decref(shown);
 	if (!t->uri || !t->disk)
-		return bm_fail_errno(error, ENOMEM, "disk %s", name);
-	if (!strncmp(t->uri, "bm:", 3))
-		return bm_uri_peer(t->uri, &t->host, &path, error);
-	return 0;
+		r = bm_fail_errno(error, ENOMEM, "disk %s", name);
+	else if (is_there(t->uri))
+		r = bm_uri_peer(t->uri, &t->host, &path, error);
+	if (!r)
+		r = look_at_pair(t, json_object_get(shown, "job"), error);
+	json_decref(shown);
+	return r;
 }
 
-static uint64_t wall_ns(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_REALTIME, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
-/* until 0: no more. */
-static int offer(const struct cli *cli, struct there *t, uint64_t until, struct bm_error *error)
+/* until 0: no more. returns: a guest that goes on here after all has the disk again. */
+static int offer(const struct cli *cli, struct there *t, uint64_t until, bool returns,
+		 struct bm_error *error)
 {
 	struct bm_client *client;
 	json_t *result = NULL;
@@ -79,7 +109,7 @@ static int offer(const struct cli *cli, struct there *t, uint64_t until, struct 
 		return r;
 	r = bm_client_call(client, "offer",
 			   json_pack("{s:s s:I s:b}", "to", t->host, "until", (json_int_t)until,
-				     "shared", (int)t->shared),
+				     "shared", (int)t->shared, "returns", (int)returns),
 			   &result, error);
 	bm_client_close(client);
 	json_decref(t->witness);
@@ -88,14 +118,32 @@ static int offer(const struct cli *cli, struct there *t, uint64_t until, struct 
 	return r;
 }
 
-static int tell_host(const struct cli *cli, const struct there *t, const char *method,
-		     uint64_t time, json_t **result, struct bm_error *error)
+static int tell_host(const struct cli *cli, const struct there *t, const char *method, json_t *rest,
+		     json_t **result, struct bm_error *error)
 {
-	return cli_daemon_call(cli, method,
-			       json_pack("{s:s s:s s:s s:I s:O*}", "peer", t->host, "name", t->name,
-					 "disk", t->disk, "time_ns", (json_int_t)time, "witness",
-					 time ? t->witness : NULL),
-			       result, error);
+	json_t *params =
+		json_pack("{s:s s:s s:s}", "peer", t->host, "name", t->name, "disk", t->disk);
+
+	json_object_update(params, rest);
+	json_decref(rest);
+	return cli_daemon_call(cli, method, params, result, error);
+}
+
+/* time 0: no more. */
+static int arm_there(const struct cli *cli, const struct there *t, uint64_t time, bool returns,
+		     struct bm_error *error)
+{
+	json_t *result = NULL;
+	int r = tell_host(cli, t, "remote.arm",
+			  json_pack("{s:I s:s* s:I s:b s:b s:O*}", "time_ns", (json_int_t)time,
+				    "keep", t->keep, "window_ns",
+				    (json_int_t)(t->window ? t->window : time), "returns",
+				    (int)returns, "behind", (int)t->behind, "witness",
+				    time ? t->witness : NULL),
+			  &result, error);
+
+	json_decref(result);
+	return r;
 }
 
 static int want_there(const struct there *t, struct bm_error *error)
@@ -112,12 +160,10 @@ static int want_there(const struct there *t, struct bm_error *error)
  */
 static int withdraw(const struct cli *cli, struct there *t, struct bm_error *error)
 {
-	json_t *result = NULL;
-	int r = tell_host(cli, t, "remote.arm", 0, &result, error);
+	int r = arm_there(cli, t, 0, false, error);
 
 	if (!r)
-		r = offer(cli, t, 0, error);
-	json_decref(result);
+		r = offer(cli, t, 0, false, error);
 	if (!r)
 		shared_dismiss(cli, t);
 	return r;
@@ -189,18 +235,16 @@ static int share(const struct request *q, struct there *t, struct bm_error *erro
 	return t->host ? 0 : bm_fail_errno(error, ENOMEM, "disk %s", t->name);
 }
 
-static int offer_and_arm(const struct request *q, struct there *t, uint64_t time,
+static int offer_and_arm(const struct request *q, struct there *t, uint64_t time, bool returns,
 			 struct bm_error *error)
 {
-	json_t *armed = NULL;
-	int r = offer(q->cli, t, wall_ns() + time, error);
+	int r = offer(q->cli, t, wall_ns() + time, returns && !t->shared, error);
 
 	t->told = !r;
 	if (t->witness)
 		json_object_set_new(t->witness, "said", json_boolean(q->shared));
 	if (!r)
-		r = tell_host(q->cli, t, "remote.arm", time, &armed, error);
-	json_decref(armed);
+		r = arm_there(q->cli, t, time, returns && !t->shared, error);
 	return r;
 }
 
@@ -221,9 +265,9 @@ static int hand_over(const struct request *q, const char *name)
 			    name, t.host, q->to);
 	if (r < 0)
 		return cli_fail(q->cli, &error);
-	r = offer_and_arm(q, &t, NOW, &error);
+	r = offer_and_arm(q, &t, NOW, false, &error);
 	if (!r)
-		r = tell_host(q->cli, &t, "remote.take", 0, &result, &error);
+		r = tell_host(q->cli, &t, "remote.take", NULL, &result, &error);
 	if (r < 0)
 		return hand_over_failed(q->cli, &t, &error);
 	if (q->cli->json)
@@ -313,7 +357,7 @@ int cmd_recover(struct cli *cli, int argc, char **argv)
 
 /* migrate */
 
-/* Its storage goes there, and stays here, too, as long as that can be undone. */
+/* Its storage is there, too, and follows. */
 static int relocate(const struct request *q, const struct there *t)
 {
 	const char *path = bm_uri_path(t->uri), *slash = path ? strrchr(path, '/') : NULL;
@@ -329,8 +373,8 @@ static int relocate(const struct request *q, const struct there *t)
 		     q->into ? q->into : path) < 0)
 		return 1;
 	return cli_relocate(q->cli, t->name,
-			    json_pack("{s:s s:I s:b}", "target", target, "undo_window",
-				      (json_int_t)q->expires, "overwrite", (int)q->overwrite));
+			    json_pack("{s:s s:b s:b}", "target", target, "manual", 1, "overwrite",
+				      (int)q->overwrite));
 }
 
 static int arm(const struct request *q, const char *name)
@@ -341,7 +385,8 @@ static int arm(const struct request *q, const char *name)
 
 	if (!r)
 		r = share(q, &t, &error);
-	if (!r && (!t.host || strcmp(t.host, q->to) != 0)) {
+	if (!r && !t.shared &&
+	    (!t.host || strcmp(t.host, q->to) != 0 || (t.behind && !t.in_sync))) {
 		int status = relocate(q, &t);
 
 		if (status)
@@ -353,7 +398,7 @@ static int arm(const struct request *q, const char *name)
 	}
 	if (r < 0)
 		return cli_fail(q->cli, &error);
-	r = offer_and_arm(q, &t, q->expires, &error);
+	r = offer_and_arm(q, &t, q->expires, true, &error);
 	if (r < 0 && t.shared)
 		return hand_over_failed(q->cli, &t, &error);
 	if (r < 0)

@@ -12,15 +12,24 @@
 #include "blockmirror/base/uri.h"
 #include "blockmirror/cli/cli.h"
 
-enum { OPT_ADDRESS = 256, OPT_KEY_FILE, OPT_REPLACE, OPT_RECEIVE, OPT_SHARED, LONGEST_KEY = 256 };
+enum {
+	OPT_ADDRESS = 256,
+	OPT_KEY_FILE,
+	OPT_REPLACE,
+	OPT_RECEIVE,
+	OPT_SHARED,
+	OPT_X509,
+	OPT_IDENTITY,
+	LONGEST_KEY = 256
+};
 #define CLOCKS_AGREE 1000000000 /* ns: more is told */
 
 struct request {
 	const struct cli *cli;
-	const char *address, *key_file;
+	const char *address, *key_file, *identity;
 	json_t *receive; /* folders; NULL: none were given */
 	json_t *shared;  /* paths and URIs; the same */
-	bool replace;
+	bool replace, x509;
 };
 
 static int take_place(const struct request *q, json_t **list, const char *option, const char *value)
@@ -54,6 +63,12 @@ static int take(int option, const char *value, void *arg)
 		return take_place(q, &q->receive, "--receive", value);
 	case OPT_SHARED:
 		return take_place(q, &q->shared, "--shared", value);
+	case OPT_IDENTITY:
+		q->identity = value;
+		return 0;
+	case OPT_X509:
+		q->x509 = true;
+		return 0;
 	default:
 		q->replace = true;
 		return 0;
@@ -97,14 +112,18 @@ static int add(struct request *q, const char *name, const char *address)
 	char key[LONGEST_KEY] = "";
 	struct bm_error error;
 	json_t *result = NULL;
-	int r = read_key(q, key, &error);
+	int r = q->x509 ? 0 : read_key(q, key, &error);
 
 	if (!r)
 		r = cli_daemon_call(q->cli, "peer.add",
-				    json_pack("{s:s s:s s:s s:b s:O* s:O*}", "name", name,
-					      "address", address, "key", key, "replace",
-					      (int)q->replace, "receive", q->receive, "shared",
-					      q->shared),
+				    json_pack("{s:s s:s s:s* s:s* s:b s:O* s:O*}", "name", name,
+					      "address", address, "key", q->x509 ? NULL : key,
+					      "identity",
+					      !q->x509      ? NULL
+					      : q->identity ? q->identity
+							    : name,
+					      "replace", (int)q->replace, "receive", q->receive,
+					      "shared", q->shared),
 				    &result, &error);
 	explicit_bzero(key, sizeof(key));
 	if (r < 0)
@@ -182,6 +201,8 @@ static int list(const struct request *q)
 	}
 	json_array_foreach(json_object_get(result, "peers"), i, peer) {
 		printf("%-20s %s\n", cli_text(peer, "name"), cli_text(peer, "address"));
+		if (json_object_get(peer, "identity"))
+			printf("%-20s has a certificate for %s\n", "", cli_text(peer, "identity"));
 		json_array_foreach(json_object_get(peer, "receive"), k, folder)
 			printf("%-20s may put disks into %s\n", "", json_string_value(folder));
 		json_array_foreach(json_object_get(peer, "shared"), k, folder)
@@ -203,6 +224,9 @@ static void print_check(const json_t *j)
 	       bm_format_size(speed, cli_number(j, "bandwidth")), cli_number(j, "mtu"));
 	if (strcmp(cli_text(j, "name"), cli_text(j, "peer")) != 0)
 		printf("  it calls itself %s\n", cli_text(j, "name"));
+	if (json_is_false(json_object_get(j, "data_covered")))
+		printf("  its certificate is not for %s, where data comes to: no disk goes there\n",
+		       cli_text(j, "data"));
 	if (ahead > CLOCKS_AGREE || ahead < -CLOCKS_AGREE)
 		printf("  its clock is %s %s ours\n",
 		       bm_format_duration(off, (uint64_t)(ahead < 0 ? -ahead : ahead)),
@@ -253,6 +277,12 @@ static int run(struct request *q, int argc, char **argv)
 				 wanted == 3   ? "NAME and ADDRESS:PORT are wanted"
 				 : wanted == 2 ? "one NAME is wanted"
 					       : "nothing more is wanted");
+	if ((q->x509 || q->identity) && strcmp(verb, "add") != 0)
+		return cli_usage(q->cli, "peer %s: --x509 and --identity are for \"add\"", verb);
+	if (q->identity && !q->x509)
+		return cli_usage(q->cli, "--identity goes with --x509");
+	if (q->x509 && q->key_file)
+		return cli_usage(q->cli, "--x509 is instead of a key");
 	if (!strcmp(verb, "list"))
 		return list(q);
 	if (!strcmp(verb, "pair"))
@@ -275,6 +305,8 @@ int cmd_peer(struct cli *cli, int argc, char **argv)
 					    {"replace", no_argument, NULL, OPT_REPLACE},
 					    {"receive", required_argument, NULL, OPT_RECEIVE},
 					    {"shared", required_argument, NULL, OPT_SHARED},
+					    {"x509", no_argument, NULL, OPT_X509},
+					    {"identity", required_argument, NULL, OPT_IDENTITY},
 					    {0}};
 	struct request q = {.cli = cli};
 	int r = cli_options(cli, argc, argv, own, take, &q);

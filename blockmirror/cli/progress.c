@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "blockmirror/base/cleanup.h"
@@ -297,6 +298,11 @@ static bool find_again(const struct cli *cli, const char *id, struct bm_client *
 	return false;
 }
 
+static bool come_again(const struct cli *cli, const char *id, struct bm_client **client)
+{
+	return cli->care ? !cli->care->revive(cli->care->arg, client) : find_again(cli, id, client);
+}
+
 int cli_follow(const struct cli *cli, struct bm_client **client, const char *id, bool stop_in_sync,
 	       bool one_off, json_t **job)
 {
@@ -306,11 +312,11 @@ int cli_follow(const struct cli *cli, struct bm_client **client, const char *id,
 
 	catch_interrupt();
 	for (int n = 0;; n++) {
-		if (interrupted)
-			return interrupt(cli, *client, id, one_off, job);
+		if (interrupted || (cli->care && cli->care->stop(cli->care->arg)))
+			return interrupt(cli, *client, id, one_off || cli->care, job);
 		if (bm_client_call(*client, "job.show", number_of(id), &now, &error) < 0) {
 			if (interrupted || (error.code == BM_E_UNREACHABLE && !one_off &&
-					    find_again(cli, id, client)))
+					    come_again(cli, id, client)))
 				continue;
 			end_bar(cli);
 			return error.code == BM_E_UNREACHABLE ? job_interrupted(cli, id)
@@ -328,6 +334,24 @@ int cli_follow(const struct cli *cli, struct bm_client **client, const char *id,
 	return 0;
 }
 
+/* How a copy is told of: with the instant, where the disk went on. */
+static void print_copy(const json_t *job)
+{
+	uint64_t at = cli_number(job, "cut_at");
+	time_t seconds = (time_t)(at / 1000000000);
+	char text[BM_UNITS_TEXT], time[64] = "";
+	struct tm tm;
+
+	printf("; the copy is %s", cli_text(job, "target"));
+	if (json_object_get(job, "longest_stall") && localtime_r(&seconds, &tm) &&
+	    strftime(time, sizeof(time), "%F %T", &tm))
+		printf(", as the disk was at %s.%03u", time, (unsigned)(at / 1000000 % 1000));
+	if (cli_number(job, "longest_stall"))
+		printf("; longest guest request since then %s",
+		       bm_format_duration(text, cli_number(job, "longest_stall")));
+	putchar('\n');
+}
+
 static void print_summary(const json_t *job)
 {
 	const json_t *p = json_object_get(job, "progress");
@@ -341,7 +365,7 @@ static void print_summary(const json_t *job)
 		printf("%s verified, ", bm_format_size(copied, cli_number(p, "verified_bytes")));
 	printf("%s", bm_format_duration(took, cli_number(job, "took_ns")));
 	if (!strcmp(cli_text(job, "kind"), "copy"))
-		printf("; the copy is %s\n", cli_text(job, "target"));
+		print_copy(job);
 	else
 		printf("; longest guest stall at the switch %s; the disk is %s %s\n",
 		       bm_format_duration(stall, cli_number(job, "longest_stall")),

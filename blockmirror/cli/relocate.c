@@ -2,6 +2,7 @@
 /* relocate, switch, undo, release, copy */
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "blockmirror/base/cleanup.h"
 #include "blockmirror/base/units.h"
@@ -21,14 +22,19 @@ enum {
 	OPT_DEADLINE,
 	OPT_LOSS,
 	OPT_SOURCE,
-	OPT_THERE
+	OPT_THERE,
+	OPT_QMP,
+	OPT_DRIVE,
+	OPT_FLATTEN
 };
 
 struct request {
 	const struct cli *cli;
 	json_t *params;
 	bool detach, manual;
-	bool serve_there; /* and then the other host serves it */
+	const char *qmp, *drive; /* of a running QEMU */
+	bool serve_there;        /* and then the other host serves it */
+	bool armed;              /* or may do so later */
 };
 
 static void set(struct request *q, const char *key, json_t *value)
@@ -72,11 +78,20 @@ static int take(int option, const char *value, void *arg)
 	case OPT_OVERWRITE:
 		set(q, "overwrite", json_true());
 		break;
+	case OPT_FLATTEN:
+		set(q, "flatten", json_true());
+		break;
 	case OPT_DELETE:
 		set(q, "delete_source", json_true());
 		break;
 	case OPT_DETACH:
 		q->detach = true;
+		break;
+	case OPT_QMP:
+		q->qmp = value;
+		break;
+	case OPT_DRIVE:
+		q->drive = value;
 		break;
 	case OPT_THERE:
 		q->serve_there = true;
@@ -112,7 +127,7 @@ static int finish(const struct request *q, const char *id, const json_t *job)
 		return cli_job_ended(cli, job);
 	if (cli->json)
 		cli_print_json(json_incref((json_t *)job));
-	else
+	else if (!q->armed)
 		printf("%s: in sync; '%s switch %.*s' switches over\n", id, hint,
 		       (int)(strrchr(id, '.') - id), id);
 	return 0;
@@ -161,7 +176,10 @@ static int set_path(struct request *q, const char *key, const char *text)
 
 int cli_relocate(const struct cli *cli, const char *name, json_t *params)
 {
-	struct request q = {.cli = cli, .params = params};
+	struct request q = {.cli = cli,
+			    .params = params,
+			    .manual = json_is_true(json_object_get(params, "manual")),
+			    .armed = true};
 	struct bm_client *client = NULL;
 	struct bm_error error;
 	int r = cli_connect(cli, name, &client, &error) < 0 ? cli_fail(cli, &error)
@@ -180,6 +198,22 @@ static int check_there(const struct request *q, const char *target)
 	return 0;
 }
 
+/* What it does with a disk that stays ours has no sense there. */
+static int relocate_slipped(struct cli *cli, struct request *q, int argc, char **argv)
+{
+	int r = cli_arguments(cli, argc, 1, 1);
+
+	if (!r && (q->detach || q->serve_there || json_object_get(q->params, "manual") ||
+		   json_object_get(q->params, "undo_window") ||
+		   json_object_get(q->params, "on_source_error")))
+		r = cli_usage(cli, "--detach, --switch, --undo-window, --serve-there and "
+				   "--on-source-error do not go with --qmp: adopt the drive, "
+				   "relocate the disk, hand it back");
+	if (!r)
+		r = set_path(q, "target", argv[optind]);
+	return r ? r : cli_relocate_slipped(cli, q->qmp, q->drive, argv[optind], q->params);
+}
+
 int cmd_relocate(struct cli *cli, int argc, char **argv)
 {
 	static const struct option own[] = {
@@ -196,6 +230,8 @@ int cmd_relocate(struct cli *cli, int argc, char **argv)
 		{"on-target-loss", required_argument, NULL, OPT_LOSS},
 		{"on-source-error", required_argument, NULL, OPT_SOURCE},
 		{"serve-there", no_argument, NULL, OPT_THERE},
+		{"qmp", required_argument, NULL, OPT_QMP},
+		{"drive", required_argument, NULL, OPT_DRIVE},
 		{0},
 	};
 	struct request q = {.cli = cli, .params = json_object()};
@@ -203,6 +239,11 @@ int cmd_relocate(struct cli *cli, int argc, char **argv)
 	struct bm_error error;
 	int r = cli_options(cli, argc, argv, own, take, &q);
 
+	if (!r && (q.qmp || q.drive)) {
+		r = relocate_slipped(cli, &q, argc, argv);
+		json_decref(q.params);
+		return r;
+	}
 	if (!r)
 		r = cli_arguments(cli, argc, 2, 2);
 	if (!r)
@@ -259,11 +300,55 @@ int cmd_release(struct cli *cli, int argc, char **argv)
 	return call_on_disk(cli, argc, argv, "release", true);
 }
 
+/* What is neither may have been meant as either. */
+static int check_source(const struct cli *cli, const char *source)
+{
+	bool path = strchr(source, '/') || strchr(source, ':') || !access(source, F_OK);
+	struct bm_client *client;
+	struct bm_error error;
+
+	if (path)
+		return 0;
+	if (!cli_connect(cli, source, &client, &error)) {
+		bm_client_close(client);
+		bm_fail(&error, BM_E_UNREACHABLE, "disk %s does not answer", source);
+	} else if (error.code == BM_E_NOT_FOUND) {
+		bm_fail(&error, BM_E_NOT_FOUND,
+			"\"%s\" is neither a disk that is served (looked in %s/disks) nor an image",
+			source, cli->run_dir);
+	}
+	return cli_fail(cli, &error);
+}
+
+/* Where no guest is, nothing can be spared, and nobody goes on with the job. */
+static int check_cold(const struct request *q, const char *source)
+{
+	static const char *const live[] = {"guest_latency", "target_deadline", "on_target_loss"};
+	bool wrong = q->detach;
+
+	for (size_t i = 0; i < sizeof(live) / sizeof(live[0]); i++)
+		wrong |= json_object_get(q->params, live[i]) != NULL;
+	return wrong ? cli_usage(q->cli,
+				 "%s is an image: --guest-latency, --target-deadline, "
+				 "--on-target-loss and --detach are for disks that are served",
+				 source)
+		     : check_source(q->cli, source);
+}
+
 int cmd_copy(struct cli *cli, int argc, char **argv)
 {
-	static const struct option own[] = {{"rate", required_argument, NULL, OPT_RATE},
-					    {"overwrite", no_argument, NULL, OPT_OVERWRITE},
-					    {0}};
+	static const struct option own[] = {
+		{"rate", required_argument, NULL, OPT_RATE},
+		{"guest-latency", required_argument, NULL, OPT_LATENCY},
+		{"overwrite", no_argument, NULL, OPT_OVERWRITE},
+		{"detach", no_argument, NULL, OPT_DETACH},
+		{"verify", no_argument, NULL, OPT_VERIFY},
+		{"accept-repair", no_argument, NULL, OPT_REPAIR},
+		{"target-deadline", required_argument, NULL, OPT_DEADLINE},
+		{"on-target-loss", required_argument, NULL, OPT_LOSS},
+		{"flatten", no_argument, NULL, OPT_FLATTEN},
+		{0},
+	};
 	struct request q = {.cli = cli, .params = json_object()};
 	struct bm_client *client = NULL;
 	struct bm_error error;
@@ -274,10 +359,11 @@ int cmd_copy(struct cli *cli, int argc, char **argv)
 		r = cli_arguments(cli, argc, 2, 2);
 	if (!r) {
 		served = cli_is_served(cli, argv[optind]);
-		if (served ? cli_connect(cli, argv[optind], &client, &error) < 0
-			   : cli_one_off(cli, &client, &error) < 0)
-			r = cli_fail(cli, &error);
+		r = served ? 0 : check_cold(&q, argv[optind]);
 	}
+	if (!r && (served ? cli_connect(cli, argv[optind], &client, &error) < 0
+			  : cli_one_off(cli, &client, &error) < 0))
+		r = cli_fail(cli, &error);
 	if (!r && !served)
 		r = set_path(&q, "source", argv[optind]);
 	if (!r)

@@ -16,12 +16,12 @@
 #include "blockmirror/base/uri.h"
 #include "blockmirror/cli/cli.h"
 
-enum { OPT_CREATE = 256, OPT_FORCE, OPT_CONNECTIONS, OPT_DATA, OPT_RECONNECT };
+enum { OPT_CREATE = 256, OPT_FORCE, OPT_FLATTEN, OPT_CONNECTIONS, OPT_DATA, OPT_RECONNECT };
 
 struct serve {
 	const struct cli *cli;
 	const char *create, *connections, *data, *reconnect;
-	bool force;
+	bool force, flatten;
 };
 
 static int take(int option, const char *value, void *arg)
@@ -29,8 +29,8 @@ static int take(int option, const char *value, void *arg)
 	struct serve *s = arg;
 	uint64_t bytes;
 
-	if (option == OPT_FORCE) {
-		s->force = true;
+	if (option == OPT_FORCE || option == OPT_FLATTEN) {
+		*(option == OPT_FORCE ? &s->force : &s->flatten) = true;
 		return 0;
 	}
 	if (option != OPT_CREATE) { /* blockmirror-disk says what is wrong with it */
@@ -52,16 +52,6 @@ static void put_option(const char *text)
 		fputs(*text == ',' ? ",," : (char[]){*text, '\0'}, stdout);
 }
 
-static void put_xml(const char *text)
-{
-	for (; *text; text++)
-		fputs(*text == '&'    ? "&amp;"
-		      : *text == '<'  ? "&lt;"
-		      : *text == '\'' ? "&apos;"
-				      : (char[]){*text, '\0'},
-		      stdout);
-}
-
 static void print_use(const char *name, const char *uri)
 {
 	bm_free char *socket = bm_uri_socket(uri);
@@ -72,11 +62,8 @@ static void print_use(const char *name, const char *uri)
 	printf("QEMU:    -blockdev driver=nbd,node-name=%s,server.type=unix,server.path=", name);
 	put_option(socket);
 	printf(",export=%s,reconnect-delay=30,discard=unmap\n", name);
-	printf("libvirt: <disk type='network' device='disk'><driver name='qemu' type='raw' "
-	       "discard='unmap'/><source protocol='nbd' name='%s'><host transport='unix' socket='",
-	       name);
-	put_xml(socket);
-	puts("'/></source><target dev='vda' bus='virtio'/></disk>");
+	fputs("libvirt: ", stdout);
+	cli_put_libvirt(name, socket);
 }
 
 static int show_json(const struct cli *cli, const char *name)
@@ -97,26 +84,23 @@ static int show_json(const struct cli *cli, const char *name)
 }
 
 /* Waits for "ready URI", or for the end. */
-static int wait_ready(const struct cli *cli, int pid, int output, const char *name, const char *log)
+static int wait_ready(int pid, int output, const char *log, char **uri, struct bm_error *error)
 {
 	char line[4096];
 	FILE *f = fdopen(output, "r");
 	bool ready = f && fgets(line, sizeof(line), f) && !strncmp(line, "ready ", 6);
-	struct bm_error error;
 	int status = 0;
 
 	if (f)
 		fclose(f);
 	if (!ready) {
 		waitpid(pid, &status, 0);
-		bm_spawn_failure(log, status, &error);
-		return cli_fail(cli, &error);
+		bm_spawn_failure(log, status, error);
+		return -ECHILD;
 	}
 	line[strcspn(line, "\n")] = '\0';
-	if (cli->json)
-		return show_json(cli, name);
-	print_use(name, line + 6);
-	return 0;
+	*uri = strdup(line + 6);
+	return *uri ? pid : bm_fail_errno(error, ENOMEM, "disk");
 }
 
 /* It shall not depend on this command's working directory. */
@@ -151,11 +135,11 @@ static int start_by_daemon(const struct serve *serve, const char *name, const ch
 		return cli_fail(cli, &error);
 	if (serve->create)
 		bm_parse_size(serve->create, &create);
-	params =
-		json_pack("{s:s s:s* s:I s:b s:s s:{s:s* s:s* s:s*}}", "name", name, "image", uri,
-			  "create", (json_int_t)create, "force", (int)serve->force,
-			  "state_directory", state, "limits", "max-connections", serve->connections,
-			  "max-data", serve->data, "reconnect-timeout", serve->reconnect);
+	params = json_pack("{s:s s:s* s:I s:b s:b s:s s:{s:s* s:s* s:s*}}", "name", name, "image",
+			   uri, "create", (json_int_t)create, "force", (int)serve->force, "flatten",
+			   (int)serve->flatten, "state_directory", state, "limits",
+			   "max-connections", serve->connections, "max-data", serve->data,
+			   "reconnect-timeout", serve->reconnect);
 	if (!params)
 		return cli_usage(cli, "%s: the name is not UTF-8", image ? image : state);
 	if (cli_daemon_call(cli, "serve", params, &result, &error) < 0)
@@ -168,42 +152,58 @@ static int start_by_daemon(const struct serve *serve, const char *name, const ch
 	return r;
 }
 
-static int start(const struct serve *serve, const char *name, const char *image)
+int cli_start_disk(const struct cli *cli, const char *name, const char *image,
+		   const char *const *options, char **nbd, struct bm_error *error)
 {
-	const struct cli *cli = serve->cli;
 	bm_free char *run = NULL, *state = NULL, *log = NULL, *disks = NULL, *uri = NULL;
-	struct bm_error error;
-	char *argv[20];
+	char *argv[24];
 	int n = 0, output = -1, r;
 
-	if (absolute_folder(cli->run_dir, &run, &error) < 0 ||
-	    absolute_folder(cli->state_dir, &state, &error) < 0)
-		return cli_fail(cli, &error);
+	if (absolute_folder(cli->run_dir, &run, error) < 0 ||
+	    absolute_folder(cli->state_dir, &state, error) < 0)
+		return -EINVAL;
 	uri = image ? bm_uri_absolute(image) : NULL;
 	if (asprintf(&disks, "%s/disks", run) < 0 || bm_make_folders(disks) < 0 ||
-	    asprintf(&log, "%s/%s.log", disks, name) < 0) {
-		bm_fail_errno(&error, errno, "cannot use %s", run);
-		return cli_fail(cli, &error);
-	}
+	    asprintf(&log, "%s/%s.log", disks, name) < 0)
+		return bm_fail_errno(error, errno, "cannot use %s", run);
 	argv[n++] = (char *)"blockmirror-disk";
 	n = put_value(argv, n, "--name", name);
 	n = put_value(argv, n, "--run-dir", run);
 	n = put_value(argv, n, "--state-dir", state);
-	n = put_value(argv, n, "--create", serve->create);
-	n = put_value(argv, n, "--max-connections", serve->connections);
-	n = put_value(argv, n, "--max-data", serve->data);
-	n = put_value(argv, n, "--reconnect-timeout", serve->reconnect);
-	if (serve->force)
-		argv[n++] = (char *)"--force";
+	while (*options)
+		argv[n++] = (char *)*options++;
 	if (image)
 		argv[n++] = uri ? uri : (char *)image;
 	argv[n] = NULL;
 	r = bm_spawn_disk(&(struct bm_spawn){.argv = argv, .log = log, .output = &output});
-	if (r < 0) {
-		bm_fail_errno(&error, r, "cannot start blockmirror-disk");
+	if (r < 0)
+		return bm_fail_errno(error, r, "cannot start blockmirror-disk");
+	return wait_ready(r, output, log, nbd, error);
+}
+
+static int start(const struct serve *serve, const char *name, const char *image)
+{
+	const struct cli *cli = serve->cli;
+	bm_free char *nbd = NULL;
+	char *options[12];
+	struct bm_error error;
+	int n = 0;
+
+	n = put_value(options, n, "--create", serve->create);
+	n = put_value(options, n, "--max-connections", serve->connections);
+	n = put_value(options, n, "--max-data", serve->data);
+	n = put_value(options, n, "--reconnect-timeout", serve->reconnect);
+	if (serve->force)
+		options[n++] = (char *)"--force";
+	if (serve->flatten)
+		options[n++] = (char *)"--flatten";
+	options[n] = NULL;
+	if (cli_start_disk(cli, name, image, (const char *const *)options, &nbd, &error) < 0)
 		return cli_fail(cli, &error);
-	}
-	return wait_ready(cli, r, output, name, log);
+	if (cli->json)
+		return show_json(cli, name);
+	print_use(name, nbd);
+	return 0;
 }
 
 int cmd_serve(struct cli *cli, int argc, char **argv)
@@ -211,6 +211,7 @@ int cmd_serve(struct cli *cli, int argc, char **argv)
 	static const struct option own[] = {
 		{"create", required_argument, NULL, OPT_CREATE},
 		{"force", no_argument, NULL, OPT_FORCE},
+		{"flatten", no_argument, NULL, OPT_FLATTEN},
 		{"max-connections", required_argument, NULL, OPT_CONNECTIONS},
 		{"max-data", required_argument, NULL, OPT_DATA},
 		{"reconnect-timeout", required_argument, NULL, OPT_RECONNECT},

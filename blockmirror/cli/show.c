@@ -2,11 +2,15 @@
 /* list, show, stop, upgrade, forget */
 #include <inttypes.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
+#include "blockmirror/base/cleanup.h"
 #include "blockmirror/base/units.h"
 #include "blockmirror/cli/cli.h"
+
+enum { OPT_XML = 256 };
 
 int cmd_list(struct cli *cli, int argc, char **argv)
 {
@@ -142,13 +146,48 @@ static int show_served(const struct cli *cli, const char *name, json_t *supervis
 	return 0;
 }
 
+static int take_xml(int option, const char *value, void *arg)
+{
+	(void)option;
+	(void)value;
+	*(bool *)arg = true;
+	return 0;
+}
+
+/* Also of a disk that is not served now: a domain names it before it starts. */
+static int show_xml(const struct cli *cli, const char *name)
+{
+	bm_free char *run = realpath(cli->run_dir, NULL), *socket = NULL;
+	json_t *known = cli_supervision(cli, name);
+	struct bm_error error;
+
+	if (!known && !cli_is_served(cli, name)) {
+		bm_fail(&error, BM_E_NOT_FOUND, "no disk \"%s\" is known in %s", name,
+			cli->run_dir);
+		return cli_fail(cli, &error);
+	}
+	json_decref(known);
+	if (asprintf(&socket, "%s/disks/%s.nbd", run ? run : cli->run_dir, name) < 0) {
+		socket = NULL;
+		return 1;
+	}
+	cli_put_libvirt(name, socket);
+	return 0;
+}
+
 int cmd_show(struct cli *cli, int argc, char **argv)
 {
-	int r = one_name(cli, argc, argv);
+	static const struct option own[] = {{"xml", no_argument, NULL, OPT_XML}, {0}};
+	bool xml = false;
+	int r = cli_options(cli, argc, argv, own, take_xml, &xml);
 	json_t *supervised;
 
+	if (!r)
+		r = cli_arguments(cli, argc, 1, 1);
 	if (r)
 		return r < 0 ? 0 : r;
+	if (xml)
+		return show_xml(cli, argv[optind]);
 	supervised = cli_supervision(cli, argv[optind]);
 	if (strcmp(cli_text(supervised, "state"), "stopped") != 0 &&
 	    !cli_daemon_waits(supervised)) {

@@ -16,7 +16,12 @@ struct cli;
 /* As it is now. */
 struct there {
 	const char *name;
-	char *host; /* that has its storage, or reaches it, too (shared); NULL: none */
+	char *host;   /* that has its storage, or the second copy, or reaches it, too (shared); NULL
+		       */
+	char *keep;   /* the copy that is here, and stays when the disk goes; NULL: none */
+	bool behind;  /* the host has the second copy only */
+	bool in_sync; /* ... and it is equal */
+	uint64_t window; /* ns for which there are two; 0: not known */
 	char *disk, *uri;
 	uint64_t size;
 	char *offered; /* to whom it was, as shared; NULL */

@@ -295,6 +295,7 @@ static void not_truth(struct whois *w)
 static void no_record(struct whois *w)
 {
 	const struct bm_mark *mark = &w->mark;
+	const char *path = bm_uri_path(w->asked);
 
 	if (!strcmp(mark->state, "retired")) {
 		say(w, "retired", 1,
@@ -311,7 +312,8 @@ static void no_record(struct whois *w)
 		    "it is marked as the truth of a disk (generation %" PRIu64
 		    "), whose record in %s is gone: it may be served by any name",
 		    mark->generation, mark->folder);
-		next(w, "blockmirror serve NAME %s", w->asked);
+		next(w, "blockmirror serve NAME %s%s%s", mark->format, *mark->format ? ":" : "",
+		     path ? path : w->asked);
 	} else {
 		say(w, "unknown", 4, "it bears no mark, and no record in %s/disks names it",
 		    w->cli->state_dir);

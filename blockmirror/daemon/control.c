@@ -124,16 +124,17 @@ static void method_serve(void *arg, struct bm_rpc_call *call, json_t *params)
 	const char *name = NULL, *image = NULL, *folder = NULL;
 	json_int_t create = 0;
 	json_t *limits = NULL;
-	int force = 0;
+	int force = 0, flatten = 0;
 	struct bm_error error;
 	struct served *s;
 
-	if (json_unpack(params, "{s:s s?s s?I s?b s?s s?o}", "name", &name, "image", &image,
-			"create", &create, "force", &force, "state_directory", &folder, "limits",
-			&limits) ||
+	if (json_unpack(params, "{s:s s?s s?I s?b s?b s?s s?o}", "name", &name, "image", &image,
+			"create", &create, "force", &force, "flatten", &flatten, "state_directory",
+			&folder, "limits", &limits) ||
 	    create < 0 || (create && !image) || !registry_limits_good(limits)) {
 		bm_fail(&error, BM_E_USAGE,
-			"name (a string) is wanted, and image, create (bytes), force, limits");
+			"name (a string) is wanted, and image, create (bytes), force, flatten, "
+			"limits");
 		bm_rpc_fail(call, &error);
 		return;
 	}
@@ -156,6 +157,7 @@ static void method_serve(void *arg, struct bm_rpc_call *call, json_t *params)
 	s->first.image = image ? strdup(image) : NULL;
 	s->first.create = (uint64_t)create;
 	s->first.force = force;
+	s->first.flatten = flatten;
 	json_decref(s->limits);
 	s->limits = json_incref(limits);
 	bm_timer_clear(d->loop, &s->retry);

@@ -87,7 +87,7 @@ enum served_state {
 struct first_start {
 	char *image;
 	uint64_t create;
-	bool force;
+	bool force, flatten;
 	/* a standby: */
 	bool standby;
 	uint64_t size;

@@ -34,6 +34,9 @@ static const char help[] =
 	"  --name NAME      of this host, for other hosts (default: its host name)\n"
 	"  --listen ADDRESS:PORT  other hosts that are paired with this one come there, under TLS\n"
 	"  --bind ADDRESS   where the data of their disks comes to (default: that of --listen)\n"
+	"  --tls-dir DIR    certificates, for hosts that are known by them: ca-cert.pem,\n"
+	"                   server-cert.pem, server-key.pem; client-cert.pem, client-key.pem and\n"
+	"                   ca-crl.pem if there are\n"
 	"  --help, --version\n"
 	"\n"
 	"\"blockmirror serve\" adds a disk. On SIGTERM it ends, and the disks go on.\n";
@@ -114,7 +117,8 @@ static void found(void *arg, const char *name, json_t *limits, json_t *received)
 
 /* What the command line says. */
 struct arguments {
-	const char *run, *state, *name, *listen, *bind;
+	const char *run, *state;
+	struct peers_options peers;
 };
 
 static int daemon_open(struct daemon *d, const struct arguments *args, struct bm_error *error)
@@ -135,7 +139,7 @@ static int daemon_open(struct daemon *d, const struct arguments *args, struct bm
 	if (!r)
 		r = lock_registry(d, error);
 	if (!r)
-		r = peers_open(d, args->name, args->listen, args->bind, error);
+		r = peers_open(d, &args->peers, error);
 	if (!r)
 		r = control_listen(d, error);
 	if (!r)
@@ -203,6 +207,7 @@ int main(int argc, char **argv)
 		{"name", required_argument, NULL, 'n'},
 		{"listen", required_argument, NULL, 'l'},
 		{"bind", required_argument, NULL, 'b'},
+		{"tls-dir", required_argument, NULL, 't'},
 		{"help", no_argument, NULL, 'h'},
 		{"version", no_argument, NULL, 'V'},
 		{0},
@@ -222,13 +227,16 @@ int main(int argc, char **argv)
 			args.state = optarg;
 			break;
 		case 'n':
-			args.name = optarg;
+			args.peers.name = optarg;
 			break;
 		case 'l':
-			args.listen = optarg;
+			args.peers.listen = optarg;
 			break;
 		case 'b':
-			args.bind = optarg;
+			args.peers.bind = optarg;
+			break;
+		case 't':
+			args.peers.certificates = optarg;
 			break;
 		case 'h':
 			fputs(help, stdout);

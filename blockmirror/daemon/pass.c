@@ -14,6 +14,7 @@
 #include "blockmirror/base/cleanup.h"
 #include "blockmirror/base/disk_name.h"
 #include "blockmirror/base/file_util.h"
+#include "blockmirror/base/log.h"
 #include "blockmirror/base/record.h"
 #include "blockmirror/daemon/peer.h"
 
@@ -29,8 +30,8 @@ static const char *method_there(const struct peer_errand *e)
 
 static int ask_there(struct peer_errand *e)
 {
-	return peer_ask(e->peer, e->peers->name, method_there(e), json_incref(e->params),
-			PATIENCE_THERE, &e->result, &e->error);
+	return peer_ask(e->peers, e->peer, method_there(e), json_incref(e->params), PATIENCE_THERE,
+			&e->result, &e->error);
 }
 
 static void pass_on(struct daemon *d, struct bm_rpc_call *call, json_t *params, const char *method,
@@ -48,8 +49,43 @@ void method_remote_yield(void *arg, struct bm_rpc_call *call, json_t *params)
 	pass_on(arg, call, params, "yield", ERRAND_ASK);
 }
 
+/*
+ * The image that is here, of path, is kept when the disk goes: the other host is told where its
+ * mirror will reach it. Without that it goes all the same.
+ */
+static void put_back(struct daemon *d, json_t *params)
+{
+	const char *path = json_string_value(json_object_get(params, "keep")),
+		   *name = json_string_value(json_object_get(params, "name")),
+		   *disk = json_string_value(json_object_get(params, "disk")),
+		   *peer = json_string_value(json_object_get(params, "peer"));
+	struct served *s = path && name && disk && peer ? served_find(d, name) : NULL;
+	unsigned port = s ? registry_port(s->received) : 0;
+	struct bm_error error;
+	int fd;
+
+	if (!s || (port && strcmp(registry_peer(s->received), peer) != 0))
+		return;
+	if (!port) {
+		fd = peer_listen_data(d->peers, &port, &error);
+		if (fd < 0) {
+			bm_log(BM_LOG_WARN, "%s: no copy is kept: %s", name, error.text);
+			return;
+		}
+		close(fd);
+		json_decref(s->received);
+		s->received =
+			json_pack("{s:s s:s s:i}", "peer", peer, "disk", disk, "port", (int)port);
+		served_save(s);
+	}
+	json_object_set_new(params, "back",
+			    json_pack("{s:s s:s s:i s:s*}", "name", name, "path", path, "port",
+				      (int)port, "address", d->peers->bind));
+}
+
 void method_remote_arm(void *arg, struct bm_rpc_call *call, json_t *params)
 {
+	put_back(arg, params);
 	pass_on(arg, call, params, "arm", ERRAND_OURS);
 }
 
@@ -117,9 +153,14 @@ static int read_record(struct peer_errand *e, struct bm_record *record)
 	return r;
 }
 
+/* As the process would answer it: disk/yield.c. */
 static bool was_passed(const struct peer_errand *e, const struct bm_record *record)
 {
-	return record->role == BM_ROLE_RETIRED && !strcmp(record->peer, e->peer->name);
+	json_int_t asked = json_integer_value(json_object_get(e->params, "generation"));
+
+	return record->role != BM_ROLE_ACTIVE && !strcmp(record->peer, e->peer->name) &&
+	       (record->role == BM_ROLE_RETIRED ||
+		(asked > 0 && record->generation > (uint64_t)asked));
 }
 
 /*
@@ -156,7 +197,10 @@ static int read_alone(struct peer_errand *e, struct bm_record *record)
 static int yield(struct peer_errand *e)
 {
 	bm_record_auto struct bm_record record = {0};
-	int r = call_process(e, "yield", json_pack("{s:s}", "to", e->peer->name));
+	int r = call_process(e, "yield",
+			     json_pack("{s:s s:O* s:O*}", "to", e->peer->name, "generation",
+				       json_object_get(e->params, "generation"), "keep",
+				       json_object_get(e->params, "keep")));
 
 	if (r >= 0)
 		return 0;
@@ -169,8 +213,27 @@ static int yield(struct peer_errand *e)
 			    record.name, e->peers->name);
 	if (r < 0)
 		return r;
-	e->result = json_pack("{s:I}", "generation", (json_int_t)record.generation);
+	e->result = json_pack("{s:I s:b}", "generation", (json_int_t)record.generation, "kept",
+			      (int)(record.role == BM_ROLE_STANDBY));
 	return 0;
+}
+
+/* What a standby is to know; of what the other host keeps, where we reach it. */
+static json_t *arm_params(struct peer_errand *e)
+{
+	static const char *const members[] = {"time_ns", "window_ns", "returns", "behind",
+					      "witness"};
+	const json_t *back = json_object_get(e->params, "back");
+	json_t *params = json_object();
+
+	for (size_t i = 0; i < sizeof(members) / sizeof(members[0]); i++)
+		json_object_set(params, members[i], json_object_get(e->params, members[i]));
+	if (back) {
+		bm_free char *uri = remote_uri(e, back);
+
+		json_object_set_new(params, "back", json_string(uri));
+	}
+	return params;
 }
 
 /* Who has the disk says that its standby may take it, or is to. */
@@ -185,12 +248,7 @@ static int tell_standby(struct peer_errand *e)
 	if (record.role == BM_ROLE_STANDBY && strcmp(record.peer, e->peer->name) != 0)
 		return bm_fail(&e->error, BM_E_ACCESS, "disk %s is not a standby of host %s",
 			       record.name, e->peer->name);
-	return call_process(e, method,
-			    !strcmp(method, "arm")
-				    ? json_pack("{s:O* s:O*}", "time_ns",
-						json_object_get(e->params, "time_ns"), "witness",
-						json_object_get(e->params, "witness"))
-				    : NULL);
+	return call_process(e, method, !strcmp(method, "arm") ? arm_params(e) : NULL);
 }
 
 static void answer(struct peers *p, struct bm_rpc_call *call, json_t *params,

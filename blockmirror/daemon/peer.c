@@ -13,9 +13,10 @@
 #include "blockmirror/base/cleanup.h"
 #include "blockmirror/base/disk_name.h"
 #include "blockmirror/base/file_util.h"
+#include "blockmirror/base/identity.h"
 #include "blockmirror/base/log.h"
 
-enum { CALLERS = 4, MOST_FOLDERS = 32 };
+enum { CALLERS = 4, MOST_FOLDERS = 32, LONGEST_IDENTITY = 1024 };
 
 void peer_free(struct peer *peer)
 {
@@ -26,24 +27,26 @@ void peer_free(struct peer *peer)
 	free(peer->name);
 	free(peer->address);
 	free(peer->key);
+	free(peer->identity);
 	json_decref(peer->receive);
 	json_decref(peer->shared);
 	free(peer);
 }
 
-struct peer *peer_new(const char *name, const char *address, const char *key, json_t *receive,
-		      json_t *shared)
+struct peer *peer_copy(const struct peer *from)
 {
 	struct peer *peer = calloc(1, sizeof(*peer));
 
 	if (!peer)
 		return NULL;
-	peer->name = strdup(name);
-	peer->address = strdup(address);
-	peer->key = strdup(key);
-	peer->receive = receive ? json_deep_copy(receive) : json_array();
-	peer->shared = shared ? json_deep_copy(shared) : json_array();
-	if (peer->name && peer->address && peer->key && peer->receive && peer->shared)
+	peer->name = strdup(from->name);
+	peer->address = strdup(from->address);
+	peer->key = from->key ? strdup(from->key) : NULL;
+	peer->identity = from->identity ? strdup(from->identity) : NULL;
+	peer->receive = from->receive ? json_deep_copy(from->receive) : json_array();
+	peer->shared = from->shared ? json_deep_copy(from->shared) : json_array();
+	if (peer->name && peer->address && (peer->key || peer->identity) && peer->receive &&
+	    peer->shared)
 		return peer;
 	peer_free(peer);
 	return NULL;
@@ -77,24 +80,48 @@ static int check_folders(const json_t *folders, struct bm_error *error)
 	return 0;
 }
 
-int peer_check(const char *name, const char *address, const char *key, const json_t *receive,
-	       const json_t *shared, struct bm_error *error)
+static int check_key(const struct peer *peer, struct bm_error *error)
 {
-	int r = check_folders(receive, error);
+	if (strlen(peer->key) == PEER_KEY_TEXT &&
+	    strspn(peer->key, "0123456789abcdef") == PEER_KEY_TEXT)
+		return 0;
+	return bm_fail(error, BM_E_USAGE,
+		       "the key of %s is none: %d hexadecimal digits, as \"blockmirror peer pair\" "
+		       "prints them",
+		       peer->name, PEER_KEY_TEXT);
+}
+
+/* A line of it goes into a file. */
+static int check_identity(const struct peer *peer, struct bm_error *error)
+{
+	bm_free char *name = bm_identity_name(peer->identity);
+
+	if (name && !strcmp(name, peer->identity) && strncmp(name, "psk:", 4) != 0 &&
+	    strlen(name) < LONGEST_IDENTITY && !strpbrk(name, "\r\n"))
+		return 0;
+	return bm_fail(error, BM_E_USAGE,
+		       "\"%.100s\" is no name that a certificate is for: dns:NAME, ip:ADDRESS, "
+		       "uri:URI, email:ADDRESS and dn:DN are",
+		       peer->identity);
+}
+
+int peer_check(const struct peer *peer, struct bm_error *error)
+{
+	int r = check_folders(peer->receive, error);
 
 	if (!r)
-		r = share_check_list(shared, error);
+		r = share_check_list(peer->shared, error);
 	if (r < 0)
 		return r;
-	if (bm_disk_name_check(name, NULL) < 0)
+	if (bm_disk_name_check(peer->name, NULL) < 0)
 		return bm_fail(error, BM_E_USAGE,
-			       "\"%.100s\" is no name of a host: letters, digits, and . _ -", name);
-	if (strlen(key) != PEER_KEY_TEXT || strspn(key, "0123456789abcdef") != strlen(key))
-		return bm_fail(error, BM_E_USAGE,
-			       "the key of %s is none: %d hexadecimal digits, as \"blockmirror "
-			       "peer pair\" prints them",
-			       name, PEER_KEY_TEXT);
-	return bm_address_check(address, error);
+			       "\"%.100s\" is no name of a host: letters, digits, and . _ -",
+			       peer->name);
+	if (!peer->key == !peer->identity)
+		return bm_fail(error, BM_E_USAGE, "host %s: a key or an identity is wanted",
+			       peer->name);
+	r = peer->key ? check_key(peer, error) : check_identity(peer, error);
+	return r < 0 ? r : bm_address_check(peer->address, error);
 }
 
 char *peer_make_key(void)
@@ -110,18 +137,6 @@ char *peer_make_key(void)
 		snprintf(key + i * 2, 3, "%02x", bytes[i]);
 	explicit_bzero(bytes, sizeof(bytes));
 	return key;
-}
-
-/* Keys of who has gone must not stay in use: without any, there is no keyring. */
-static void use_keys(struct peers *p)
-{
-	const struct bm_tls_options options = {.psk = p->keys, .priority = "NORMAL:-VERS-TLS1.2"};
-	struct bm_error error;
-
-	bm_keyring_free(p->keyring);
-	p->keyring = NULL;
-	if (!bm_list_empty(&p->list) && bm_keyring_new(&options, &p->keyring, &error) < 0)
-		bm_log(BM_LOG_ERROR, "no other host is let in: %s", error.text);
 }
 
 void peer_changed(struct peers *p, struct peer *peer, const char *removed)
@@ -140,7 +155,7 @@ void peer_changed(struct peers *p, struct peer *peer, const char *removed)
 			at = at->next;
 		bm_list_append(at, &peer->link); /* before it */
 	}
-	use_keys(p);
+	peer_trust_use(p);
 }
 
 /* HOST of HOST.DOMAIN. */
@@ -154,28 +169,34 @@ static char *host_name(void)
 	return strdup(name);
 }
 
-static int set_names(struct peers *p, const char *name, const char *listen, const char *bind,
-		     struct bm_error *error)
+/* Whether there is a copy now of what there was. */
+static bool copied(char **to, const char *from)
 {
-	p->name = name ? strdup(name) : host_name();
-	p->listen = listen ? strdup(listen) : NULL;
-	p->bind = bind ? strdup(bind) : NULL;
-	if (!p->name || (listen && !p->listen) || (bind && !p->bind) ||
+	*to = from ? strdup(from) : NULL;
+	return !from || *to;
+}
+
+static int set_names(struct peers *p, const struct peers_options *o, struct bm_error *error)
+{
+	p->name = o->name ? strdup(o->name) : host_name();
+	if (!p->name || !copied(&p->listen, o->listen) || !copied(&p->bind, o->bind) ||
+	    !copied(&p->certificates, o->certificates) ||
 	    asprintf(&p->folder, "%s/peers", p->daemon->state) < 0 ||
-	    asprintf(&p->keys, "%s/keys", p->folder) < 0)
+	    asprintf(&p->keys, "%s/keys", p->folder) < 0 ||
+	    asprintf(&p->acl, "%s/acl", p->folder) < 0 ||
+	    asprintf(&p->links, "%s/x509", p->folder) < 0)
 		return bm_fail_errno(error, ENOMEM, "blockmirrord");
 	if (bm_disk_name_check(p->name, NULL) < 0)
 		return bm_fail(error, BM_E_USAGE,
 			       "\"%.100s\" is no name of a host: give one with --name", p->name);
-	if (bind && !listen)
+	if (o->bind && !o->listen)
 		return bm_fail(error, BM_E_USAGE,
 			       "--bind says where disks come to: who may send "
 			       "them is asked at --listen");
-	return listen ? bm_address_check(listen, error) : 0;
+	return o->listen ? bm_address_check(o->listen, error) : 0;
 }
 
-int peers_open(struct daemon *d, const char *name, const char *listen, const char *bind,
-	       struct bm_error *error)
+int peers_open(struct daemon *d, const struct peers_options *options, struct bm_error *error)
 {
 	struct peers *p = d->peers = calloc(1, sizeof(*p));
 	int keys = 0, r;
@@ -191,19 +212,21 @@ int peers_open(struct daemon *d, const char *name, const char *listen, const cha
 		if (!p->callers[i])
 			return bm_fail_errno(error, ENOMEM, "blockmirrord");
 	}
-	r = set_names(p, name, listen, bind, error);
+	r = set_names(p, options, error);
 	if (!r) {
 		r = bm_make_folders(p->folder);
 		if (r < 0)
 			bm_fail_errno(error, r, "cannot create %s", p->folder);
 	}
 	if (!r)
+		r = peer_trust_link(p, error);
+	if (!r)
 		r = peer_read_all(p, &keys, error);
 	if (!r && keys < 0)
 		bm_log(BM_LOG_ERROR, "no other host is let in: %s", error->text);
 	else if (!r)
-		use_keys(p);
-	return r || !listen ? r : peer_listen(p, error);
+		peer_trust_use(p);
+	return r || !p->listen ? r : peer_listen(p, error);
 }
 
 void peers_close(struct daemon *d)
@@ -227,6 +250,9 @@ void peers_close(struct daemon *d)
 	free(p->bind);
 	free(p->folder);
 	free(p->keys);
+	free(p->acl);
+	free(p->certificates);
+	free(p->links);
 	free(p);
 	d->peers = NULL;
 }

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * Hosts that trust each other, shared by the files about them. Two hosts have a key of their own,
- * by which TLS proves each to the other; nobody else gets in.
+ * or certificates of one authority, by which TLS proves each to the other; nobody else gets in.
  *
  *   peer.c        which there are
+ *   peer_trust.c  by what they prove to be themselves
  *   peer_file.c   STATE/peers: NAME.json of each, and their keys as TLS reads them
  *   peer_port.c   what they may ask of us
  *   receive.c     of that: disks of theirs that come here
@@ -44,9 +45,10 @@ enum errand_level {
 /* One host. What is known of it changes only as a whole, in a new one. */
 struct peer {
 	struct bm_list link;
-	char *name;      /* by which it comes to us */
+	char *name;      /* by which it comes to us, and we speak of it */
 	char *address;   /* HOST:PORT */
-	char *key;       /* hexadecimal */
+	char *key;       /* hexadecimal; NULL: it has a certificate */
+	char *identity;  /* which is for that name (base/identity.h); NULL: it has a key */
 	json_t *receive; /* folders of ours that disks of its may come to; strings */
 	json_t *shared;  /* paths and URIs that it may have us open (share.c) */
 };
@@ -57,40 +59,63 @@ struct peers {
 	char *listen;               /* ADDRESS:PORT; NULL: nobody comes to us */
 	char *bind;                 /* ADDRESS that disks come to; NULL: that of listen */
 	char *folder, *keys;        /* STATE/peers, and the file of all keys in it */
+	char *acl;                  /* there: who is who, as disks' processes read it */
+	char *certificates;         /* --tls-dir; NULL: we have none */
+	char *links;                /* STATE/peers/x509: what is in there, as TLS wants it */
 	struct bm_list list;        /* struct peer, by name */
 	struct bm_rpc *rpc;         /* of those who come */
 	struct bm_keyring *keyring; /* NULL: there are no peers */
+	bool incomplete;            /* it lacks certificates, which could not be read */
 	struct bm_workers *callers[ERRAND_LEVELS]; /* calls to them, and for them, which block */
 	struct peer_change *change;                /* files are being written; NULL */
 	struct bm_list errands;                    /* calls to them, for calls to us */
 	struct bm_list receipts; /* disks that they want to put here, and that are looked at */
 };
 
-/* peer.c. bind: NULL, or the address for disks. */
-int peers_open(struct daemon *d, const char *name, const char *listen, const char *bind,
-	       struct bm_error *error);
+/* What the command line says; NULL: nothing. */
+struct peers_options {
+	const char *name, *listen, *bind, *certificates;
+};
+
+/* peer.c */
+int peers_open(struct daemon *d, const struct peers_options *options, struct bm_error *error);
 void peers_close(struct daemon *d);
 struct peer *peer_find(const struct peers *p, const char *name);
-/* Copies; receive, shared NULL: nothing may come. NULL: no memory. */
-struct peer *peer_new(const char *name, const char *address, const char *key, json_t *receive,
-		      json_t *shared);
+/* A copy; receive, shared NULL: nothing may come. NULL: no memory. */
+struct peer *peer_copy(const struct peer *from);
 void peer_free(struct peer *peer); /* NULL is allowed */
-int peer_check(const char *name, const char *address, const char *key, const json_t *receive,
-	       const json_t *shared, struct bm_error *error);
+int peer_check(const struct peer *peer, struct bm_error *error);
 /* A new key, hexadecimal, malloc()ed. */
 char *peer_make_key(void);
 /* What was written counts from now on; peer is taken over. */
 void peer_changed(struct peers *p, struct peer *peer, const char *removed);
 
+/* peer_trust.c */
+void peer_trust_use(struct peers *p);
+/* For bm_rpc_secure(); arg is the peers. */
+struct bm_keyring *peer_trust_keyring(void *arg);
+/* Who that is; NULL: none of ours. */
+struct peer *peer_of(const struct peers *p, const struct bm_identity *who);
+/* How we go to peer; any thread. BM_E_USAGE: we have no certificate. */
+struct bm_tls_trust;
+int peer_trust_of(const struct peers *p, const struct peer *peer, struct bm_tls_trust *trust,
+		  struct bm_error *error);
+/* Makes STATE/peers/x509. */
+int peer_trust_link(struct peers *p, struct bm_error *error);
+
 /*
- * peer_file.c: all block. Writes what is to be: text is the file of all keys as it shall be, peer
- * the one that is added, or NULL, and then removed is the name of one that goes. Blocks, in any
- * thread.
+ * peer_file.c: all block. Writes what is to be: text is what the files of all shall be, peer the
+ * one that is added, or NULL, and then removed is the name of one that goes. Blocks, in any thread.
  */
+struct peer_text {
+	char *keys, *acl;
+};
 int peer_write(const struct peers *p, const struct peer *peer, const char *removed,
-	       const char *text, struct bm_error *error);
-/* The file of all keys, with peer instead of who has its name, and without removed. malloc()ed. */
-char *peer_keys_text(const struct peers *p, const struct peer *peer, const char *removed);
+	       const struct peer_text *text, struct bm_error *error);
+/* With peer instead of who has its name, and without removed. false: no memory. */
+bool peer_text_make(const struct peers *p, const struct peer *peer, const char *removed,
+		    struct peer_text *text);
+void peer_text_free(struct peer_text *text);
 /* The file by which we prove to be ourselves to that host. malloc()ed. */
 char *peer_key_path(const struct peers *p, const char *name);
 /* What was cut off is completed. keys: what that comes to; the hosts are known in any case. */
@@ -119,14 +144,16 @@ int share_find(const json_t *list, const char *uri, char **found, struct bm_erro
  * peer_call.c: blocks; in any thread. A connection to a peer on which a version is agreed on;
  * hello: what it said, the caller's to release.
  */
-int peer_connect(const struct peer *peer, const char *our_name, struct bm_client **client,
+int peer_connect(const struct peers *p, const struct peer *peer, struct bm_client **client,
 		 json_t **hello, struct bm_error *error);
 /* Once more with the rest: connects, calls, closes. limit: ns that the answer may take. */
-int peer_ask(const struct peer *peer, const char *our_name, const char *method, json_t *params,
+int peer_ask(const struct peers *p, const struct peer *peer, const char *method, json_t *params,
 	     uint64_t limit, json_t **result, struct bm_error *error);
 /* How it is reached: as peer.check tells it (docs/protocol.md). */
-int peer_measure(const struct peer *peer, const char *our_name, json_t **result,
+int peer_measure(const struct peers *p, const struct peer *peer, json_t **result,
 		 struct bm_error *error);
+/* Where a peer that has said hello takes disks' data. malloc()ed; NULL: no memory. */
+char *peer_data_host(const struct peer *peer, const json_t *hello);
 
 /* peer_admin.c: methods of the control socket; arg is the daemon. */
 bm_rpc_method method_peer_add, method_peer_allow, method_peer_pair, method_peer_remove,
@@ -161,6 +188,11 @@ void peer_errand_begin(struct peers *p, struct bm_rpc_call *call, const struct p
 
 /* remote.c: methods of the control socket; arg is the daemon. */
 bm_rpc_method method_remote_create, method_remote_share, method_remote_remove;
+/*
+ * Where the errand's peer serves what answer says (path, name, port, address), as any NBD client
+ * understands it. Asks the peer; blocks. malloc()ed; NULL: it cannot be reached there.
+ */
+char *remote_uri(struct peer_errand *errand, const json_t *answer);
 
 /* pass.c: methods of the control socket, whose arg is the daemon; and of the port for hosts. */
 bm_rpc_method method_remote_yield, method_remote_arm, method_remote_take, method_received;

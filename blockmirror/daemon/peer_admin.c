@@ -4,8 +4,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 #include "blockmirror/base/cleanup.h"
+#include "blockmirror/base/identity.h"
 #include "blockmirror/daemon/peer.h"
 
 /* Files are being written for a call: one at a time. */
@@ -14,7 +16,8 @@ struct peer_change {
 	struct peers *peers;
 	struct bm_rpc_call *call;
 	struct peer *peer; /* who comes; NULL: somebody goes */
-	char *removed, *text;
+	char *removed;
+	struct peer_text text;
 	bool paired; /* the key is ours to tell */
 	int result;
 	struct bm_error error;
@@ -29,11 +32,9 @@ static void refuse(struct bm_rpc_call *call, enum bm_code code, const char *text
 
 static void free_change(struct peer_change *c)
 {
-	if (c->text)
-		explicit_bzero(c->text, strlen(c->text));
 	peer_free(c->peer);
 	free(c->removed);
-	free(c->text);
+	peer_text_free(&c->text);
 	free(c);
 }
 
@@ -41,7 +42,7 @@ static void run_change(struct bm_work *work)
 {
 	struct peer_change *c = bm_container(work, struct peer_change, work);
 
-	c->result = peer_write(c->peers, c->peer, c->removed, c->text, &c->error);
+	c->result = peer_write(c->peers, c->peer, c->removed, &c->text, &c->error);
 }
 
 static void change_done(struct bm_work *work)
@@ -77,11 +78,9 @@ static void begin_change(struct peers *p, struct bm_rpc_call *call, struct peer 
 		*c = (struct peer_change){.peers = p, .call = call, .peer = peer, .paired = paired};
 	else
 		peer_free(peer);
-	if (c) {
+	if (c)
 		c->removed = removed ? strdup(removed) : NULL;
-		c->text = peer_keys_text(p, peer, removed);
-	}
-	if (!c || !c->text || (removed && !c->removed)) {
+	if (!c || !peer_text_make(p, peer, removed, &c->text) || (removed && !c->removed)) {
 		if (c)
 			free_change(c);
 		bm_fail_errno(&error, ENOMEM, "hosts");
@@ -101,38 +100,80 @@ static bool can_change(const struct peers *p, struct bm_rpc_call *call, const ch
 	return !p->change;
 }
 
-static void add(struct peers *p, struct bm_rpc_call *call, json_t *params, const char *made_key)
+/* Two hosts that have the same name could not be told apart. */
+static const struct peer *same_identity(const struct peers *p, const struct peer *said)
 {
-	const char *name = NULL, *address = NULL, *given = NULL, *key;
-	json_t *receive = NULL, *shared = NULL;
+	bm_list_each(node, &p->list) {
+		const struct peer *peer = bm_container(node, struct peer, link);
+
+		if (peer->identity && said->identity && strcmp(peer->name, said->name) != 0 &&
+		    !strcasecmp(peer->identity, said->identity))
+			return peer;
+	}
+	return NULL;
+}
+
+static void add_checked(struct peers *p, struct bm_rpc_call *call, const struct peer *said,
+			bool replace, bool paired)
+{
+	const struct peer *same = same_identity(p, said);
 	struct bm_error error;
 	struct peer *peer;
-	int replace = 0;
 
-	if (json_unpack(params, "{s:s s:s s?s s?b s?o s?o}", "name", &name, "address", &address,
-			"key", &given, "replace", &replace, "receive", &receive, "shared",
-			&shared) ||
-	    (!made_key && !given)) {
-		bm_fail(&error, BM_E_USAGE, "name, address and key (strings) are wanted");
+	if (!strcmp(said->name, p->name)) {
+		refuse(call, BM_E_USAGE, "is this one", said->name);
+	} else if (peer_find(p, said->name) && !replace) {
+		refuse(call, BM_E_EXISTS, "is known already: remove it, or say --replace",
+		       said->name);
+	} else if (same) {
+		bm_fail(&error, BM_E_EXISTS, "host %s is known by %s already", same->name,
+			same->identity);
 		bm_rpc_fail(call, &error);
-		return;
-	}
-	key = made_key ? made_key : given;
-	if (peer_check(name, address, key, receive, shared, &error) < 0) {
-		bm_rpc_fail(call, &error);
-		return;
-	}
-	if (!strcmp(name, p->name))
-		refuse(call, BM_E_USAGE, "is this one", name);
-	else if (peer_find(p, name) && !replace)
-		refuse(call, BM_E_EXISTS, "is known already: remove it, or say --replace", name);
-	else if (can_change(p, call, name)) {
-		peer = peer_new(name, address, key, receive, shared);
+	} else if (can_change(p, call, said->name)) {
+		peer = peer_copy(said);
 		if (peer)
-			begin_change(p, call, peer, NULL, made_key);
+			begin_change(p, call, peer, NULL, paired);
 		else
-			refuse(call, BM_E_INTERNAL, "cannot be added: out of memory", name);
+			refuse(call, BM_E_INTERNAL, "cannot be added: out of memory", said->name);
 	}
+}
+
+/* identity: what the certificate is for, if there is no key; as people write it. */
+static void add(struct peers *p, struct bm_rpc_call *call, json_t *params, char *made_key)
+{
+	bm_free char *identity = NULL;
+	const char *written = NULL;
+	struct bm_error error;
+	struct peer said = {0}; /* params' */
+	int replace = 0, r;
+
+	if (json_unpack(params, "{s:s s:s s?s s?s s?b s?o s?o}", "name", &said.name, "address",
+			&said.address, "key", &said.key, "identity", &written, "replace", &replace,
+			"receive", &said.receive, "shared", &said.shared) ||
+	    (!made_key && !said.key == !written)) {
+		bm_fail(&error, BM_E_USAGE,
+			"name, address and key or identity (strings) are wanted");
+		bm_rpc_fail(call, &error);
+		return;
+	}
+	if (made_key)
+		said.key = made_key;
+	else if (written)
+		said.identity = identity = bm_identity_of_host(written);
+	if (written && !made_key && !p->certificates)
+		r = bm_fail(&error, BM_E_USAGE,
+			    "blockmirrord has no certificates: start it with --tls-dir");
+	else if (written && !made_key && !identity)
+		r = bm_fail(&error, BM_E_USAGE,
+			    "\"%.100s\" is no name that a certificate is for: NAME, dns:NAME, "
+			    "ip:ADDRESS, uri:URI, email:ADDRESS and dn:DN are",
+			    written);
+	else
+		r = peer_check(&said, &error);
+	if (r < 0)
+		bm_rpc_fail(call, &error);
+	else
+		add_checked(p, call, &said, replace, made_key);
 }
 
 void method_peer_add(void *arg, struct bm_rpc_call *call, json_t *params)
@@ -174,18 +215,21 @@ void method_peer_allow(void *arg, struct bm_rpc_call *call, json_t *params)
 	const struct peer *old = peer_wanted(d->peers, call, params, "name");
 	json_t *receive = json_object_get(params, "receive"),
 	       *shared = json_object_get(params, "shared");
+	struct peer changed, *peer;
 	struct bm_error error;
-	struct peer *peer;
 
 	if (!old)
 		return;
-	if (peer_check(old->name, old->address, old->key, receive, shared, &error) < 0) {
+	changed = *old;
+	changed.receive = receive;
+	changed.shared = shared;
+	if (peer_check(&changed, &error) < 0) {
 		bm_rpc_fail(call, &error);
 		return;
 	}
 	if (!can_change(d->peers, call, old->name))
 		return;
-	peer = peer_new(old->name, old->address, old->key, receive, shared);
+	peer = peer_copy(&changed);
 	if (peer)
 		begin_change(d->peers, call, peer, NULL, false);
 	else
@@ -210,9 +254,10 @@ void method_peer_list(void *arg, struct bm_rpc_call *call, json_t *params)
 	bm_list_each(node, &d->peers->list) {
 		const struct peer *peer = bm_container(node, struct peer, link);
 
-		json_array_append_new(list, json_pack("{s:s s:s s:O s:O}", "name", peer->name,
-						      "address", peer->address, "receive",
-						      peer->receive, "shared", peer->shared));
+		json_array_append_new(list, json_pack("{s:s s:s s:s* s:O s:O}", "name", peer->name,
+						      "address", peer->address, "identity",
+						      peer->identity, "receive", peer->receive,
+						      "shared", peer->shared));
 	}
 	bm_rpc_reply(call, json_pack("{s:o s:s s:s*}", "peers", list, "name", d->peers->name,
 				     "listen", d->peers->listen));
@@ -253,7 +298,7 @@ void peer_errand_begin(struct peers *p, struct bm_rpc_call *call, const struct p
 	struct peer_errand *e = calloc(1, sizeof(*e));
 
 	if (e)
-		e->peer = peer_new(peer->name, peer->address, peer->key, NULL, NULL);
+		e->peer = peer_copy(peer);
 	if (!e || !e->peer) {
 		free(e);
 		json_decref(params);
@@ -273,7 +318,7 @@ void peer_errand_begin(struct peers *p, struct bm_rpc_call *call, const struct p
 
 static int check(struct peer_errand *e)
 {
-	return peer_measure(e->peer, e->peers->name, &e->result, &e->error);
+	return peer_measure(e->peers, e->peer, &e->result, &e->error);
 }
 
 void method_peer_check(void *arg, struct bm_rpc_call *call, json_t *params)

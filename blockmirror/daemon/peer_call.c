@@ -8,6 +8,7 @@
 #include <sys/socket.h>
 #include <time.h>
 
+#include "blockmirror/base/cleanup.h"
 #include "blockmirror/base/tls_client.h"
 #include "blockmirror/daemon/peer.h"
 
@@ -25,12 +26,14 @@ static uint64_t clock_ns(clockid_t clock)
 	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-int peer_connect(const struct peer *peer, const char *our_name, struct bm_client **client,
+int peer_connect(const struct peers *p, const struct peer *peer, struct bm_client **client,
 		 json_t **hello, struct bm_error *error)
 {
-	const struct bm_tls_key key = {.user = our_name, .hex = peer->key};
-	int r = bm_client_connect_tls(peer->address, &key, PATIENCE, client, error);
+	struct bm_tls_trust trust;
+	int r = peer_trust_of(p, peer, &trust, error);
 
+	if (!r)
+		r = bm_client_connect_tls(peer->address, &trust, PATIENCE, client, error);
 	if (r < 0)
 		return r;
 	r = bm_client_call(*client, "hello",
@@ -41,11 +44,24 @@ int peer_connect(const struct peer *peer, const char *our_name, struct bm_client
 	return r;
 }
 
-int peer_ask(const struct peer *peer, const char *our_name, const char *method, json_t *params,
+/* Without the brackets of an IPv6 address, which are the port's. */
+char *peer_data_host(const struct peer *peer, const json_t *hello)
+{
+	const char *said = json_string_value(json_object_get(hello, "data"));
+	const char *address = peer->address, *end = strrchr(address, ':');
+
+	if (said)
+		return strdup(said);
+	if (*address == '[' && end > address + 1)
+		return strndup(address + 1, (size_t)(end - address) - 2);
+	return strndup(address, (size_t)(end - address));
+}
+
+int peer_ask(const struct peers *p, const struct peer *peer, const char *method, json_t *params,
 	     uint64_t limit, json_t **result, struct bm_error *error)
 {
 	struct bm_client *client;
-	int r = peer_connect(peer, our_name, &client, NULL, error);
+	int r = peer_connect(p, peer, &client, NULL, error);
 
 	if (r < 0) {
 		json_decref(params);
@@ -131,6 +147,19 @@ static int measure_speed(struct bm_client *client, json_t *result, struct bm_err
 	return 0;
 }
 
+/* An NBD client will want the certificate to be for where it connects to. */
+static void note_data(const struct bm_client *client, const struct peer *peer, const json_t *hello,
+		      json_t *result)
+{
+	bm_free char *host = peer_data_host(peer, hello);
+
+	if (peer->identity && host) {
+		json_object_set_new(result, "data", json_string(host));
+		json_object_set_new(result, "data_covered",
+				    json_boolean(bm_client_tls_covers(client, host)));
+	}
+}
+
 static void note_path(const struct bm_client *client, json_t *result)
 {
 	struct tcp_info info = {0};
@@ -140,12 +169,12 @@ static void note_path(const struct bm_client *client, json_t *result)
 		json_object_set_new(result, "mtu", json_integer(info.tcpi_pmtu));
 }
 
-int peer_measure(const struct peer *peer, const char *our_name, json_t **result,
+int peer_measure(const struct peers *p, const struct peer *peer, json_t **result,
 		 struct bm_error *error)
 {
 	struct bm_client *client;
 	json_t *hello = NULL;
-	int r = peer_connect(peer, our_name, &client, &hello, error);
+	int r = peer_connect(p, peer, &client, &hello, error);
 
 	if (r < 0)
 		return r;
@@ -157,8 +186,10 @@ int peer_measure(const struct peer *peer, const char *our_name, json_t **result,
 		    : bm_fail(error, BM_E_IO, "%s answers hello with something else", peer->name);
 	if (!r)
 		r = measure_speed(client, *result, error);
-	if (!r)
+	if (!r) {
 		note_path(client, *result);
+		note_data(client, peer, hello, *result);
+	}
 	bm_client_close(client);
 	json_decref(hello);
 	if (r < 0)

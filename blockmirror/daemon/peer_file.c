@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * STATE/peers: NAME.json says what is known of a host, and is the truth. The rest is made from
- * these at a start and at each change, for TLS to read: keys, of all who may come to us, and
- * NAME.psk, by which we go to that host.
+ * these at a start and at each change, for TLS and disks' processes to read: keys, of all who may
+ * come to us by one; acl, who comes by what name; and NAME.psk, by which we go to that host.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -35,7 +35,30 @@ static int write_text(const char *path, const char *text, struct bm_error *error
 	return bm_fail_errno(error, r, "cannot write %s", path);
 }
 
-char *peer_keys_text(const struct peers *p, const struct peer *peer, const char *removed)
+/* As nbd-server/acl.c reads it, with the host whose disk it is about for an export. */
+static void print_acl(FILE *f, const struct peer *peer)
+{
+	fputc('"', f);
+	for (const char *at = peer->identity; *at; at++)
+		fprintf(f, "%s%c", *at == '"' || *at == '\\' ? "\\" : "", *at);
+	fprintf(f, "\" \"%s\" read-write\n", peer->name);
+}
+
+static void print_key(FILE *f, const struct peer *peer)
+{
+	fprintf(f, "%s:%s\n", peer->name, peer->key);
+}
+
+static void print_one(FILE *f, const struct peer *peer, bool keys)
+{
+	if (keys && peer->key)
+		print_key(f, peer);
+	else if (!keys && peer->identity)
+		print_acl(f, peer);
+}
+
+static char *print_all(const struct peers *p, const struct peer *peer, const char *removed,
+		       bool keys)
 {
 	char *text = NULL;
 	size_t length = 0;
@@ -48,14 +71,37 @@ char *peer_keys_text(const struct peers *p, const struct peer *peer, const char 
 
 		if ((!peer || strcmp(known->name, peer->name)) &&
 		    (!removed || strcmp(known->name, removed)))
-			fprintf(f, "%s:%s\n", known->name, known->key);
+			print_one(f, known, keys);
 	}
 	if (peer)
-		fprintf(f, "%s:%s\n", peer->name, peer->key);
+		print_one(f, peer, keys);
 	if (!fclose(f))
 		return text;
 	free(text);
 	return NULL;
+}
+
+bool peer_text_make(const struct peers *p, const struct peer *peer, const char *removed,
+		    struct peer_text *text)
+{
+	text->keys = print_all(p, peer, removed, true);
+	text->acl = print_all(p, peer, removed, false);
+	return text->keys && text->acl;
+}
+
+void peer_text_free(struct peer_text *text)
+{
+	if (text->keys)
+		explicit_bzero(text->keys, strlen(text->keys));
+	free(text->keys);
+	free(text->acl);
+}
+
+static int write_texts(const struct peers *p, const struct peer_text *text, struct bm_error *error)
+{
+	int r = write_text(p->keys, text->keys, error);
+
+	return r ? r : write_text(p->acl, text->acl, error);
 }
 
 static char *path_of(const struct peers *p, const char *name)
@@ -77,6 +123,10 @@ static int write_key(const struct peers *p, const struct peer *peer, struct bm_e
 	bm_free char *path = peer_key_path(p, peer->name), *text = NULL;
 	int r;
 
+	if (path && !peer->key)
+		return unlink(path) < 0 && errno != ENOENT
+			       ? bm_fail_errno(error, errno, "cannot remove %s", path)
+			       : 0;
 	if (!path || asprintf(&text, "%s:%s\n", p->name, peer->key) < 0)
 		return bm_fail_errno(error, ENOMEM, "host %s", peer->name);
 	r = write_text(path, text, error);
@@ -99,7 +149,7 @@ static int remove_files(const struct peers *p, const char *name, const char *pat
 
 /* The host's own file first, whether it comes or goes: the keys are made from these at a start. */
 int peer_write(const struct peers *p, const struct peer *peer, const char *removed,
-	       const char *text, struct bm_error *error)
+	       const struct peer_text *text, struct bm_error *error)
 {
 	bm_free char *path = path_of(p, peer ? peer->name : removed), *entry = NULL;
 	json_t *j;
@@ -109,36 +159,34 @@ int peer_write(const struct peers *p, const struct peer *peer, const char *remov
 		return bm_fail_errno(error, ENOMEM, "host %s", peer ? peer->name : removed);
 	if (removed) {
 		r = remove_files(p, removed, path, error);
-		return r ? r : write_text(p->keys, text, error);
+		return r ? r : write_texts(p, text, error);
 	}
-	j = json_pack("{s:i s:s s:s s:s s:O s:O}", "format", FORMAT, "name", peer->name, "address",
-		      peer->address, "key", peer->key, "receive", peer->receive, "shared",
-		      peer->shared);
+	j = json_pack("{s:i s:s s:s s:s* s:s* s:O s:O}", "format", FORMAT, "name", peer->name,
+		      "address", peer->address, "key", peer->key, "identity", peer->identity,
+		      "receive", peer->receive, "shared", peer->shared);
 	entry = j ? json_dumps(j, JSON_COMPACT) : NULL;
 	json_decref(j);
 	r = entry ? write_text(path, entry, error) : bm_fail_errno(error, ENOMEM, "%s", path);
 	if (!r)
 		r = write_key(p, peer, error);
-	return r ? r : write_text(p->keys, text, error);
+	return r ? r : write_texts(p, text, error);
 }
 
 static struct peer *read_entry(const struct peers *p, const char *name)
 {
-	const char *said = "", *address = "", *key = "";
+	struct peer said = {0}, *peer = NULL; /* entry's */
 	bm_free char *path = path_of(p, name), *text = NULL;
-	struct peer *peer = NULL;
-	json_t *entry = NULL, *receive = NULL, *shared = NULL;
+	json_t *entry = NULL;
 	int format = 0;
 
 	if (path && !bm_read_text(path, LARGEST, &text))
 		entry = json_loads(text, 0, NULL);
 	if (entry &&
-	    !json_unpack(entry, "{s:i s:s s:s s:s s?o s?o}", "format", &format, "name", &said,
-			 "address", &address, "key", &key, "receive", &receive, "shared",
-			 &shared) &&
-	    format == FORMAT && !strcmp(said, name) &&
-	    !peer_check(name, address, key, receive, shared, NULL))
-		peer = peer_new(name, address, key, receive, shared);
+	    !json_unpack(entry, "{s:i s:s s:s s?s s?s s?o s?o}", "format", &format, "name",
+			 &said.name, "address", &said.address, "key", &said.key, "identity",
+			 &said.identity, "receive", &said.receive, "shared", &said.shared) &&
+	    format == FORMAT && !strcmp(said.name, name) && !peer_check(&said, NULL))
+		peer = peer_copy(&said);
 	json_decref(entry);
 	if (text)
 		explicit_bzero(text, strlen(text));
@@ -177,16 +225,16 @@ static int read_entries(struct peers *p, struct bm_error *error)
 /* The name that we go by may be another one than before. */
 static int write_keys(const struct peers *p, struct bm_error *error)
 {
-	bm_free char *text = peer_keys_text(p, NULL, NULL);
-	int r = text ? write_text(p->keys, text, error)
-		     : bm_fail_errno(error, ENOMEM, "keys of hosts");
+	struct peer_text text;
+	int r = peer_text_make(p, NULL, NULL, &text)
+			? write_texts(p, &text, error)
+			: bm_fail_errno(error, ENOMEM, "keys of hosts");
 
 	bm_list_each(node, &p->list) {
 		if (!r)
 			r = write_key(p, bm_container(node, struct peer, link), error);
 	}
-	if (text)
-		explicit_bzero(text, strlen(text));
+	peer_text_free(&text);
 	return r;
 }
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * What other hosts may ask of us, under TLS, by the names that their keys give them. Who was
- * removed gets no answer any more, though his connection lasts.
+ * What other hosts may ask of us, under TLS, by who their keys or certificates say they are. Who
+ * was removed gets no answer any more, though his connection lasts.
  */
 #include <errno.h>
 #include <netinet/in.h>
@@ -13,21 +13,29 @@
 
 #include "blockmirror/base/address.h"
 #include "blockmirror/base/cleanup.h"
+#include "blockmirror/base/identity.h"
 #include "blockmirror/daemon/peer.h"
 
-enum { BACKLOG = 16 };
+enum { BACKLOG = 16, TOLD = 200 };
 #define MOST_SWALLOWED (1ull << 30)
 
 struct peer *peer_admit(struct peers *p, struct bm_rpc_call *call, bool greeted)
 {
 	const struct bm_identity *who = bm_rpc_identity(call);
-	struct peer *peer = who && who->psk ? peer_find(p, who->psk) : NULL;
+	struct peer *peer = who ? peer_of(p, who) : NULL;
+	char told[TOLD];
 	struct bm_error error;
 
 	if (peer && (!greeted || *bm_rpc_version(call)))
 		return peer;
 	if (peer)
 		bm_fail(&error, BM_E_USAGE, "hello comes first");
+	else if (who && who->dn)
+		bm_fail(&error, BM_E_ACCESS,
+			"%s does not know the host that calls: its certificate is for %s; there, "
+			"\"blockmirror peer add NAME ADDRESS:PORT --x509 --identity ...\" makes it "
+			"known",
+			p->name, bm_identity_tell(who, told, sizeof(told)));
 	else
 		bm_fail(&error, BM_E_ACCESS, "%s does not know the host that calls", p->name);
 	bm_rpc_fail(call, &error);
@@ -61,8 +69,8 @@ static void method_hello(void *arg, struct bm_rpc_call *call, json_t *params)
 			p->name, PEER_OLDEST, PEER_NEWEST, oldest, newest);
 	else {
 		*bm_rpc_version(call) = (unsigned)(newest < PEER_NEWEST ? newest : PEER_NEWEST);
-		bm_rpc_reply(call, json_pack("{s:s s:s s:I}", "name", p->name, "software",
-					     BM_VERSION, "time_ns", wall_ns()));
+		bm_rpc_reply(call, json_pack("{s:s s:s s:I s:s*}", "name", p->name, "software",
+					     BM_VERSION, "time_ns", wall_ns(), "data", p->bind));
 		return;
 	}
 	bm_rpc_fail(call, &error);
@@ -99,13 +107,6 @@ static const struct bm_rpc_table methods[] = {
 	{"arm", method_arm},         {"take", method_take},
 	{"share", method_share},     {NULL, NULL},
 };
-
-static struct bm_keyring *keyring_of(void *arg)
-{
-	const struct peers *p = arg;
-
-	return p->keyring;
-}
 
 static int listen_on(const struct addrinfo *info)
 {
@@ -170,6 +171,6 @@ int peer_listen(struct peers *p, struct bm_error *error)
 		close(fd);
 		return bm_fail_errno(error, r, "cannot listen on %s", p->listen);
 	}
-	bm_rpc_secure(p->rpc, keyring_of);
+	bm_rpc_secure(p->rpc, peer_trust_keyring);
 	return bm_rpc_listen_fd(p->rpc, fd, error);
 }

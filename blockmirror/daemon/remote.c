@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "blockmirror/base/cleanup.h"
+#include "blockmirror/base/tls_client.h"
 #include "blockmirror/base/uri.h"
 #include "blockmirror/daemon/peer.h"
 
@@ -18,39 +19,92 @@
  * Where the other host serves it, as any NBD client understands it; and, for who reads it, whose
  * that is.
  */
-static char *uri_of(const struct peer_errand *e, const json_t *answer)
+static char *uri_of(const struct peer_errand *e, const char *host, const json_t *answer)
 {
-	bm_free char *key = peer_key_path(e->peers, e->peer->name);
-	bm_free char *escaped = key ? bm_uri_escape(key) : NULL, *path = NULL;
-	const char *address = json_string_value(json_object_get(answer, "address")), *where, *name;
+	const bool by_key = e->peer->key;
+	bm_free char *trust =
+		by_key ? peer_key_path(e->peers, e->peer->name) : strdup(e->peers->links);
+	bm_free char *escaped = trust ? bm_uri_escape(trust) : NULL, *path = NULL;
+	const char *said = json_string_value(json_object_get(answer, "address")), *where, *name;
 	json_int_t port;
+	bool brackets;
 	char *uri;
 
 	if (!escaped || json_unpack((json_t *)answer, "{s:s s:s s:I}", "path", &where, "name",
 				    &name, "port", &port))
 		return NULL;
 	path = bm_uri_escape(where);
+	if (said && by_key) /* a daemon of 0.1.0 says it only now */
+		host = said;
+	brackets = strchr(host, ':');
 	if (!path ||
-	    asprintf(&uri,
-		     "nbds://%s@%.*s:%lld/%s?tls-psk-file=%s&" BM_URI_HOST "=%s&" BM_URI_PATH "=%s",
-		     e->peers->name,
-		     address ? (int)strlen(address)
-			     : (int)(strrchr(e->peer->address, ':') - e->peer->address),
-		     address ? address : e->peer->address, (long long)port, name, escaped,
-		     e->peer->name, path) < 0)
+	    asprintf(&uri, "nbds://%s%s%s%s%s:%lld/%s?%s=%s&" BM_URI_HOST "=%s&" BM_URI_PATH "=%s",
+		     by_key ? e->peers->name : "", by_key ? "@" : "", brackets ? "[" : "", host,
+		     brackets ? "]" : "", (long long)port, name,
+		     by_key ? "tls-psk-file" : "tls-certificates", escaped, e->peer->name,
+		     path) < 0)
 		return NULL;
 	return uri;
 }
 
-static int create(struct peer_errand *e)
+/*
+ * The data goes to an address, and an NBD client looks whether the certificate that it finds there
+ * is for that address. The host has just proven to be the one that is meant; so the same
+ * certificate has to say both, or another host's might do for its data.
+ */
+static int check_host(struct peer_errand *e, const struct bm_client *client, const char *host)
 {
-	bm_free char *uri = NULL;
-	int r = peer_ask(e->peer, e->peers->name, "receive", json_incref(e->params), PATIENCE,
-			 &e->result, &e->error);
+	if (!host)
+		return bm_fail_errno(&e->error, ENOMEM, "host %s", e->peer->name);
+	if (bm_client_tls_covers(client, host))
+		return 0;
+	return bm_fail(&e->error, BM_E_ACCESS,
+		       "the certificate of host %s is not for %s, where data comes to: it needs "
+		       "that as a dns_name or ip_address, too",
+		       e->peer->name, host);
+}
+
+/* A connection to it, and the address that its data comes to. */
+static int reach(struct peer_errand *e, struct bm_client **client, char **host)
+{
+	json_t *hello = NULL;
+	int r = peer_connect(e->peers, e->peer, client, &hello, &e->error);
 
 	if (r < 0)
 		return r;
-	uri = uri_of(e, e->result);
+	*host = peer_data_host(e->peer, hello);
+	json_decref(hello);
+	r = check_host(e, *client, *host);
+	if (r < 0)
+		bm_client_close(*client);
+	return r;
+}
+
+char *remote_uri(struct peer_errand *e, const json_t *answer)
+{
+	bm_free char *host = NULL;
+	struct bm_client *client;
+
+	if (reach(e, &client, &host) < 0)
+		return NULL;
+	bm_client_close(client);
+	return uri_of(e, host, answer);
+}
+
+static int create(struct peer_errand *e)
+{
+	bm_free char *uri = NULL, *host = NULL;
+	struct bm_client *client;
+	int r = reach(e, &client, &host);
+
+	if (r < 0)
+		return r;
+	bm_client_set_timeout(client, PATIENCE);
+	r = bm_client_call(client, "receive", json_incref(e->params), &e->result, &e->error);
+	bm_client_close(client);
+	if (r < 0)
+		return r;
+	uri = uri_of(e, host, e->result);
 	if (!uri) {
 		json_decref(e->result);
 		return bm_fail(&e->error, BM_E_IO, "host %s answers with something else",
@@ -62,14 +116,14 @@ static int create(struct peer_errand *e)
 
 static int share(struct peer_errand *e)
 {
-	return peer_ask(e->peer, e->peers->name, "share", json_incref(e->params), PATIENCE,
-			&e->result, &e->error);
+	return peer_ask(e->peers, e->peer, "share", json_incref(e->params), PATIENCE, &e->result,
+			&e->error);
 }
 
 static int discard(struct peer_errand *e)
 {
-	return peer_ask(e->peer, e->peers->name, "discard", json_incref(e->params), PATIENCE,
-			&e->result, &e->error);
+	return peer_ask(e->peers, e->peer, "discard", json_incref(e->params), PATIENCE, &e->result,
+			&e->error);
 }
 
 static void begin(struct daemon *d, struct bm_rpc_call *call, json_t *params,

@@ -4,6 +4,7 @@
 #include <stdio.h>
 
 #include "blockmirror/base/cleanup.h"
+#include "blockmirror/base/record.h"
 #include "blockmirror/base/spawn.h"
 #include "blockmirror/daemon/peer.h"
 
@@ -28,10 +29,20 @@ static int put_limits(const struct served *s, char **argv, int n)
 /* What a standby's process needs to know; and of a new one, what the other host has said. */
 static int put_standby(struct served *s, char **argv, int n, char *size)
 {
+	struct peers *p = s->daemon->peers;
+	const struct peer *peer = s->received ? peer_find(p, registry_peer(s->received)) : NULL;
+
 	if (!s->received)
 		return n;
-	argv[n++] = (char *)"--peer-keys";
-	argv[n++] = s->daemon->peers->keys;
+	if (peer && peer->identity) {
+		argv[n++] = (char *)"--peer-tls";
+		argv[n++] = p->links;
+		argv[n++] = (char *)"--peer-acl";
+		argv[n++] = p->acl;
+	} else {
+		argv[n++] = (char *)"--peer-keys";
+		argv[n++] = p->keys;
+	}
 	if (!s->first.standby)
 		return n;
 	argv[n++] = (char *)"--standby-of";
@@ -44,6 +55,21 @@ static int put_standby(struct served *s, char **argv, int n, char *size)
 	if (registry_shared(s->received))
 		argv[n++] = (char *)"--shared";
 	return n;
+}
+
+/* Or may become one, and is not: then nothing comes by that port. */
+static bool is_standby(const struct served *s)
+{
+	bm_record_auto struct bm_record record = {0};
+	bm_free char *folder = NULL;
+
+	if (!s->received || s->first.standby)
+		return s->received;
+	if (asprintf(&folder, "%s/disks/%s", s->daemon->state, s->name) < 0) {
+		folder = NULL;
+		return false;
+	}
+	return !bm_record_read(folder, &record, NULL) && record.role == BM_ROLE_STANDBY;
 }
 
 /* The same port each time: the other host knows no other. */
@@ -61,7 +87,7 @@ static int listen_data(struct served *s)
 
 int served_spawn(struct served *s, int *output)
 {
-	bool listens = s->received && !registry_shared(s->received);
+	bool listens = is_standby(s) && !registry_shared(s->received);
 	bm_close int data = listens ? listen_data(s) : -1;
 	const int fds[] = {s->nbd.fd, s->control.fd, data};
 	char *argv[ARGUMENTS], create[NUMBER], size[NUMBER];
@@ -92,6 +118,8 @@ int served_spawn(struct served *s, int *output)
 	}
 	if (s->first.force)
 		argv[n++] = (char *)"--force";
+	if (s->first.flatten)
+		argv[n++] = (char *)"--flatten";
 	if (s->first.image)
 		argv[n++] = s->first.image;
 	argv[n] = NULL;

@@ -35,9 +35,6 @@ enum {
 	SMALLEST_BLOCK = 512,
 	LARGEST_BLOCK = 4096,
 };
-#define LOCK_WAIT  30000000000ull
-#define LOCK_RETRY 10000000ull
-
 struct file_io {
 	struct file *file;
 	struct bm_request *rq;
@@ -336,35 +333,6 @@ static const struct bm_dev_ops file_ops = {
 
 /* Opening */
 
-/* How long a process that is dying may keep the image (options->fence). */
-static uint64_t patience(const struct bm_open_options *options)
-{
-	if (!options->fence)
-		return 0;
-	return options->fence_ns ? options->fence_ns : LOCK_WAIT;
-}
-
-static int lock_image(int fd, const char *path, const struct bm_open_options *options,
-		      struct bm_error *error)
-{
-	uint64_t left = patience(options);
-	int r;
-
-	if (options->unlocked)
-		return 0;
-	while ((r = bm_image_lock(fd, options->read_only)) == -EAGAIN && left >= LOCK_RETRY) {
-		if (bm_wait_a_while(options, LOCK_RETRY) < 0)
-			break;
-		left -= LOCK_RETRY;
-	}
-	if (r == -EAGAIN)
-		return bm_fail(error, BM_E_LOCKED,
-			       "%s: another process has the image open (lslocks(8) shows which)",
-			       path);
-	/* A file system without locks: as QEMU does, go on without. */
-	return r == -EOPNOTSUPP || r == -ENOLCK ? 0 : r ? bm_fail_errno(error, r, "%s", path) : 0;
-}
-
 static int open_once(const char *path, int flags, bool *direct)
 {
 	int fd = *direct ? open(path, flags | O_DIRECT) : -1;
@@ -380,7 +348,7 @@ static int open_image(const char *path, const struct bm_open_options *options, s
 		      bool *direct, struct bm_error *error)
 {
 	int flags = (options->read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC, fd;
-	uint64_t left = patience(options);
+	uint64_t left = bm_image_patience(options);
 
 	if (stat(path, st) < 0)
 		return bm_fail_errno(error, errno, "cannot open %s", path);
@@ -393,10 +361,10 @@ static int open_image(const char *path, const struct bm_open_options *options, s
 	if (S_ISBLK(st->st_mode) && !options->read_only)
 		flags |= O_EXCL;
 	*direct = !options->buffered;
-	while ((fd = open_once(path, flags, direct)) == -EBUSY && left >= LOCK_RETRY) {
-		if (bm_wait_a_while(options, LOCK_RETRY) < 0)
+	while ((fd = open_once(path, flags, direct)) == -EBUSY && left >= BM_IMAGE_RETRY) {
+		if (bm_wait_a_while(options, BM_IMAGE_RETRY) < 0)
 			break;
-		left -= LOCK_RETRY;
+		left -= BM_IMAGE_RETRY;
 	}
 	return fd < 0 ? bm_fail_errno(error, fd, "cannot open %s", path) : fd;
 }
@@ -502,7 +470,7 @@ int bm_file_open(const struct bm_uri *uri, const struct bm_open_options *options
 	f->fd = r = options->descriptor ? take_image(path, options, &st, &direct, error)
 					: open_image(path, options, &st, &direct, error);
 	if (r >= 0 && !options->descriptor)
-		r = lock_image(f->fd, path, options, error);
+		r = bm_image_lock_for(f->fd, path, options, error);
 	if (r < 0)
 		goto fail;
 	r = image_size(f->fd, &st, &f->dev.geometry.size);

@@ -6,6 +6,10 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include "blockmirror/dev/open.h"
+
+#define LOCK_WAIT 30000000000ull
+
 enum {
 	PERM_BASE = 100,
 	SHARED_BASE = 200,
@@ -66,21 +70,68 @@ static int check(int fd, unsigned used, unsigned unshared)
 	return 0;
 }
 
+enum {
+	UNSHARED = PERM_WRITE | PERM_RESIZE,
+	WRITER = PERM_CONSISTENT_READ | PERM_WRITE | PERM_WRITE_UNCHANGED | PERM_RESIZE,
+};
+
 int bm_image_lock(int fd, bool read_only)
 {
-	unsigned unshared = PERM_WRITE | PERM_RESIZE;
-	unsigned used = PERM_CONSISTENT_READ;
+	unsigned used = read_only ? PERM_CONSISTENT_READ : WRITER;
+	int r = take(fd, used, UNSHARED);
+
+	if (!r)
+		r = check(fd, used, UNSHARED);
+	if (r < 0)
+		bm_image_unlock(fd);
+	return r;
+}
+
+int bm_image_lock_beside(int fd)
+{
+	return take(fd, WRITER, UNSHARED);
+}
+
+int bm_image_lock_alone(int fd)
+{
+	return check(fd, WRITER, UNSHARED);
+}
+
+void bm_image_unlock(int fd)
+{
+	for (int i = 0; i < PERMS; i++) {
+		lock_byte(fd, F_UNLCK, PERM_BASE + i);
+		lock_byte(fd, F_UNLCK, SHARED_BASE + i);
+	}
+}
+
+/* How long a process that is dying may keep the image (options->fence). */
+uint64_t bm_image_patience(const struct bm_open_options *options)
+{
+	if (!options->fence)
+		return 0;
+	return options->fence_ns ? options->fence_ns : LOCK_WAIT;
+}
+
+int bm_image_lock_for(int fd, const char *path, const struct bm_open_options *options,
+		      struct bm_error *error)
+{
+	uint64_t left = bm_image_patience(options);
 	int r;
 
-	if (!read_only)
-		used |= PERM_WRITE | PERM_WRITE_UNCHANGED | PERM_RESIZE;
-	r = take(fd, used, unshared);
-	if (!r)
-		r = check(fd, used, unshared);
-	if (r < 0)
-		for (int i = 0; i < PERMS; i++) {
-			lock_byte(fd, F_UNLCK, PERM_BASE + i);
-			lock_byte(fd, F_UNLCK, SHARED_BASE + i);
-		}
-	return r;
+	if (options->unlocked)
+		return 0;
+	while ((r = options->beside ? bm_image_lock_beside(fd)
+				    : bm_image_lock(fd, options->read_only)) == -EAGAIN &&
+	       left >= BM_IMAGE_RETRY) {
+		if (bm_wait_a_while(options, BM_IMAGE_RETRY) < 0)
+			break;
+		left -= BM_IMAGE_RETRY;
+	}
+	if (r == -EAGAIN)
+		return bm_fail(error, BM_E_LOCKED,
+			       "%s: another process has the image open (lslocks(8) shows which)",
+			       path);
+	/* A file system without locks: as QEMU does, go on without. */
+	return r == -EOPNOTSUPP || r == -ENOLCK ? 0 : r ? bm_fail_errno(error, r, "%s", path) : 0;
 }

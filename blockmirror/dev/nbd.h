@@ -39,6 +39,7 @@ struct nbd_io {
 struct nbd {
 	struct bm_dev dev;
 	char *name;                     /* the URI, for the log */
+	const char *address;            /* the URI to connect to, while that is done */
 	char session[NBD_CONTEXT_TEXT]; /* the context that says who we are; "": nobody says */
 	struct nbd_conn conn[NBD_MAX_CONNS];
 	unsigned conns;
@@ -55,6 +56,14 @@ extern const struct bm_dev_ops bm_nbd_ops;
 
 /* A device without connections, or NULL. */
 struct nbd *bm_nbd_new(const char *name);
+
+/*
+ * As bm_nbd_open(), of a server that is known to users by another name, and may take limit (ns) to
+ * answer at first.
+ */
+int bm_nbd_open_at(const char *name, const char *address, uint64_t limit,
+		   const struct bm_open_options *options, struct bm_dev **dev,
+		   struct bm_error *error);
 
 /* Closes what is connected. The device is not started, or has nothing in flight. */
 void bm_nbd_free(struct nbd *n);

@@ -88,7 +88,7 @@ static int begin_connect(struct nbd_conn *c, struct outcome *o)
 	    !nbd_set_pread_initialize(c->handle, false) &&
 	    !nbd_add_meta_context(c->handle, LIBNBD_CONTEXT_BASE_ALLOCATION) &&
 	    (!*n->session || !nbd_add_meta_context(c->handle, n->session)) &&
-	    !nbd_aio_connect_uri(c->handle, n->name))
+	    !nbd_aio_connect_uri(c->handle, n->address))
 		return 0;
 	note_failure(o, false);
 	nbd_close(c->handle);
@@ -290,7 +290,7 @@ static int connect_more(struct nbd *n, const struct bm_open_options *options)
 	return r;
 }
 
-static int connect_first(struct nbd *n, const struct bm_open_options *options,
+static int connect_first(struct nbd *n, uint64_t limit, const struct bm_open_options *options,
 			 struct bm_error *error)
 {
 	struct outcome o = {.text = "the server closed the connection"};
@@ -299,7 +299,7 @@ static int connect_first(struct nbd *n, const struct bm_open_options *options,
 	n->conns = 1;
 	if (options->session)
 		snprintf(n->session, sizeof(n->session), SESSION, options->session, next_epoch());
-	r = connect_all(n->conn, 1, FIRST_LIMIT, options, &o);
+	r = connect_all(n->conn, 1, limit, options, &o);
 	if (r < 0)
 		return bm_fail(error, BM_E_CANCELLED, "cannot open %s: interrupted", n->name);
 	return n->conn[0].handle ? 0 : connect_failed(n->name, &o, error);
@@ -340,18 +340,17 @@ struct nbd *bm_nbd_new(const char *name)
 	return n;
 }
 
-int bm_nbd_open(const struct bm_uri *uri, const struct bm_open_options *options,
-		struct bm_dev **dev, struct bm_error *error)
+int bm_nbd_open_at(const char *name, const char *address, uint64_t limit,
+		   const struct bm_open_options *options, struct bm_dev **dev,
+		   struct bm_error *error)
 {
-	struct nbd *n;
-	int r = bm_nbd_check_tls(uri->text, error);
+	struct nbd *n = bm_nbd_new(name);
+	int r;
 
-	if (r < 0)
-		return r;
-	n = bm_nbd_new(uri->text);
 	if (!n)
-		return bm_fail_errno(error, ENOMEM, "cannot open %s", uri->text);
-	r = connect_first(n, options, error);
+		return bm_fail_errno(error, ENOMEM, "cannot open %s", name);
+	n->address = address;
+	r = connect_first(n, limit, options, error);
 	if (r < 0)
 		goto fail;
 	r = set_geometry(n, options->read_only, error);
@@ -364,14 +363,29 @@ int bm_nbd_open(const struct bm_uri *uri, const struct bm_open_options *options,
 		r = bm_fail(error, BM_E_CANCELLED, "cannot open %s: interrupted", n->name);
 		goto fail;
 	}
-	r = bm_nbd_check_tls(uri->text, error);
-	if (r < 0)
-		goto fail;
+	n->address = NULL;
 	for (unsigned i = 0; i < n->conns; i++)
 		keep_alive(n->conn[i].handle);
 	*dev = &n->dev;
 	return 0;
 fail:
 	bm_nbd_free(n);
+	return r;
+}
+
+int bm_nbd_open(const struct bm_uri *uri, const struct bm_open_options *options,
+		struct bm_dev **dev, struct bm_error *error)
+{
+	int r = bm_nbd_check_tls(uri->text, error);
+
+	if (!r)
+		r = bm_nbd_open_at(uri->text, uri->text, FIRST_LIMIT, options, dev, error);
+	if (r < 0)
+		return r;
+	r = bm_nbd_check_tls(uri->text, error);
+	if (r < 0) {
+		bm_dev_close(*dev);
+		*dev = NULL;
+	}
 	return r;
 }

@@ -8,11 +8,13 @@
 #include <time.h>
 
 #include "blockmirror/base/cleanup.h"
+#include "blockmirror/dev/format.h"
 
 static bm_opener *const openers[] = {
-	[BM_SCHEME_FILE] = bm_file_open,   [BM_SCHEME_NBD] = bm_nbd_open,
-	[BM_SCHEME_ISCSI] = bm_iscsi_open, [BM_SCHEME_MEM] = bm_mem_open,
-	[BM_SCHEME_FAULT] = bm_fault_open, [BM_SCHEME_PEER] = bm_peer_open,
+	[BM_SCHEME_FILE] = bm_file_open,     [BM_SCHEME_NBD] = bm_nbd_open,
+	[BM_SCHEME_ISCSI] = bm_iscsi_open,   [BM_SCHEME_MEM] = bm_mem_open,
+	[BM_SCHEME_FAULT] = bm_fault_open,   [BM_SCHEME_PEER] = bm_peer_open,
+	[BM_SCHEME_FORMAT] = bm_helper_open,
 };
 
 /* It is the name of a target: by the time that there is an image it has another one. */
@@ -38,6 +40,18 @@ int bm_dev_open(const char *text, const struct bm_open_options *options, struct 
 	if (r < 0)
 		return r;
 	return openers[uri->scheme](uri, options ? options : &defaults, dev, error);
+}
+
+int bm_image_create(const char *uri, uint64_t size, struct bm_error *error)
+{
+	const char *path = bm_uri_path(uri), *format = bm_uri_format(uri);
+	char shown[400];
+
+	if (!path)
+		return bm_fail(error, BM_E_USAGE, "only files can be created, not %s",
+			       bm_uri_redact(uri, shown, sizeof(shown)));
+	return format ? bm_format_create(format, path, size, error)
+		      : bm_file_create(path, size, error);
 }
 
 int bm_check_size(const char *name, uint64_t size, struct bm_error *error)

@@ -12,13 +12,17 @@
 typedef int bm_opener(const struct bm_uri *uri, const struct bm_open_options *options,
 		      struct bm_dev **dev, struct bm_error *error);
 
-bm_opener bm_file_open, bm_nbd_open, bm_iscsi_open, bm_mem_open, bm_fault_open, bm_peer_open;
+bm_opener bm_file_open, bm_nbd_open, bm_iscsi_open, bm_mem_open, bm_fault_open, bm_peer_open,
+	bm_helper_open;
 
 /*
  * Creates an image file of size bytes, all holes, that exists after a power cut: the file and its
  * folder are synced. Blocks; any thread. Fails with BM_E_EXISTS when path exists.
  */
 int bm_file_create(const char *path, uint64_t size, struct bm_error *error);
+
+/* The same for whatever uri names, in its format, if it is a file: BM_E_USAGE when not. */
+int bm_image_create(const char *uri, uint64_t size, struct bm_error *error);
 
 /* Checks what every image must fulfil: not empty, a multiple of 512 bytes. */
 int bm_check_size(const char *name, uint64_t size, struct bm_error *error);

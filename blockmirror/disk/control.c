@@ -94,6 +94,10 @@ static void start_job(struct disk *d, enum job_kind kind, struct bm_rpc_call *ca
 		     d->yield ? "the disk is being passed on" : "the disk is being stopped");
 		return;
 	}
+	if (d->lent) {
+		fail(call, BM_E_NOT_READY, "the disk's image is open in its VMM, too");
+		return;
+	}
 	if (d->record.role != BM_ROLE_ACTIVE) {
 		struct bm_error error;
 
@@ -127,7 +131,7 @@ static bool is_offered(const struct disk *d, struct bm_rpc_call *call)
 {
 	struct bm_error error;
 
-	if (!d->offer.host && !d->offering)
+	if (!remote_is(d->record.uri) || (!d->offer.host && !d->offering))
 		return false;
 	bm_fail(&error, BM_E_BUSY,
 		"the disk was offered to host %s: \"blockmirror migrate disarm %s\" first",
@@ -143,8 +147,16 @@ static void method_relocate(void *arg, struct bm_rpc_call *call, json_t *params)
 	start_job(arg, JOB_RELOCATE, call, params);
 }
 
+/* What another host keeps of a disk it would take for the disk, sooner or later. */
 static void method_copy(void *arg, struct bm_rpc_call *call, json_t *params)
 {
+	const char *target = json_string_value(json_object_get(params, "target"));
+
+	if (target && !strncmp(target, "bm:", 3)) {
+		fail(call, BM_E_UNSUPPORTED,
+		     "a copy goes to no other host: it would be taken for the disk there");
+		return;
+	}
 	start_job(arg, JOB_COPY, call, params);
 }
 
@@ -287,8 +299,8 @@ static void method_stop(void *arg, struct bm_rpc_call *call, json_t *params)
 			"disk %s has moved, and can still be undone; release it first", d->name);
 	else if (job_runs(d->job))
 		bm_fail(&error, BM_E_BUSY,
-			"disk %s is being moved; cancel job %s.%u first, or wait for it", d->name,
-			d->name, d->job->number);
+			"disk %s is being %s; cancel job %s.%u first, or wait for it", d->name,
+			job_doing(d->job), d->name, d->job->number);
 	else if (clients)
 		bm_fail(&error, BM_E_BUSY, "disk %s has %u client%s connected; disconnect %s first",
 			d->name, clients, clients > 1 ? "s" : "", clients > 1 ? "them" : "it");
@@ -410,10 +422,21 @@ static void method_job_resume(void *arg, struct bm_rpc_call *call, json_t *param
 
 void control_job_cancel(void *arg, struct bm_rpc_call *call, json_t *params)
 {
+	const struct disk *d = arg;
 	struct job *job = want_running(arg, call, params);
+	struct bm_error error;
 
 	if (!job)
 		return;
+	if (d->offer.host && back_is_pair(d, d->offer.host)) {
+		bm_fail(&error, BM_E_BUSY,
+			"the disk was offered to host %s, which has the copy: \"blockmirror "
+			"migrate "
+			"disarm %s\" first",
+			d->offer.host, d->name);
+		bm_rpc_fail(call, &error);
+		return;
+	}
 	if (job->switched || job->phase == PHASE_FINISHING) {
 		fail(call, BM_E_FINISHED,
 		     job->options.window ? "too late: the disk has moved; undo takes it back"
@@ -466,6 +489,8 @@ static const struct bm_rpc_table methods[] = {
 	{"verify", method_verify},
 	{"stop", method_stop},
 	{"adopt", daemon_adopt},
+	{"claim", beside_claim},
+	{"let-go", beside_let_go},
 	{"upgrade", upgrade_begin},
 	{"offer", yield_offer},
 	{"yield", yield_begin},

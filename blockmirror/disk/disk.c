@@ -31,6 +31,7 @@
 #include "blockmirror/dev/open.h"
 #include "blockmirror/disk/job.h"
 #include "blockmirror/disk/standby.h"
+#include "nbd-server/acl.h"
 
 enum {
 	OPENERS = 4,
@@ -131,11 +132,8 @@ static int new_disk(struct disk *d, const struct disk_options *options, struct b
 	if (!options->uri)
 		return bm_fail(error, BM_E_NOT_FOUND, "disk %s has no record in %s: name its image",
 			       d->name, d->folder);
-	if (options->create && bm_uri_path(options->uri))
-		r = bm_file_create(bm_uri_path(options->uri), options->create, error);
-	else if (options->create)
-		r = bm_fail(error, BM_E_USAGE, "--create makes files, not %s",
-			    bm_uri_redact(options->uri, shown, sizeof(shown)));
+	if (options->create)
+		r = bm_image_create(options->uri, options->create, error);
 	if (r < 0)
 		return r;
 	d->created = options->create != 0;
@@ -159,7 +157,11 @@ static int open_image(struct disk *d, const struct disk_options *asked, struct b
 {
 	/* Our own dead process may have left requests behind: the image's lock tells. */
 	struct bm_open_options options = {
-		.fence = !d->fresh, .session = d->record.disk, .descriptor = d->image_fd};
+		.fence = !d->fresh && !asked->beside,
+		.session = d->record.disk,
+		.linked = !d->fresh || asked->flatten, /* a record's was looked at before */
+		.descriptor = d->image_fd,
+		.beside = asked->beside};
 	enum owner_use use = asked->force ? OWNER_FORCE : OWNER_SERVE;
 	bool owned = d->fresh && !d->record.shared; /* else that is the other host's business */
 	char shown[400];
@@ -179,6 +181,7 @@ static int open_image(struct disk *d, const struct disk_options *asked, struct b
 		r = owner_check(d->record.uri, d->folder, use, error);
 	if (r < 0)
 		return r;
+	d->lent = options.beside;
 	if (d->image_fd > 0) /* the device is a holder, too */
 		close(d->image_fd);
 	d->image_fd = 0;
@@ -517,6 +520,7 @@ void disk_fini(struct disk *d)
 		bm_rpc_reply(d->verify_call, NULL);
 	nbd_server_free(d->nbd);
 	nbd_server_free(d->data);
+	nbd_acl_free(d->acl);
 	close_stack(d);
 	storage_fini(d);
 	bm_cap_close(d->cap);
@@ -524,6 +528,7 @@ void disk_fini(struct disk *d)
 		close(d->folder_lock);
 	if (d->image_fd > 0)
 		close(d->image_fd);
+	bm_dev_settle();
 	/* Who has called "stop" takes the end of his connection for leave to use the image. */
 	bm_rpc_free(d->rpc);
 	bm_record_clear(&d->record);

@@ -30,6 +30,7 @@
  *   daemon.c    what the disk's process and blockmirrord have from each other: sockets
  *   upgrade.c   another process takes this one's place, or does not
  *   successor.c that process, until the disk is its own
+ *   beside.c    an image that a running VMM has open, too, and the locks between both
  *   oneoff.c    cold copy and verify, without a served disk
  */
 #ifndef BM_DISK_DISK_H
@@ -55,7 +56,11 @@ enum { WITHDRAWN = 1 };
 struct offer {
 	char *host;
 	uint64_t until;
-	bool shared; /* that host reaches the disk's storage itself */
+	bool shared;     /* that host reaches the disk's storage itself */
+	char *back;      /* URI, of a standby: what the other host keeps; NULL: nothing */
+	uint64_t window; /* ns that it is kept for */
+	bool returns;    /* who passes the disk on may have it again, by the same rule, once */
+	bool behind;     /* of a standby: what the other host acknowledged need not be here yet */
 };
 
 struct disk_options {
@@ -64,13 +69,16 @@ struct disk_options {
 	uint64_t create;        /* bytes; 0: the image exists */
 	uint64_t size;          /* of a new disk; 0: that of its image */
 	bool force;             /* serve an old or incomplete copy */
+	bool beside;            /* a VMM has its image open, and lets go later, or has it again */
+	bool flatten;           /* ... a linked clone, with what shows through */
 	int nbd_fd, control_fd; /* sockets that listen already, and that the caller holds, too; 0 */
 	int predecessor;        /* take over from the process at the other end; 0 */
 	const char *standby_of; /* a new disk is that host's; NULL: it is ours */
 	const char *identity;   /* that it has there */
 	bool shared;            /* a standby, on the storage that the disk has there */
-	const char *keys;       /* file: of hosts; NULL: none is let in */
-	int data_fd;            /* listens for the host whose standby it is; 0 */
+	const char *keys;       /* file: of hosts; NULL: none is let in by one */
+	const char *certificates, *acl; /* folder and file: the same by certificates */
+	int data_fd;                    /* listens for the host whose standby it is; 0 */
 	struct nbd_server_options limits;
 	uint64_t reconnect; /* ns that requests wait for storage that is lost; UINT64_MAX: for ever
 			     */
@@ -112,6 +120,7 @@ struct disk {
 	struct bm_meter meter;
 	struct nbd_server *nbd;
 	struct nbd_server *data; /* for the mirror of another host; NULL */
+	struct nbd_acl *acl;     /* which certificate is whose; NULL: that host has a key */
 	struct bm_rpc *rpc;
 	struct job *job;                 /* running, or the last one; NULL: there was none */
 	unsigned jobs;                   /* number of the last one */
@@ -121,6 +130,7 @@ struct disk {
 	bool shared;                     /* a daemon holds the sockets, and has their paths */
 	int predecessor; /* the process that handed the disk over (upgrade.c); 0: none did */
 	bool stopping, leaving, created;
+	bool lent;      /* its image is, or may be, open in a VMM, which has the locks */
 	bool abandoned; /* it ends as a killed process would: disk_close() is not called */
 	bool fresh;     /* had no record when it was opened */
 	bool returns;   /* or one that says that it was passed on: it comes back as a standby */
@@ -202,6 +212,9 @@ int disk_take_up(struct disk *disk, struct bm_error *error);
 
 /* All clients are let go at once, and then the loop is stopped. */
 void disk_leave(struct disk *disk);
+
+/* beside.c: what a command asks for that slips the disk under a running VMM, or takes it out */
+bm_rpc_method beside_claim, beside_let_go;
 
 /* daemon.c: the sockets that were passed to this process, and giving the disk's to a daemon. */
 void daemon_take_sockets(struct disk_options *options);
@@ -290,7 +303,8 @@ int target_prepare(struct target *target);
  */
 int remote_create(struct target *target, const char *image, uint64_t need);
 bool remote_is(const char *uri);
-int remote_yield(const struct disk *disk, uint64_t *generation, struct bm_error *error);
+int remote_yield(const struct disk *disk, bool keep, uint64_t *generation, bool *kept,
+		 struct bm_error *error);
 int remote_became_active(const struct disk *disk, struct bm_error *error);
 int remote_remove(const char *daemon, const char *name, const struct bm_record *record,
 		  const char *uri, struct bm_error *error);

@@ -121,7 +121,7 @@ static void rest_copied(struct disk *d)
 
 void host_detached(struct disk *d)
 {
-	if (d->job->parked)
+	if (d->upgrade)
 		upgrade_detached(d);
 	else if (d->leaving) /* the record says that the job runs: the next process goes on */
 		checkpoint_park(d->job);
@@ -142,6 +142,9 @@ static void host_event(void *arg, enum bm_mirror_event event)
 	case BM_MIRROR_IN_SYNC: /* for the first time, or again */
 		job_event(d->job, EV_IN_SYNC);
 		job_tell_waiters(d->job);
+		break;
+	case BM_MIRROR_CUT:
+		job_cut_made(d->job);
 		break;
 	case BM_MIRROR_SWITCHED:
 		job_event(d->job, EV_SWITCHED);

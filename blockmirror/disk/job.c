@@ -209,21 +209,13 @@ static enum job_phase started(struct job *job)
 	return PHASE_COPYING;
 }
 
-static void copied(void *arg, int error)
-{
-	struct job *job = arg;
-
-	if (!error)
-		job_event(job, EV_FLUSHED);
-}
-
 static enum job_phase verified(struct job *job)
 {
 	job->phase = PHASE_IN_SYNC;
 	job_tell_waiters(job);
 	if (job->options.kind == JOB_COPY)
-		bm_mirror_flush_target(job->disk->mirror, copied, job);
-	else if (!job->options.manual || job->switch_wanted)
+		return job_ask_cut(job);
+	if (!job->options.manual || job->switch_wanted)
 		return job_ask_switch(job);
 	return PHASE_IN_SYNC;
 }
@@ -235,9 +227,10 @@ static void tell_difference(struct job *job, const struct bm_mirror_stats *stats
 
 	snprintf(text, sizeof(text),
 		 "%" PRIu64 " pieces of %" PRIu64 " bytes were not equal on both copies, the first "
-		 "at %" PRIu64 ", and were copied again; look at the target's storage, or move "
+		 "at %" PRIu64 ", and were copied again; look at the target's storage, or %s "
 		 "with --accept-repair",
-		 stats->mismatches, stats->granule, stats->mismatch_offset);
+		 stats->mismatches, stats->granule, stats->mismatch_offset,
+		 job->options.kind == JOB_COPY ? "copy" : "move");
 	bm_log(BM_LOG_ERROR, "%s.%u: %s", job->disk->name, job->number, text);
 	if (!job->options.accept_repair)
 		job_stop(job, BM_E_DIFFERED, text);
@@ -347,7 +340,7 @@ static enum job_phase (*const table[PHASES][EVENTS])(struct job *job) = {
 	[PHASE_VERIFYING] =
 		{[EV_VERIFIED] = verified, [EV_SWITCH] = job_ask_switch, [EV_STOP] = job_detach},
 	[PHASE_IN_SYNC] =
-		{[EV_SWITCH] = job_ask_switch, [EV_FLUSHED] = job_detach, [EV_STOP] = job_detach},
+		{[EV_SWITCH] = job_ask_switch, [EV_CUT] = job_detach, [EV_STOP] = job_detach},
 	[PHASE_SWITCHING] = {[EV_SWITCHED] = job_passed,
 			     [EV_SWITCH_FAILED] = job_switch_failed,
 			     [EV_RELEASE] = release_switch,
@@ -375,13 +368,13 @@ static const char *const event_names[EVENTS] = {
 	[EV_PREPARED] = "prepared", [EV_STARTED] = "started",
 	[EV_IN_SYNC] = "in-sync",   [EV_VERIFIED] = "verified",
 	[EV_SWITCH] = "switch",     [EV_SWITCHED] = "switched",
-	[EV_FLUSHED] = "flushed",   [EV_SWITCH_FAILED] = "switch-failed",
+	[EV_CUT] = "cut",           [EV_SWITCH_FAILED] = "switch-failed",
 	[EV_DETACHED] = "detached", [EV_FINISHED] = "finished",
 	[EV_MARKED] = "marked",     [EV_UNDO] = "undo",
 	[EV_RELEASE] = "release",   [EV_STOP] = "stop",
 };
 
-static void tell(struct job *job)
+void job_tell(struct job *job)
 {
 	if (job->disk->rpc)
 		bm_rpc_notify(job->disk->rpc, "job", json_pack("{s:o}", "job", report_job(job)));
@@ -401,7 +394,7 @@ void job_event(struct job *job, enum job_event event)
 	       job->disk->name ? job->disk->name : "", job->number, phase_names[from],
 	       event_names[event], phase_names[job->phase]);
 	job_tell_waiters(job);
-	tell(job);
+	job_tell(job);
 	if (job->keep_wanted)
 		host_keep(job);
 }
@@ -423,7 +416,7 @@ bool job_in_sync(const struct job *job)
 	if (job->phase != PHASE_IN_SYNC)
 		return false;
 	bm_mirror_get_stats(job->disk->mirror, &stats);
-	return stats.state == BM_STATE_IN_SYNC;
+	return stats.state == BM_STATE_IN_SYNC || stats.state == BM_STATE_CUTTING;
 }
 
 bool job_rest_copied(const struct job *job)
@@ -550,8 +543,8 @@ void job_begin(struct disk *d, struct job_options *options, struct bm_rpc_call *
 	struct bm_error error;
 
 	if (job_runs(d->job))
-		bm_fail(&error, BM_E_BUSY, "disk %s is being moved already (job %s.%u)", d->name,
-			d->name, d->job->number);
+		bm_fail(&error, BM_E_BUSY, "disk %s is being %s already (job %s.%u)", d->name,
+			job_doing(d->job), d->name, d->job->number);
 	else if (!job)
 		bm_fail_errno(&error, ENOMEM, "job");
 	if (!job) {

@@ -40,7 +40,7 @@ enum job_event {
 	EV_MARKED,
 	EV_UNDO,
 	EV_RELEASE,
-	EV_FLUSHED, /* a copy is durable */
+	EV_CUT, /* the target is a copy as of one instant, and durable */
 	EV_DETACHED,
 	EV_FINISHED,
 	EV_STOP, /* cancelled by the user, or failed: job->error says which */
@@ -118,6 +118,8 @@ struct job {
 	uint64_t started, ended;     /* ns of CLOCK_REALTIME */
 	uint64_t longest_stall;
 	uint64_t switch_started, switch_took;
+	uint64_t cut_at;         /* of a copy: the instant, ns of CLOCK_REALTIME; 0: not yet */
+	uint64_t cut_took;       /* ns, until it was durable */
 	uint64_t window_ends;    /* ns of CLOCK_REALTIME */
 	uint64_t map_generation; /* of the record that the map belongs to */
 	unsigned resumes;        /* times that a process went on with it where another one was */
@@ -179,6 +181,12 @@ void away_chosen(struct job *job);
 void away_resumed(struct job *job);
 void away_clear_timers(struct job *job);
 
+/* What is being done to the disk. */
+static inline const char *job_doing(const struct job *job)
+{
+	return job->options.kind == JOB_COPY ? "copied" : "moved";
+}
+
 /* The job stops copying, or goes on. */
 void job_pause(struct job *job, bool paused);
 
@@ -192,6 +200,13 @@ void job_set_limits(const struct job *job);
 void job_begin(struct disk *disk, struct job_options *options, struct bm_rpc_call *call);
 
 void job_event(struct job *job, enum job_event event);
+
+/* Clients that want to know are told of it as it is now. */
+void job_tell(struct job *job);
+
+/* cut.c: in sync; the cut was made. */
+enum job_phase job_ask_cut(struct job *job);
+void job_cut_made(struct job *job);
 
 /* Stops the job with that error, cleanly, as soon as may be. */
 void job_stop(struct job *job, enum bm_code code, const char *text);

@@ -27,6 +27,9 @@ static const char help[] =
 	"  --state-dir DIR  records (default $BLOCKMIRROR_STATE_DIR, then /var/lib/blockmirror)\n"
 	"  --create SIZE    make the image, a file, of that size\n"
 	"  --force          serve IMAGE though it is an old or an incomplete copy\n"
+	"  --beside         IMAGE is open in a running QEMU, which lets go of it when its guest\n"
+	"                   is connected here, or whose guest is here no more (blockmirror adopt)\n"
+	"  --flatten        serve IMAGE though it is a linked clone\n"
 	"  --max-connections N    clients at a time (default 100); more wait\n"
 	"  --max-requests N       requests of a client in flight (default, and most: 128)\n"
 	"  --max-data SIZE        memory for the data of a client's requests (default 16M)\n"
@@ -41,13 +44,16 @@ static const char help[] =
 	"  --size SIZE        of a new disk, whose image may be larger\n"
 	"  --shared           HOST has the disk on IMAGE, too: it is only read until HOST passes\n"
 	"                     the disk on\n"
-	"  --peer-keys FILE   by which that host is known (blockmirrord)\n"
+	"  --peer-keys FILE   by which that host is known (blockmirrord); or\n"
+	"  --peer-tls DIR     certificates, and\n"
+	"  --peer-acl FILE    which one is whose\n"
 	"  --one-off FD     no disk: copy or compare, as asked over that socket, and end\n"
 	"  --help, --version\n"
 	"\n"
-	"IMAGE is a path or a URI (file: nbd: nbd+unix: iscsi:); once the disk has a record it may "
-	"be\n"
-	"left out. Prints \"ready URI\" when clients may connect. Ends on SIGTERM.\n";
+	"IMAGE is a path or a URI (file: nbd: nbd+unix: iscsi: qcow2: and other formats); once the "
+	"disk\n"
+	"has a record it may be left out. Prints \"ready URI\" when clients may connect. Ends on "
+	"SIGTERM.\n";
 
 struct signals {
 	struct bm_signals signals;
@@ -106,6 +112,8 @@ static const struct option known[] = {
 	{"state-dir", required_argument, NULL, 's'},
 	{"create", required_argument, NULL, 'c'},
 	{"force", no_argument, NULL, 'f'},
+	{"beside", no_argument, NULL, 'b'},
+	{"flatten", no_argument, NULL, 'F'},
 	{"max-connections", required_argument, NULL, 'L'},
 	{"max-requests", required_argument, NULL, 'L'},
 	{"max-data", required_argument, NULL, 'L'},
@@ -117,6 +125,8 @@ static const struct option known[] = {
 	{"size", required_argument, NULL, 'Z'},
 	{"shared", no_argument, NULL, 'H'},
 	{"peer-keys", required_argument, NULL, 'K'},
+	{"peer-tls", required_argument, NULL, 'T'},
+	{"peer-acl", required_argument, NULL, 'A'},
 	{"one-off", required_argument, NULL, 'o'},
 	{"take-over", required_argument, NULL, 't'},
 	{"help", no_argument, NULL, 'h'},
@@ -124,22 +134,43 @@ static const struct option known[] = {
 	{0},
 };
 
+/* Where an option that is a word goes; NULL: it is none. */
+static const char **text_option(int c, struct disk_options *disk)
+{
+	switch (c) {
+	case 'n':
+		return &disk->name;
+	case 'r':
+		return &disk->run_dir;
+	case 's':
+		return &disk->state_dir;
+	case 'S':
+		return &disk->standby_of;
+	case 'I':
+		return &disk->identity;
+	case 'K':
+		return &disk->keys;
+	case 'T':
+		return &disk->certificates;
+	case 'A':
+		return &disk->acl;
+	default:
+		return NULL;
+	}
+}
+
 /* One option, the which-th one that is known. Returns 0, -1 when all is done, or an exit status. */
 static int take_option(int c, int which, struct disk_options *disk, int *control)
 {
+	const char **text = text_option(c, disk);
 	struct bm_error error = {0};
 	uint64_t *size;
 
+	if (text) {
+		*text = optarg;
+		return 0;
+	}
 	switch (c) {
-	case 'n':
-		disk->name = optarg;
-		return 0;
-	case 'r':
-		disk->run_dir = optarg;
-		return 0;
-	case 's':
-		disk->state_dir = optarg;
-		return 0;
 	case 'c':
 	case 'Z':
 		size = c == 'c' ? &disk->create : &disk->size;
@@ -151,6 +182,12 @@ static int take_option(int c, int which, struct disk_options *disk, int *control
 	case 'f':
 	case 'H':
 		*(c == 'f' ? &disk->force : &disk->shared) = true;
+		return 0;
+	case 'b':
+		disk->beside = true;
+		return 0;
+	case 'F':
+		disk->flatten = true;
 		return 0;
 	case 'L':
 		return nbd_server_set_limit(&disk->limits, known[which].name, optarg, &error) < 0
@@ -166,11 +203,6 @@ static int take_option(int c, int which, struct disk_options *disk, int *control
 			"blockmirror-disk: --reconnect-timeout %s: a time like 5m is wanted\n",
 			optarg);
 		return 2;
-	case 'S':
-	case 'I':
-	case 'K':
-		*(c == 'S' ? &disk->standby_of : c == 'I' ? &disk->identity : &disk->keys) = optarg;
-		return 0;
 	case 'o':
 		*control = atoi(optarg);
 		return 0;

@@ -31,37 +31,60 @@ bool offer_holds(const struct disk *d, const char *host)
 	       job_realtime() < d->offer.until;
 }
 
+static void clear(struct offer *o)
+{
+	free(o->host);
+	free(o->back);
+	*o = (struct offer){0};
+}
+
 void offer_clear(struct disk *d)
 {
-	free(d->offer.host);
-	d->offer = (struct offer){0};
+	clear(&d->offer);
+}
+
+void offer_set(struct disk *d, const struct offer *offer)
+{
+	struct offer copy = *offer;
+
+	copy.host = bm_need(strdup(offer->host));
+	copy.back = offer->back ? bm_need(strdup(offer->back)) : NULL;
+	clear(&d->offer);
+	d->offer = copy;
 }
 
 void offer_read(struct disk *d)
 {
 	bm_free char *path = path_of(d), *text = NULL;
-	const char *host;
-	json_int_t until;
+	const char *host, *back = NULL;
+	json_int_t until, window = 0;
+	int returns = 0, behind = 0;
 	json_t *j = NULL;
 	int shared = 0;
 
 	if (path && !bm_read_text(path, LARGEST, &text))
 		j = json_loads(text, 0, NULL);
 	offer_clear(d);
-	if (j &&
-	    !json_unpack(j, "{s:s s:I s?b}", "host", &host, "until", &until, "shared", &shared)) {
-		d->offer.host = strdup(host);
-		d->offer.until = (uint64_t)until;
-		d->offer.shared = shared;
-	}
+	if (j && !json_unpack(j, "{s:s s:I s?s s?I s?b s?b s?b}", "host", &host, "until", &until,
+			      "back", &back, "window", &window, "returns", &returns, "behind",
+			      &behind, "shared", &shared))
+		offer_set(d, &(struct offer){.host = (char *)host,
+					     .until = (uint64_t)until,
+					     .back = (char *)back,
+					     .window = (uint64_t)window,
+					     .returns = returns,
+					     .behind = behind,
+					     .shared = shared});
 	json_decref(j);
 }
 
 int offer_write(const struct disk *d, const struct offer *o, struct bm_error *error)
 {
 	bm_free char *path = path_of(d), *text = NULL;
-	json_t *j = json_pack("{s:s s:I s:b}", "host", o->host, "until", (json_int_t)o->until,
-			      "shared", (int)o->shared);
+	json_t *j = json_pack("{s:s s:I s:s* s:I s:b s:b s:b}", "host", o->host, "until",
+			      (json_int_t)o->until, "back", o->back, "window",
+			      (json_int_t)o->window, "returns", (int)o->returns, "behind",
+			      (int)o->behind, "shared", (int)o->shared);
 	int r;
 
 	text = j ? json_dumps(j, JSON_COMPACT) : NULL;
@@ -102,7 +125,7 @@ static void offering_free(struct offering *o)
 {
 	o->disk->offering = NULL;
 	json_decref(o->result);
-	free(o->offer.host);
+	clear(&o->offer);
 	free(o);
 }
 
@@ -119,7 +142,7 @@ static void offered(struct bm_work *work)
 		offer_clear(d);
 		if (o->offer.until) {
 			d->offer = o->offer;
-			o->offer.host = NULL;
+			o->offer = (struct offer){0};
 		}
 		standby_armed(d);
 		if (o->call)
@@ -148,7 +171,17 @@ void offer_begin(struct disk *d, struct bm_rpc_call *call, const struct offer *o
 			       .offer = *offer,
 			       .result = result};
 	o->offer.host = bm_need(strdup(offer->host));
+	o->offer.back = offer->back ? bm_need(strdup(offer->back)) : NULL;
 	bm_workers_submit(d->recorder, d->loop, &o->work);
+}
+
+void offer_withdraw(struct disk *d)
+{
+	struct offer ended = d->offer;
+
+	ended.until = WITHDRAWN;
+	if (ended.host)
+		offer_begin(d, NULL, &ended, NULL);
 }
 
 void offer_close(struct disk *d)

@@ -27,7 +27,7 @@ struct oneoff {
 	struct bm_error error;
 	char *uri[2];
 	struct job_options options;
-	bool verifies;
+	bool verifies, flatten;
 	struct bm_dev *dev[2];
 	struct bm_verify *verify;
 	struct bm_timer end;
@@ -53,8 +53,10 @@ static void close_devices(struct oneoff *o)
 static void open_devices(struct bm_work *work)
 {
 	struct oneoff *o = bm_container(work, struct oneoff, open);
-	const struct bm_open_options options = {
-		.read_only = true, .interrupted = gave_up, .arg = o};
+	const struct bm_open_options options = {.read_only = true,
+						.linked = o->verifies || o->flatten,
+						.interrupted = gave_up,
+						.arg = o};
 
 	for (int i = 0; i < (o->verifies ? 2 : 1); i++)
 		if (bm_dev_open(o->uri[i], &options, &o->dev[i], &o->error) < 0)
@@ -211,16 +213,21 @@ static void method_copy(void *arg, struct bm_rpc_call *call, json_t *params)
 {
 	struct oneoff *o = bm_container(arg, struct oneoff, disk);
 	json_int_t rate = 0;
-	int overwrite = 0;
+	int overwrite = 0, flatten = 0, verify = 0, accept_repair = 0;
 	const char *source, *target;
 
-	if (json_unpack(params, "{s:s s:s s?b s?I}", "source", &source, "target", &target,
-			"overwrite", &overwrite, "rate", &rate)) {
+	if (json_unpack(params, "{s:s s:s s?b s?b s?I s?b s?b}", "source", &source, "target",
+			&target, "overwrite", &overwrite, "flatten", &flatten, "rate", &rate,
+			"verify", &verify, "accept_repair", &accept_repair)) {
 		usage(call, "source and target are wanted");
 		return;
 	}
-	o->options = (struct job_options){
-		.overwrite = overwrite, .rate = (uint64_t)rate, .latency = BM_LATENCY_OFF};
+	o->flatten = flatten;
+	o->options = (struct job_options){.overwrite = overwrite,
+					  .verify = verify,
+					  .accept_repair = accept_repair,
+					  .rate = (uint64_t)rate,
+					  .latency = BM_LATENCY_OFF};
 	begin(o, call, source, target, false);
 }
 

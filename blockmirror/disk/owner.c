@@ -4,6 +4,7 @@
  * is gone owns nothing. A block device bears no mark: the records beside our own are asked.
  */
 #include <dirent.h>
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -36,6 +37,22 @@ static int unusable(struct bm_error *error, const char *path, enum owner_use use
 		"%s is an incomplete copy, left by a move that was interrupted; remove it, or "
 		"give it as target again with --overwrite%s",
 		path, use == OWNER_SERVE ? " (--force serves it all the same)" : "");
+}
+
+/*
+ * The image is marked as one in a format, or in another one. Served without it the guest would find
+ * a header where its disk begins, and write over it.
+ */
+static int check_format(const char *uri, const char *path, const struct bm_mark *mark,
+			enum owner_use use, struct bm_error *error)
+{
+	const char *format = bm_uri_format(uri);
+
+	if (use == OWNER_OVERWRITE || !strcmp(mark->format, format ? format : ""))
+		return 0;
+	return bm_fail(error, BM_E_NOT_IMAGE, "%s is marked as an image %s%s: %s%s%s is its name",
+		       path, *mark->format ? "in format " : "without a format", mark->format,
+		       mark->format, *mark->format ? ":" : "", path);
 }
 
 /* The image is marked as the truth of the disk of another record: what does that one say? */
@@ -136,6 +153,8 @@ int owner_check(const char *uri, const char *folder, enum owner_use use, struct 
 		return check_device(path, st.st_rdev, folder, use, error);
 	if (bm_mark_read(path, &mark) < 0 || !mark.state[0])
 		return 0;
+	if (check_format(uri, path, &mark, use, error) < 0)
+		return -EINVAL;
 	if (!strcmp(mark.state, "active") && !same_folder(mark.folder, folder))
 		return check_active(path, &mark, use, error);
 	if (use == OWNER_SERVE && !strcmp(mark.state, "retired"))
@@ -171,11 +190,12 @@ int owner_check_record(struct bm_record *record, const char *folder, bool force,
 int owner_mark(const char *uri, const char *state, const struct bm_record *record,
 	       const char *folder)
 {
-	const char *path = bm_uri_path(uri);
+	const char *path = bm_uri_path(uri), *format = bm_uri_format(uri);
 	struct bm_mark mark = {0};
 
 	if (!path)
 		return 0;
+	snprintf(mark.format, sizeof(mark.format), "%s", format ? format : "");
 	snprintf(mark.state, sizeof(mark.state), "%s", state);
 	snprintf(mark.disk, sizeof(mark.disk), "%s", record->disk);
 	snprintf(mark.folder, sizeof(mark.folder), "%s", folder);

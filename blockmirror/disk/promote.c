@@ -38,10 +38,14 @@ struct promotion {
 	struct bm_timer timer;
 	struct bm_task stopped;
 	bool decided, asking;
-	bool put;                   /* that is in place */
-	bool alone;                 /* whatever the other host says */
+	bool put;            /* that is in place */
+	bool alone;          /* whatever the other host says */
+	bool may_keep, kept; /* it keeps the image that it has, which is equal: may it, does it */
+	uint8_t *map;
+	struct offer offer; /* for it to have the disk again, as it is written with the record */
 	uint64_t begun, generation; /* that of the decision */
 	struct bm_record next;      /* shares what d->record has */
+	json_t *job;                /* next's, if it is another one */
 	struct bm_error error;
 };
 
@@ -53,6 +57,7 @@ static void promotion_free(struct promotion *p)
 	bm_order_when_idle(d->order, NULL);
 	bm_task_cancel(&p->stopped);
 	bm_dev_close(p->opened);
+	json_decref(p->job);
 	free(p);
 	d->promotion = NULL;
 }
@@ -91,10 +96,34 @@ static void write_record(struct bm_work *work)
 	owner_mark(p->next.uri, "active", &p->next, d->folder);
 	if (p->put && bm_uri_path(p->next.uri))
 		bm_mark_note(bm_uri_path(p->next.uri), NULL);
-	offer_remove(d);
-	if (remote_became_active(d, &error) < 0)
+	if (!p->offer.host)
+		offer_remove(d);
+	else if (offer_write(d, &p->offer, &error) < 0)
+		bm_log(BM_LOG_WARN, "%s: host %s does not get it back by itself: %s", d->name,
+		       p->offer.host, error.text);
+	if (!p->kept && remote_became_active(d, &error) < 0)
 		bm_log(BM_LOG_WARN, "%s: blockmirrord does not know yet that the disk is ours: %s",
 		       d->name, error.text);
+}
+
+/*
+ * The record speaks of a job that mirrors to the host where the disk comes from. Its map is there
+ * first: it says that both are equal, as they are until our guest writes.
+ */
+static void keep_mirroring(struct promotion *p)
+{
+	struct disk *d = p->disk;
+
+	if (p->map)
+		mapfile_remove(d, p->map);
+	p->map = d->offer.back ? back_map(d, p->next.generation) : NULL;
+	p->kept = p->map;
+	if (!p->kept)
+		return;
+	json_decref(p->job);
+	p->next.job = p->job = back_job(d, p->next.generation);
+	if (d->offer.returns)
+		p->offer = (struct offer){.host = d->record.peer, .until = d->offer.until};
 }
 
 static void begin_record(struct promotion *p)
@@ -108,7 +137,26 @@ static void begin_record(struct promotion *p)
 	if (d->generation < p->generation)
 		d->generation = p->generation;
 	p->next.generation = ++d->generation;
+	if (p->kept)
+		keep_mirroring(p);
 	bm_workers_submit(d->recorder, d->loop, &p->record);
+}
+
+/*
+ * Before the first write: else the map would not know of it. What could not be begun is begun by
+ * the next process, without a map.
+ */
+static void begin_mirroring(struct promotion *p)
+{
+	struct disk *d = p->disk;
+	struct bm_error error;
+
+	json_decref(d->record.job);
+	d->record.job = bm_steal(p->job);
+	if (back_take(d, p->map, p->next.generation, &error) < 0) {
+		bm_log(BM_LOG_ERROR, "%s", error.text);
+		mapfile_remove(d, p->map);
+	}
 }
 
 static void written(struct bm_work *work)
@@ -133,11 +181,16 @@ static void written(struct bm_work *work)
 	       bm_format_duration(held, since ? bm_loop_now(d->loop) - since : 0));
 	d->record.generation = p->next.generation;
 	d->record.role = BM_ROLE_ACTIVE;
+	if (p->offer.host)
+		offer_set(d, &p->offer);
+	else
+		offer_clear(d);
 	free(d->record.peer);
 	d->record.peer = NULL;
 	d->record.shared = false;
 	d->longest_hold = since ? bm_loop_now(d->loop) - since : 0;
-	offer_clear(d);
+	if (p->kept)
+		begin_mirroring(p);
 	gate_set_role(d->gate, GATE_ACTIVE);
 	tell_role(d);
 	answer(p, NULL);
@@ -184,7 +237,7 @@ static void ask(struct bm_work *work)
 
 	p->error.code = BM_OK;
 	if (!p->disk->record.shared || !shared_reach(p->disk, &p->error))
-		remote_yield(p->disk, &p->generation, &p->error);
+		remote_yield(p->disk, p->may_keep, &p->generation, &p->kept, &p->error);
 }
 
 /* Whether it can help to ask again. */
@@ -210,7 +263,7 @@ static void refused(struct promotion *p)
 	promotion_free(p);
 	/* Two machines that write: nor later, when the other one happens to be silent. */
 	if (split)
-		offer_begin(d, NULL, &(struct offer){d->record.peer, WITHDRAWN, false}, NULL);
+		offer_withdraw(d);
 	standby_armed(d);
 }
 
@@ -270,6 +323,7 @@ static void answered(struct bm_work *work)
 static void begin_ask(struct promotion *p)
 {
 	p->asking = true;
+	p->may_keep = p->disk->offer.back;
 	bm_workers_submit(p->disk->workers, p->disk->loop, &p->ask);
 }
 
@@ -351,15 +405,23 @@ static bool is_standby(const struct disk *d, struct bm_rpc_call *call)
 void promote_arm(void *arg, struct bm_rpc_call *call, json_t *params)
 {
 	struct disk *d = arg;
-	json_int_t time = 0;
+	json_int_t time = 0, window = 0;
+	const char *back = NULL;
+	int returns = 0, behind = 0;
 	struct bm_error error;
 
 	if (!is_standby(d, call))
 		return;
 	/* By our clock: the other host's may be another one. */
-	if (!json_unpack(params, "{s:I}", "time_ns", &time) && time >= 0) {
-		const struct offer offer = {d->record.peer,
-					    time ? job_realtime() + (uint64_t)time : 0, false};
+	if (!json_unpack(params, "{s:I s?s s?I s?b s?b}", "time_ns", &time, "back", &back,
+			 "window_ns", &window, "returns", &returns, "behind", &behind) &&
+	    time >= 0 && window >= 0 && (!back || remote_is(back))) {
+		const struct offer offer = {.host = d->record.peer,
+					    .until = time ? job_realtime() + (uint64_t)time : 0,
+					    .back = (char *)back,
+					    .window = (uint64_t)window,
+					    .returns = returns,
+					    .behind = behind};
 
 		if (d->record.shared && time)
 			witness_check(d, call, &offer, json_object_get(params, "witness"));
@@ -386,7 +448,8 @@ void promote_take(void *arg, struct bm_rpc_call *call, json_t *params)
 			     json_pack("{s:I}", "generation", (json_int_t)d->record.generation));
 	} else if (!is_standby(d, call)) {
 		return;
-	} else if ((alone || d->record.shared) && !d->offer.host) {
+	} else if ((alone && (!d->offer.host || d->offer.behind)) ||
+		   (d->record.shared && !d->offer.host)) {
 		bm_fail(&error, BM_E_NOT_READY,
 			"host %s has never said that all of disk %s is here: this may be %s",
 			d->record.peer, d->name,

@@ -15,6 +15,7 @@
 #include "blockmirror/base/memory.h"
 #include "blockmirror/base/uri.h"
 #include "blockmirror/disk/job.h"
+#include "blockmirror/disk/standby.h"
 
 /* What the record says of the job. Strings are the record's. */
 struct past {
@@ -204,6 +205,32 @@ static int go_on(struct disk *d, const struct past *p, struct bm_error *error)
 	d->job = job;
 	job->phase = job->switched ? job_open_window(job) : PHASE_COPYING;
 	away_begin(job);
+	return 0;
+}
+
+int back_take(struct disk *d, uint8_t *map, uint64_t generation, struct bm_error *error)
+{
+	struct past past;
+	struct job *job = read_past(d, &past) ? job_again(d, &past) : NULL;
+	int r;
+
+	if (!job)
+		return bm_fail_errno(error, ENOMEM, "disk %s: no copy is kept", d->name);
+	job->map = map;
+	job->map_generation = generation;
+	job->resumes = 0;
+	job_set_limits(job);
+	r = bm_mirror_resume(d->mirror, map, NULL);
+	if (r < 0) {
+		job_free(job);
+		return bm_fail_errno(error, r, "disk %s: no copy is kept", d->name);
+	}
+	job_free(d->job);
+	d->job = job;
+	d->jobs = job->number;
+	job->phase = job_open_window(job);
+	away_begin(job);
+	storage_set_roles(d);
 	return 0;
 }
 

@@ -98,19 +98,23 @@ int remote_remove(const char *daemon, const char *name, const struct bm_record *
 		   NULL, error);
 }
 
-int remote_yield(const struct disk *d, uint64_t *generation, struct bm_error *error)
+int remote_yield(const struct disk *d, bool keep, uint64_t *generation, bool *kept,
+		 struct bm_error *error)
 {
 	json_t *result = NULL;
 	json_int_t found = 0;
-	int r = ask(d->daemon_path, "remote.yield",
-		    json_pack("{s:s s:s s:s}", "peer", d->record.peer, "name", d->name, "disk",
-			      d->record.disk),
-		    &result, error);
+	int keeps = 0, r = ask(d->daemon_path, "remote.yield",
+			       json_pack("{s:s s:s s:s s:I s:b}", "peer", d->record.peer, "name",
+					 d->name, "disk", d->record.disk, "generation",
+					 (json_int_t)d->record.generation, "keep", (int)keep),
+			       &result, error);
 
-	if (!r && json_unpack(result, "{s:I}", "generation", &found))
+	if (!r && json_unpack(result, "{s:I s?b}", "generation", &found, "kept", &keeps))
 		r = bm_fail(error, BM_E_IO, "host %s answers with something else", d->record.peer);
-	if (!r)
+	if (!r) {
 		*generation = (uint64_t)found;
+		*kept = keep && keeps;
+	}
 	json_decref(result);
 	return r;
 }

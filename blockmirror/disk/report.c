@@ -12,6 +12,14 @@
 
 enum { SHOWN = 500, CLIENTS = 32, RANGES = 64 };
 
+static bool is_cut(const struct job *job)
+{
+	struct bm_mirror_stats stats;
+
+	bm_mirror_get_stats(job->disk->mirror, &stats);
+	return stats.state == BM_STATE_CUTTING;
+}
+
 const char *report_phase(const struct job *job)
 {
 	static const char *const names[PHASES] = {
@@ -25,6 +33,8 @@ const char *report_phase(const struct job *job)
 
 	if (job->phase == PHASE_IN_SYNC && !job_in_sync(job))
 		return names[PHASE_COPYING];
+	if (job->phase == PHASE_IN_SYNC && is_cut(job))
+		return "cutting";
 	return names[job->phase];
 }
 
@@ -127,6 +137,19 @@ static void put_unreadable(const struct job *job, const struct bm_mirror_stats *
 	json_object_set_new(j, "rest_copied", json_boolean(job_rest_copied(job)));
 }
 
+/* Of a copy; the disk of a one-off has no guest. */
+static void put_cut(const struct job *job, const struct bm_mirror_stats *stats, json_t *j)
+{
+	bool over = job->phase >= PHASE_FINISHING;
+
+	json_object_set_new(j, "cut_at", number(job->cut_at));
+	json_object_set_new(j, "cut_took", number(job->cut_took));
+	json_object_set_new(j, "cuts", number(stats->cuts));
+	if (job->disk->folder)
+		json_object_set_new(j, "longest_stall",
+				    number(over ? job->longest_stall : job->disk->meter.longest));
+}
+
 json_t *report_job(const struct job *job)
 {
 	struct bm_mirror_stats stats;
@@ -174,6 +197,8 @@ json_t *report_job(const struct job *job)
 		json_object_set_new(j, "longest_stall", number(job->longest_stall));
 		json_object_set_new(j, "switch_took", number(job->switch_took));
 	}
+	if (job->cut_at)
+		put_cut(job, &stats, j);
 	if (job->error.code)
 		json_object_set_new(j, "error",
 				    json_pack("{s:s s:s}", "code", bm_code_name(job->error.code),
@@ -202,6 +227,8 @@ json_t *report_record(const struct job *job, const char *state)
 	json_object_set_new(j, "started", number(job->started));
 	json_object_set_new(j, "map", number(job->map_generation));
 	json_object_set_new(j, "resumes", number(job->resumes));
+	if (job->cut_at)
+		json_object_set_new(j, "cut_at", number(job->cut_at));
 	return j;
 }
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * What another host may do with a disk of ours that is a standby: its mirror writes to the image,
- * below the gate, over a port of its own, under TLS, by the key that the two hosts have. Nobody
- * else gets in there.
+ * below the gate, over a port of its own, under TLS, by the key that the two hosts have, or by that
+ * host's certificate. Nobody else gets in there.
  */
 #include <errno.h>
 #include <string.h>
@@ -13,6 +13,7 @@
 #include "blockmirror/disk/gate.h"
 #include "blockmirror/disk/job.h"
 #include "blockmirror/disk/standby.h"
+#include "nbd-server/acl.h"
 
 #define LOOK 1000000000ull /* ns */
 enum { CONNECTIONS = 32 }; /* a mirror has 4, and as many that are not known to be dead yet */
@@ -83,16 +84,30 @@ static enum nbd_access access_of(void *arg, const struct bm_identity *who, const
 	const struct disk *d = arg;
 
 	(void)export;
-	return who && who->psk && d->record.peer && !strcmp(who->psk, d->record.peer)
-		       ? NBD_ACCESS_WRITE
-		       : NBD_ACCESS_NONE;
+	if (!who || !d->record.peer)
+		return NBD_ACCESS_NONE;
+	if (d->acl) /* its lines are about hosts, and there are none for keys */
+		return nbd_acl_access(d->acl, who, d->record.peer);
+	return who->psk && !strcmp(who->psk, d->record.peer) ? NBD_ACCESS_WRITE : NBD_ACCESS_NONE;
+}
+
+/* A certificate is for whom that file says, and else for nobody. */
+static int open_acl(struct disk *d, const struct disk_options *options, struct bm_error *error)
+{
+	if (!options->certificates)
+		return 0;
+	if (!options->acl)
+		return bm_fail(error, BM_E_USAGE, "--peer-tls and --peer-acl are said together");
+	return nbd_acl_open(options->acl, &d->acl, error);
 }
 
 int standby_open(struct disk *d, const struct disk_options *options, struct bm_error *error)
 {
 	const struct nbd_server_options limits = {
 		.max_connections = CONNECTIONS, .access = access_of, .arg = d};
-	const struct bm_tls_options tls = {.psk = options->keys};
+	const struct bm_tls_options tls = {.psk = options->keys,
+					   .certificates = options->certificates,
+					   .verify_peer = options->certificates};
 	const struct nbd_export exported = {.name = d->name, .dev = d->order};
 	int r;
 
@@ -104,7 +119,9 @@ int standby_open(struct disk *d, const struct disk_options *options, struct bm_e
 	d->data = nbd_server_new(d->loop, &limits);
 	if (!d->data)
 		return bm_fail_errno(error, ENOMEM, "disk %s", d->name);
-	r = nbd_server_add_export(d->data, &exported, error);
+	r = open_acl(d, options, error);
+	if (!r)
+		r = nbd_server_add_export(d->data, &exported, error);
 	if (!r)
 		r = nbd_server_set_tls(d->data, NBD_TLS_REQUIRE, &tls, error);
 	return r ? r : nbd_server_listen_fd(d->data, options->data_fd, error);

@@ -20,17 +20,37 @@ void standby_armed(struct disk *disk);
 
 /*
  * offer.c: holds: to or from that host (NULL: whichever), and now. read, write, remove: the file;
- * these block. begin: it is written, and the call (NULL: there is none) answered with result, which
- * is taken over; until 0: it is no more.
+ * these block. set, begin: of a copy. begin: it is written, and the call (NULL: there is none)
+ * answered with result, which is taken over; until 0: it is no more. withdraw: before its time.
  */
 bool offer_holds(const struct disk *disk, const char *host);
 void offer_clear(struct disk *disk);
+void offer_set(struct disk *disk, const struct offer *offer);
 void offer_read(struct disk *disk);
 int offer_write(const struct disk *disk, const struct offer *offer, struct bm_error *error);
 void offer_remove(const struct disk *disk);
 void offer_begin(struct disk *disk, struct bm_rpc_call *call, const struct offer *offer,
 		 json_t *result);
+void offer_withdraw(struct disk *disk);
 void offer_close(struct disk *disk);
+
+/*
+ * back.c: a disk with an image on each of two hosts. pair: one here, the other on that host.
+ * in_sync: what one has the other has. local, remote: which. hold, go_on: the
+ * job stays as it is meanwhile. past: what the record says of it afterwards, where the disk goes;
+ * job: where it comes to, and goes on with it, the other way round. take: that job, here; map:
+ * what says that both are equal, of a record of that generation.
+ */
+bool back_is_pair(const struct disk *disk, const char *host);
+bool back_in_sync(const struct disk *disk);
+const char *back_local(const struct job *job), *back_remote(const struct job *job);
+uint64_t back_window(const struct disk *disk); /* ns that there will be two of them */
+void back_hold(struct disk *disk);
+void back_go_on(struct disk *disk);
+json_t *back_past(const struct disk *disk);
+json_t *back_job(const struct disk *disk, uint64_t generation);
+uint8_t *back_map(const struct disk *disk, uint64_t generation);
+int back_take(struct disk *disk, uint8_t *map, uint64_t generation, struct bm_error *error);
 
 /* yield.c */
 bm_rpc_method yield_begin, yield_offer;

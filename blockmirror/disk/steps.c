@@ -107,47 +107,11 @@ static void note(struct job *job, int r, const char *what, const char *uri)
 		       bm_uri_redact(uri, shown, sizeof(shown)), strerror(-r));
 }
 
-static void flushed(struct bm_request *rq, int error)
-{
-	rq->result = error;
-	rq->link.next = NULL;
-}
-
-/* In a loop of its own: the device was let go of already. */
-static int flush_once(const char *uri, struct bm_error *error)
-{
-	struct bm_request rq = {.op = BM_FLUSH, .done = flushed};
-	struct bm_loop *loop = bm_loop_new();
-	struct bm_dev *dev = NULL;
-	int r = loop ? bm_dev_open(uri, NULL, &dev, error)
-		     : bm_fail_errno(error, ENOMEM, "%s", uri);
-
-	if (!r) {
-		bm_dev_start(dev, loop);
-		rq.result = 1;
-		bm_submit(dev, &rq);
-		while (rq.result == 1 && bm_loop_turn(loop, UINT64_MAX) >= 0)
-			;
-		r = rq.result ? bm_fail_errno(error, rq.result, "cannot flush the copy") : 0;
-		bm_dev_close(dev);
-	}
-	bm_loop_free(loop);
-	return r;
-}
-
-/*
- * A copy is what the disk was at the moment of letting go. What the guest wrote after the flush
- * that ended the job is on it, and durable only now.
- */
+/* It is durable, and nobody's: whoever wants to may serve it. */
 static void finish_copy(struct job *job)
 {
 	const char *path = bm_uri_path(job->target.uri);
-	struct bm_error error;
 
-	if (flush_once(job->target.uri, &error) < 0) {
-		bm_log(BM_LOG_WARN, "%s.%u: %s", job->disk->name, job->number, error.text);
-		return; /* it stays marked as incomplete */
-	}
 	if (path)
 		note(job, bm_mark_remove(path), "take the mark from", job->target.uri);
 }
@@ -252,6 +216,7 @@ void step_reopen(struct bm_work *work)
 	const struct bm_open_options options = {.fence = true,
 						.fence_no_wait = true,
 						.session = job->disk->record.disk,
+						.linked = true, /* the source may be */
 						.interrupted = gave_up,
 						.arg = job};
 	const char *uri = job_uri(job, FORWARD);

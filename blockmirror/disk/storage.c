@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The storage that a disk lives on, where it is reached over a session: a session that is lost is
- * opened again, and the guest waits meanwhile (dev/reopen.h). Only for the authority: what else is
- * lost, the mirror deals with. Which side that is changes with a switch; this file tells the
- * devices.
+ * The storage that a disk lives on, where it is reached over a session, be it a helper's: a session
+ * that is lost is opened again, and the guest waits meanwhile (dev/reopen.h). Only for the
+ * authority: what else is lost, the mirror deals with. Which side that is changes with a switch;
+ * this file tells the devices.
  */
 #include <errno.h>
 #include <stdatomic.h>
@@ -55,8 +55,11 @@ static bool gave_up(void *arg)
 static void open_again(struct bm_work *work)
 {
 	struct storage *s = bm_container(work, struct storage, open);
-	struct bm_open_options options = {
-		.fence = true, .session = s->disk->record.disk, .interrupted = gave_up, .arg = s};
+	struct bm_open_options options = {.fence = true,
+					  .session = s->disk->record.disk,
+					  .linked = true, /* it was served so */
+					  .interrupted = gave_up,
+					  .arg = s};
 
 	if (s->reads)
 		shared_reads(&options);
@@ -130,7 +133,7 @@ static bool has_sessions(const char *text)
 
 	return bm_uri_parse(text, &uri, NULL) >= 0 &&
 	       (uri->scheme == BM_SCHEME_NBD || uri->scheme == BM_SCHEME_ISCSI ||
-		uri->scheme == BM_SCHEME_FAULT);
+		uri->scheme == BM_SCHEME_FAULT || uri->scheme == BM_SCHEME_FORMAT);
 }
 
 /* Where it is one whose session may be lost: it is opened again, as it was. */

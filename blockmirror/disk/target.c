@@ -25,15 +25,38 @@
 
 #define ERROR &target->error
 
-/* In a folder the image gets the name that it has, on whichever host, or the disk's. */
+/* The length of name without an ending that says what format an image is in. */
+static int length_without_format(const char *name)
+{
+	const char *dot = strrchr(name, '.');
+	bm_free char *as_uri = NULL;
+	bool known;
+
+	if (!dot || dot == name)
+		return (int)strlen(name);
+	if (asprintf(&as_uri, "%s:", dot + 1) < 0)
+		as_uri = NULL;
+	known = !strcmp(dot, ".img") || !strcmp(dot, ".raw") || (as_uri && bm_uri_format(as_uri));
+	return known ? (int)(dot - name) : (int)strlen(name);
+}
+
+/*
+ * In a folder the image gets the name that it has, on whichever host, or the disk's. One that ends
+ * as those of another format do would be taken for such an image.
+ */
 static char *image_name(const struct target *target)
 {
 	const char *source = bm_uri_path(target->source);
 	bm_free char *there = source ? NULL : bm_uri_parameter(target->source, BM_URI_PATH);
-	const char *path = source ? source : there, *name = path ? strrchr(path, '/') : NULL;
+	const char *path = source ? source : there, *slash = path ? strrchr(path, '/') : NULL;
+	const char *name = slash ? slash + 1 : target->name;
+	const char *format = bm_uri_format(target->text);
 	char *result;
 
-	return asprintf(&result, name ? "%s" : "%s.img", name ? name + 1 : target->name) < 0
+	if (slash && format == bm_uri_format(target->source)) /* both are of one table */
+		return strdup(name);
+	return asprintf(&result, "%.*s.%s", slash ? length_without_format(name) : (int)strlen(name),
+			name, format ? format : "img") < 0
 		       ? NULL
 		       : result;
 }
@@ -111,14 +134,15 @@ static int check_space(struct target *target, const char *path)
 
 static int create(struct target *target, const char *path)
 {
-	bm_free char *real = bm_uri_canonical(path);
+	bm_free char *uri = bm_uri_like(target->text, path);
+	bm_free char *real = uri ? bm_uri_canonical(uri) : NULL;
 	int r;
 
 	if (!real)
 		return bm_fail_errno(ERROR, errno, "cannot create %s", path);
-	r = check_space(target, real);
+	r = check_space(target, bm_uri_path(real));
 	if (!r)
-		r = bm_file_create(real, target->size, ERROR);
+		r = bm_image_create(real, target->size, ERROR);
 	if (r < 0)
 		return r;
 	target->created = target->zeroed = true;
@@ -128,7 +152,7 @@ static int create(struct target *target, const char *path)
 
 static int find_path(struct target *target, const char *path)
 {
-	bm_free char *inside = NULL;
+	bm_free char *inside = NULL, *uri = NULL;
 	struct stat st;
 	int r;
 
@@ -151,7 +175,8 @@ static int find_path(struct target *target, const char *path)
 	if (!target->overwrite)
 		return bm_fail(ERROR, BM_E_EXISTS, "%s exists; --overwrite gives up what it holds",
 			       path);
-	target->uri = bm_uri_canonical(path);
+	uri = bm_uri_like(target->text, path);
+	target->uri = uri ? bm_uri_canonical(uri) : NULL;
 	if (!target->uri)
 		return bm_fail_errno(ERROR, errno, "%s", path);
 	return owner_check(path, target->folder, OWNER_OVERWRITE, ERROR);
@@ -272,7 +297,7 @@ int target_prepare(struct target *target)
 	if (!r)
 		r = bm_record_checks_uri(target->text, ERROR);
 	if (!r)
-		r = uri->scheme == BM_SCHEME_FILE   ? find_path(target, uri->rest)
+		r = bm_uri_path(target->text)       ? find_path(target, uri->rest)
 		    : uri->scheme == BM_SCHEME_PEER ? find_peer(target)
 						    : find_export(target);
 	if (!r)

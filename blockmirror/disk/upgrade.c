@@ -499,9 +499,10 @@ void upgrade_begin(void *arg, struct bm_rpc_call *call, json_t *params)
 	struct bm_error error;
 
 	(void)params;
-	if (d->stopping || d->upgrade || d->yield || d->promotion || d->witness) {
+	if (d->stopping || d->upgrade || d->yield || d->promotion || d->witness || d->lent) {
 		bm_fail(&error, BM_E_BUSY, "disk %s is being %s already", d->name,
 			d->stopping  ? "stopped"
+			: d->lent    ? "slipped under its VMM, or taken out,"
 			: d->upgrade ? "upgraded"
 				     : "passed from host to host");
 		bm_rpc_fail(call, &error);

@@ -69,7 +69,7 @@ static void finish(struct witness *w)
 			       : NULL;
 
 	witness_free(w);
-	offer_begin(d, call, &(struct offer){to, until, takes}, result);
+	offer_begin(d, call, &(struct offer){.host = to, .until = until, .shared = takes}, result);
 }
 
 /* Samples */

@@ -5,7 +5,8 @@
  *
  *	fence: no request of a guest begins any more; those in flight end
  *	flush: what was acknowledged is durable there
- *	decide: a record with the next generation says "retired: it is on that host"
+ *	decide: a record with the next generation says "retired: it is on that host"; or "standby of
+ *		that host", where the image that is here is kept (back.c), and is equal
  *	let go: storage that the other host reaches itself is closed
  *
  * That record is the decision, and there is no other one. Once it is durable the disk is not ours,
@@ -36,15 +37,18 @@
 #define STEP      2000000ull
 #define AGAIN     500000000ull
 #define LAST_CALL 1000000000ull /* ns in which a guest that left may come again, to flush */
+#define ANSWERED  5000000ull
 
 enum stage {
 	LETS_GO, /* a job with an open window ends */
 	FENCES,
 	FLUSHES,
+	FLUSHES_BOTH,
 	DECIDES,
 	RELEASES, /* its storage is closed: the other host reaches it itself */
 	RELEASED, /* ... and a session that is just being opened again waited for */
-	DOUBTS    /* a record may be durable, and may not */
+	DOUBTS,   /* a record may be durable, and may not */
+	LEAVES,   /* for a process that serves it as what it is now */
 };
 
 struct yield {
@@ -52,12 +56,18 @@ struct yield {
 	enum stage stage;
 	struct bm_rpc_call *call; /* NULL: it has its answer */
 	char *to;
+	bool may_keep;      /* who asks knows where the image that is here will be */
+	bool pair;          /* the disk is on both hosts, equal; neither has to be the authority */
+	bool keeps;         /* ... and stays so */
+	uint64_t asked;     /* generation of who asks */
+	struct offer offer; /* to come back, as it is written with the decision */
 	uint64_t end;
 	struct bm_timer timer;
 	struct bm_task idle;
 	struct bm_request flush;
 	struct bm_work record;
-	struct bm_record next; /* shares what d->record has, but for the peer */
+	struct bm_record next; /* shares what others have */
+	json_t *past;
 	struct bm_error error;
 };
 
@@ -67,7 +77,10 @@ static void yield_free(struct yield *y)
 
 	bm_timer_clear(d->loop, &y->timer);
 	bm_order_when_idle(d->order, NULL);
+	if (y->pair)
+		bm_mirror_cut_end(d->mirror);
 	bm_task_cancel(&y->idle);
+	json_decref(y->past);
 	free(y->to);
 	free(y);
 	d->yield = NULL;
@@ -80,8 +93,9 @@ static void answer(struct yield *y, const struct bm_error *error)
 	if (call && error)
 		bm_rpc_fail(call, error);
 	else if (call)
-		bm_rpc_reply(call, json_pack("{s:I}", "generation",
-					     (json_int_t)y->disk->record.generation));
+		bm_rpc_reply(call, json_pack("{s:I s:b}", "generation",
+					     (json_int_t)y->disk->record.generation, "kept",
+					     (int)y->keeps));
 }
 
 /* Nothing was decided. */
@@ -94,6 +108,8 @@ static void give_up(struct yield *y, enum bm_code code, const char *why)
 	bm_log(BM_LOG_WARN, "%s", error.text);
 	gate_set_role(d->gate, GATE_ACTIVE);
 	answer(y, &error);
+	if (y->pair)
+		back_go_on(d);
 	yield_free(y);
 }
 
@@ -158,26 +174,62 @@ static void released(struct yield *y)
 		(void)bm_timer_set(d->loop, &y->timer, bm_loop_now(d->loop) + STEP);
 }
 
+/* The image that is here is a standby's now, and another process serves that. */
+static void stays_behind(struct yield *y)
+{
+	struct disk *d = y->disk;
+
+	bm_log(BM_LOG_NOTICE,
+	       "%s: host %s has the disk, by generation %" PRIu64 ", and keeps this copy", d->name,
+	       y->to, d->record.generation);
+	answer(y, NULL);
+	y->stage = LEAVES;
+	d->stopping = true;
+	(void)bm_timer_set(d->loop, &y->timer, bm_loop_now(d->loop) + ANSWERED);
+}
+
 /* The decision */
 
 static void write_record(struct bm_work *work)
 {
 	struct yield *y = bm_container(work, struct yield, record);
+	struct disk *d = y->disk;
+	struct bm_error error;
 
 	y->error.code = BM_OK;
-	if (!bm_record_write(y->disk->folder, &y->next, &y->error) &&
-	    y->next.role == BM_ROLE_RETIRED)
-		offer_remove(y->disk);
+	if (bm_record_write(d->folder, &y->next, &y->error) < 0 || y->next.role == BM_ROLE_ACTIVE)
+		return;
+	if (y->next.role == BM_ROLE_STANDBY)
+		owner_mark(y->next.uri, "active", &y->next, d->folder);
+	if (!y->offer.host)
+		offer_remove(d);
+	else if (offer_write(d, &y->offer, &error) < 0)
+		bm_log(BM_LOG_WARN, "%s: the disk does not come back by itself: %s", d->name,
+		       error.text);
 }
 
+/* Above that of who asks, too: it tells by that whether this is the last word (yield_begin). */
 static void begin_record(struct yield *y, enum bm_role role)
 {
 	struct disk *d = y->disk;
 
+	if (d->generation < y->asked)
+		d->generation = y->asked;
 	y->next = d->record;
 	y->next.role = role;
-	y->next.peer = role == BM_ROLE_RETIRED ? y->to : NULL;
+	y->next.peer = role == BM_ROLE_ACTIVE ? NULL : y->to;
 	y->next.generation = ++d->generation;
+	if (role == BM_ROLE_STANDBY) {
+		json_decref(y->past);
+		y->next.job = y->past = back_past(d);
+		y->next.uri = (char *)back_local(d->job);
+	}
+	if (role == BM_ROLE_STANDBY && d->offer.returns)
+		y->offer = (struct offer){.host = y->to,
+					  .until = d->offer.until,
+					  .back = (char *)back_remote(d->job),
+					  .window = back_window(d),
+					  .behind = true};
 	bm_workers_submit(d->recorder, d->loop, &y->record);
 }
 
@@ -196,15 +248,17 @@ static void written(struct bm_work *work)
 		return;
 	}
 	d->record.generation = y->next.generation;
-	if (y->next.role != BM_ROLE_RETIRED) {
+	if (y->next.role == BM_ROLE_ACTIVE) {
 		give_up(y, BM_E_IO, "its record could not be written");
 		return;
 	}
 	free(d->record.peer);
-	d->record.role = BM_ROLE_RETIRED;
+	d->record.role = y->next.role;
 	d->record.peer = bm_need(strdup(y->to));
 	if (d->offer.shared)
 		release(y);
+	else if (y->keeps)
+		stays_behind(y);
 	else
 		retired(y);
 }
@@ -212,23 +266,50 @@ static void written(struct bm_work *work)
 /* Nor later, when this guest happens not to write for a moment. */
 static void split(struct yield *y)
 {
-	offer_begin(y->disk, NULL, &(struct offer){y->to, WITHDRAWN, y->disk->offer.shared}, NULL);
+	offer_withdraw(y->disk);
 	give_up(y, BM_E_SPLIT,
 		"its guest has written while another machine asked for the disk: both run, "
 		"and this one keeps it");
 }
 
-static void flushed(struct bm_request *rq, int error)
+static void decide(struct yield *y)
 {
-	struct yield *y = bm_container(rq, struct yield, flush);
+	struct disk *d = y->disk;
 
-	if (error)
-		give_up(y, BM_E_IO, "it cannot be flushed");
-	else if (gate_held_changes(y->disk->gate)) {
+	bm_timer_clear(d->loop, &y->timer);
+	if (gate_held_changes(d->gate)) {
 		split(y);
 	} else {
 		y->stage = DECIDES;
-		begin_record(y, BM_ROLE_RETIRED);
+		begin_record(y, y->keeps ? BM_ROLE_STANDBY : BM_ROLE_RETIRED);
+	}
+}
+
+/* Nobody writes: as of one instant is as of now. */
+static void both_flushed(void *arg, int error)
+{
+	struct yield *y = arg;
+
+	if (error)
+		give_up(y, BM_E_BUSY, "its copies are not equal just now");
+	else
+		decide(y);
+}
+
+static void flushed(struct bm_request *rq, int error)
+{
+	struct yield *y = bm_container(rq, struct yield, flush);
+	struct disk *d = y->disk;
+
+	if (error) {
+		give_up(y, BM_E_IO, "it cannot be flushed");
+	} else if (!y->pair) {
+		decide(y);
+	} else {
+		y->stage = FLUSHES_BOTH;
+		(void)bm_timer_set(d->loop, &y->timer, bm_loop_now(d->loop) + PATIENCE);
+		if (!back_in_sync(d) || bm_mirror_cut(d->mirror, both_flushed, y) < 0)
+			give_up(y, BM_E_BUSY, "its copies are not equal just now");
 	}
 }
 
@@ -274,7 +355,7 @@ static void fence(struct yield *y)
 {
 	struct disk *d = y->disk;
 
-	if (!is_on(d, y->to) || !is_offered(d, y->to)) {
+	if ((!y->pair && !is_on(d, y->to)) || !is_offered(d, y->to)) {
 		give_up(y, BM_E_NOT_READY, "its storage is there no more, or its offer has ended");
 		return;
 	}
@@ -288,12 +369,28 @@ static void fence(struct yield *y)
 	(void)bm_timer_set(d->loop, &y->timer, bm_loop_now(d->loop) + PATIENCE);
 }
 
-/* A job whose undo window is open ends now. */
+/*
+ * Where the disk is on both hosts it passes as it is, when both copies are equal. Else a job whose
+ * undo window is open ends now.
+ */
 static void let_go(struct yield *y)
 {
 	struct disk *d = y->disk;
 	uint64_t now = bm_loop_now(d->loop);
 
+	y->pair = back_is_pair(d, y->to) && back_in_sync(d);
+	y->keeps =
+		y->pair && y->may_keep && !d->job->options.delete_source && !d->job->release_wanted;
+	y->pair = y->keeps || (y->pair && !is_on(d, y->to));
+	if (y->pair) {
+		back_hold(d);
+		fence(y);
+		return;
+	}
+	if (!is_on(d, y->to)) {
+		give_up(y, BM_E_BUSY, "its copies are not equal just now");
+		return;
+	}
 	if (job_runs(d->job))
 		job_event(d->job, EV_RELEASE);
 	if (!job_runs(d->job))
@@ -310,18 +407,23 @@ static void timed_out(struct bm_timer *timer)
 
 	if (y->stage == LETS_GO)
 		let_go(y);
-	else if (y->stage == FENCES)
+	else if (y->stage == FENCES || y->stage == FLUSHES_BOTH)
 		give_up(y, BM_E_BUSY, "what is in flight does not end");
 	else if (y->stage == RELEASED)
 		released(y);
 	else if (y->stage == DOUBTS)
 		begin_record(y, BM_ROLE_ACTIVE);
+	else if (y->stage == LEAVES) {
+		/* Clients come again to the next process; what they wait for was not done. */
+		y->disk->abandoned = true;
+		bm_loop_stop(y->disk->loop);
+	}
 }
 
 static bool moves(const struct job *job)
 {
-	return job_runs(job) && job->phase != PHASE_WINDOW && job->phase != PHASE_MARKING &&
-	       !(job->switched && job->phase > PHASE_WINDOW);
+	return job_runs(job) && job->phase != PHASE_IN_SYNC && job->phase != PHASE_WINDOW &&
+	       job->phase != PHASE_MARKING && !(job->switched && job->phase > PHASE_WINDOW);
 }
 
 static int may_yield(const struct disk *d, const char *to, struct bm_error *error)
@@ -332,7 +434,7 @@ static int may_yield(const struct disk *d, const char *to, struct bm_error *erro
 	if (d->record.role != BM_ROLE_ACTIVE)
 		return bm_fail(error, BM_E_RETIRED, "disk %s is on host %s", d->name,
 			       d->record.peer);
-	if (!is_on(d, to))
+	if (!is_on(d, to) && !back_is_pair(d, to))
 		return bm_fail(error, BM_E_NOT_READY,
 			       "disk %s has its storage not on host %s: relocate it there first",
 			       d->name, to);
@@ -346,16 +448,44 @@ static int may_yield(const struct disk *d, const char *to, struct bm_error *erro
 				  : 0;
 }
 
+/*
+ * It is not ours, says the record, but the host's that asks: by a decision of ours, or because it
+ * never was. Both hosts have such a record when the last decision is not known to both.
+ *
+ *	S passed the disk to T, and T to S, which does not know yet; S's guest writes, and S asks
+ *	T, which says yes; but T's guest writes, too, and T asks S: S, by its own decision of
+ *	before, says yes. Both begin to serve.
+ *
+ * The last decision is the one with the higher generation, and that alone is told. Who asks with
+ * the higher one itself has decided last, for us: we take what it gave us, and then may be asked.
+ */
+static void answer_again(struct disk *d, struct bm_rpc_call *call, uint64_t asked)
+{
+	bool standby = d->record.role == BM_ROLE_STANDBY;
+	struct bm_error error;
+
+	if (!standby || (asked && d->record.generation > asked)) {
+		bm_rpc_reply(call,
+			     json_pack("{s:I s:b}", "generation", (json_int_t)d->record.generation,
+				       "kept", (int)standby));
+		return;
+	}
+	bm_fail(&error, BM_E_BUSY, "host %s has not taken disk %s yet; try again", d->record.peer,
+		d->name);
+	bm_rpc_fail(call, &error);
+	promote(d, NULL, false);
+}
+
 void yield_begin(void *arg, struct bm_rpc_call *call, json_t *params)
 {
 	struct disk *d = arg;
 	const char *to = json_string_value(json_object_get(params, "to"));
+	uint64_t asked = (uint64_t)json_integer_value(json_object_get(params, "generation"));
 	struct bm_error error;
 	struct yield *y;
 
-	if (to && d->record.role == BM_ROLE_RETIRED && !d->yield && !strcmp(d->record.peer, to)) {
-		bm_rpc_reply(call,
-			     json_pack("{s:I}", "generation", (json_int_t)d->record.generation));
+	if (to && d->record.role != BM_ROLE_ACTIVE && !d->yield && !strcmp(d->record.peer, to)) {
+		answer_again(d, call, asked);
 		return;
 	}
 	if (!to)
@@ -368,6 +498,8 @@ void yield_begin(void *arg, struct bm_rpc_call *call, json_t *params)
 	y->disk = d;
 	y->call = call;
 	y->to = bm_need(strdup(to));
+	y->may_keep = json_is_true(json_object_get(params, "keep"));
+	y->asked = asked;
 	y->end = bm_loop_now(d->loop) + PATIENCE;
 	y->timer.run = timed_out;
 	y->idle.run = is_idle;
@@ -393,9 +525,10 @@ void yield_offer(void *arg, struct bm_rpc_call *call, json_t *params)
 	const char *to = NULL;
 	struct bm_error error = {0};
 	json_int_t until = 0;
-	int shared = 0;
+	int returns = 0, shared = 0;
 
-	if (json_unpack(params, "{s:s s:I s?b}", "to", &to, "until", &until, "shared", &shared) ||
+	if (json_unpack(params, "{s:s s:I s?b s?b}", "to", &to, "until", &until, "returns",
+			&returns, "shared", &shared) ||
 	    until < 0)
 		bm_fail(&error, BM_E_USAGE, "to (a host) and until (ns since 1970) are wanted");
 	else if (d->yield)
@@ -410,14 +543,20 @@ void yield_offer(void *arg, struct bm_rpc_call *call, json_t *params)
 		bm_fail(&error, BM_E_BUSY,
 			"disk %s is being moved, or can still be undone: release it first",
 			d->name);
-	else if (until && !shared && !is_on(d, to))
+	else if (until && !shared && !is_on(d, to) && !back_is_pair(d, to))
 		bm_fail(&error, BM_E_NOT_READY,
 			"disk %s has its storage not on host %s: relocate it there first", d->name,
 			to);
 	if (error.code)
 		bm_rpc_fail(call, &error);
 	else if (until && shared)
-		witness_take(d, call, &(struct offer){(char *)to, (uint64_t)until, true});
+		witness_take(d, call,
+			     &(struct offer){
+				     .host = (char *)to, .until = (uint64_t)until, .shared = true});
 	else
-		offer_begin(d, call, &(struct offer){(char *)to, (uint64_t)until, false}, NULL);
+		offer_begin(d, call,
+			    &(struct offer){.host = (char *)to,
+					    .until = (uint64_t)until,
+					    .returns = returns},
+			    NULL);
 }

@@ -175,7 +175,7 @@ void copy_miss(struct bm_mirror *m, uint64_t g)
 	if (granule->misses < BM_MISSES_MAX)
 		granule->misses++;
 	if (granule->misses < m->config.misses || m->hold || m->tracking || m->paused ||
-	    bm_timer_armed(&m->source_retry))
+	    cut_made(m) || bm_timer_armed(&m->source_retry))
 		return;
 	m->hold = true;
 	m->hold_granule = g;
@@ -563,7 +563,7 @@ static void copy_held(struct bm_mirror *m)
 
 void copy_run(struct bm_mirror *m)
 {
-	if (m->paused || m->full || unsettled(m) || bm_timer_armed(&m->source_retry))
+	if (m->paused || m->full || unsettled(m) || cut_made(m) || bm_timer_armed(&m->source_retry))
 		return;
 	if (m->hold)
 		copy_held(m);

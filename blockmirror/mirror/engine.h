@@ -10,6 +10,7 @@
  *   again.c     the other side comes back: whether it is the same, and done with its past
  *   flush.c     flushes: unstable becomes settled
  *   switch.c    the switchover
+ *   cut.c       the other side becomes a copy as of one instant
  *   governor.c  how much the copy may take
  *   claims.c    the durable checkpoint of the settled map
  *   dirty.c     the dirty map, for others to read
@@ -54,6 +55,15 @@ enum phase {
 	PHASE_FLUSH, /* the flush that counts */
 	PHASE_REC,   /* the record "other side" is being written */
 	PHASE_ABORT  /* the record "authority as before" is being written, after that */
+};
+
+/* Where a copy as of one instant is; cut.c tells more. */
+enum cut_state {
+	CUT_NONE,
+	CUT_WAIT,  /* wanted; waits for sync */
+	CUT_DRAIN, /* made: what was sent to both ends, what comes goes to the authority alone */
+	CUT_FLUSH,
+	CUT_DONE /* the host was told, and lets go */
 };
 
 enum op_state {
@@ -155,7 +165,6 @@ struct flusher {
 	uint64_t session, started;
 	uint64_t took;    /* ns, the last one */
 	uint64_t dirtied; /* mirror->dirtied at the submission */
-	bool last; /* it was asked for before (flush_done), when no copy was in flight or due */
 	struct bm_timer timer;
 };
 
@@ -295,8 +304,11 @@ struct bm_mirror {
 	struct bm_timer commit_retry;
 	unsigned commit_failures;
 	bool committing;
-	void (*flush_done)(void *arg, int error);
-	void *flush_arg;
+	struct {
+		enum cut_state state;
+		void (*done)(void *arg, int error);
+		void *arg;
+	} cut;
 
 	struct governor governor;
 
@@ -318,11 +330,18 @@ static inline bool unsettled(const struct bm_mirror *m)
 	return m->phase == PHASE_REC || m->phase == PHASE_ABORT;
 }
 
+static inline bool cut_made(const struct bm_mirror *m)
+{
+	return m->cut.state >= CUT_DRAIN;
+}
+
 /* mirror.c */
 void mirror_tell(struct bm_mirror *m, enum bm_mirror_event event);
 void mirror_kick(struct bm_mirror *m);
 bool mirror_in_sync(const struct bm_mirror *m);
+/* They differ there; and that is no cut any more, unless it is by what a guest wrote after it. */
 void mirror_mark_dirty(struct bm_mirror *m, uint64_t granule);
+void mirror_note_dirty(struct bm_mirror *m, uint64_t granule);
 void mirror_mark_clean(struct bm_mirror *m, uint64_t granule);
 /* The other side failed with error: tracking, until it is back. */
 void mirror_lose(struct bm_mirror *m, int error);
@@ -400,6 +419,12 @@ void switch_flushed(struct bm_mirror *m, bool good); /* a flush of the other sid
 void switch_interrupted(struct bm_mirror *m);        /* the other side is lost, full, leaving */
 void switch_too_slow(struct bm_mirror *m);           /* a flush ran into the deadline */
 void switch_init(struct bm_mirror *m);
+
+/* cut.c */
+void cut_run(struct bm_mirror *m);
+void cut_flushed(struct bm_mirror *m, bool good); /* a flush of the other side ended */
+void cut_spoiled(struct bm_mirror *m); /* the other side is no copy as of one instant any more */
+void cut_forget(struct bm_mirror *m);  /* it is let go of */
 
 /* claims.c */
 void claims_init(struct bm_mirror *m);

@@ -2,9 +2,9 @@
 /*
  * Flushes: what was written becomes settled when both sides have flushed it.
  *
- * The other side is flushed by us: now and then while mirroring, and for a switchover, one at a
- * time. A failure makes all that is unstable dirty, and is never tried again in the hope of a
- * better answer: the next flush would not report what this one lost.
+ * The other side is flushed by us: now and then while mirroring, for a switchover, and for a cut,
+ * one at a time. A failure makes all that is unstable dirty, and is never tried again in the hope
+ * of a better answer: the next flush would not report what this one lost.
  *
  * The authority is flushed by the guest alone, and we watch. A flush of our own could meet an
  * error that the kernel reports only once: the guest's next flush would succeed and lie. And it
@@ -36,11 +36,7 @@ static void flushed(struct bm_request *rq, int error)
 			bm_map_settle(&m->map, &m->map.flushed);
 	}
 	switch_flushed(m, same && !error);
-	if (m->flush_done && same && !error && f->last && mirror_in_sync(m) &&
-	    f->dirtied == m->dirtied) {
-		m->flush_done(m->flush_arg, 0);
-		m->flush_done = NULL;
-	}
+	cut_flushed(m, same && !error);
 	mirror_kick(m);
 }
 
@@ -56,7 +52,6 @@ bool flush_start(struct bm_mirror *m)
 	f->session = m->session;
 	f->started = bm_loop_now(m->loop);
 	f->dirtied = m->dirtied;
-	f->last = m->flush_done && mirror_in_sync(m);
 	bm_map_move(&m->map.closed, &m->map.open);
 	mirror_send(m, f->side, &f->rq);
 	return true;

@@ -153,7 +153,7 @@ static void consider_tracking(struct bm_mirror *m)
 	struct governor *g = &m->governor;
 
 	if (g->budget == BM_LATENCY_AUTO || g->budget == BM_LATENCY_OFF || g->tracked_out ||
-	    m->phase > PHASE_WAIT || m->tracking ||
+	    m->phase > PHASE_WAIT || m->tracking || cut_made(m) ||
 	    bm_hist_percentile(&g->leg[other(m)], 0.99) <= g->budget)
 		return;
 	m->tracking = true;

@@ -57,6 +57,12 @@ bool mirror_in_sync(const struct bm_mirror *m)
 
 void mirror_mark_dirty(struct bm_mirror *m, uint64_t granule)
 {
+	mirror_note_dirty(m, granule);
+	cut_spoiled(m);
+}
+
+void mirror_note_dirty(struct bm_mirror *m, uint64_t granule)
+{
 	bm_map_unsettle(&m->map, granule);
 	bm_bitmap_set(&m->map.dirty, granule);
 	check_again(m, granule);
@@ -239,6 +245,7 @@ static void drop_other(struct bm_mirror *m, enum link link)
 	again_cut(m);
 	copy_end_hold(m);
 	switch_interrupted(m);
+	cut_spoiled(m);
 	if (m->side[other(m)])
 		bm_dev_cancel(m->side[other(m)]);
 	set_geometry(m);
@@ -282,6 +289,7 @@ void mirror_other_failed(struct bm_mirror *m, int error)
 	m->tracking = true;
 	copy_end_hold(m);
 	switch_interrupted(m);
+	cut_spoiled(m);
 	set_timer_in(m, &m->full_timer, m->config.full_retry);
 	mirror_tell(m, BM_MIRROR_FULL);
 }
@@ -327,10 +335,7 @@ static void forget_other(struct bm_mirror *m)
 	m->tracking = m->full = m->detach_wanted = false;
 	m->side[other(m)] = NULL;
 	set_geometry(m);
-	if (m->flush_done) {
-		m->flush_done(m->flush_arg, -ECANCELED);
-		m->flush_done = NULL;
-	}
+	cut_forget(m);
 	mirror_tell(m, BM_MIRROR_DETACHED);
 }
 
@@ -375,20 +380,7 @@ static void run_kick(struct bm_task *task)
 	unreadable_run(m);
 	check_run(m);
 	switch_run(m);
-	if (m->flush_done && m->phase == PHASE_IDLE && mirror_in_sync(m))
-		flush_start(m);
-}
-
-int bm_mirror_flush_target(struct bm_mirror *m, void (*done)(void *arg, int error), void *arg)
-{
-	if (m->link == LINK_NONE)
-		return -ENOTCONN;
-	if (m->flush_done || m->phase != PHASE_IDLE)
-		return -EBUSY;
-	m->flush_done = done;
-	m->flush_arg = arg;
-	mirror_kick(m);
-	return 0;
+	cut_run(m);
 }
 
 void bm_mirror_pause(struct bm_mirror *m, bool paused)
@@ -549,6 +541,8 @@ static enum bm_mirror_state state_of(const struct bm_mirror *m)
 		return BM_STATE_LOST;
 	if (m->full)
 		return BM_STATE_FULL;
+	if (cut_made(m))
+		return BM_STATE_CUTTING;
 	if (mirror_in_sync(m))
 		return BM_STATE_IN_SYNC;
 	return m->paused ? BM_STATE_PAUSED : BM_STATE_COPYING;
@@ -589,6 +583,7 @@ const char *bm_mirror_state_name(enum bm_mirror_state state)
 		[BM_STATE_IN_SYNC] = "in-sync",  [BM_STATE_SWITCHING] = "switching",
 		[BM_STATE_LOST] = "target-lost", [BM_STATE_FULL] = "target-full",
 		[BM_STATE_PAUSED] = "paused",    [BM_STATE_DETACHING] = "detaching",
+		[BM_STATE_CUTTING] = "cutting",
 	};
 
 	return names[state];

@@ -156,6 +156,8 @@ int bm_mirror_switch(struct bm_mirror *m)
 {
 	if (m->link == LINK_NONE || m->link == LINK_LEAVING)
 		return -ENOTCONN;
+	if (m->cut.state != CUT_NONE)
+		return -EBUSY;
 	if (m->phase == PHASE_IDLE)
 		m->phase = PHASE_WAIT;
 	mirror_kick(m);

@@ -114,7 +114,7 @@ static bool send_next_run(struct op *op)
  *   clean                                  both
  *   dirty, wholly covered, nothing else
  *     in flight on it, not in a switch     both, and clean when both have it ("heal")
- *   else                                   the authority; the copy will carry it, later
+ *   else, and all after a cut              the authority; the copy will carry it, later
  */
 static void classify(struct op *op)
 {
@@ -122,7 +122,7 @@ static void classify(struct op *op)
 	uint64_t end = op->rq->offset + op->rq->length;
 	/* A long zero that was cut before the target came has too many granules: it is the copy's.
 	 */
-	bool mirrors = m->link == LINK_UP && !m->tracking && op->granules <= MASK;
+	bool mirrors = m->link == LINK_UP && !m->tracking && !cut_made(m) && op->granules <= MASK;
 
 	for (unsigned i = 0; i < op->granules; i++) {
 		uint64_t g = op->first + i, bit = 1ull << i % MASK;
@@ -135,7 +135,7 @@ static void classify(struct op *op)
 		else if (mirrors && whole && !copying && !m->map.granule[g].busy && !unsettled(m))
 			op->both |= bit, op->heal |= bit;
 		else if (!dirty)
-			mirror_mark_dirty(m, g);
+			mirror_note_dirty(m, g);
 		if (m->map.unreadable.count)
 			unreadable_written(m, g);
 		if (op->both & bit)
@@ -351,7 +351,10 @@ static void note_unstable(struct op *op, int side)
 static void mark_all_dirty(struct op *op)
 {
 	for (unsigned i = 0; i < op->granules; i++)
-		mirror_mark_dirty(op->mirror, op->first + i);
+		if (op->both) /* else it was noted when it was sent */
+			mirror_mark_dirty(op->mirror, op->first + i);
+		else
+			mirror_note_dirty(op->mirror, op->first + i);
 }
 
 /*

@@ -142,6 +142,12 @@ struct bm_open_options {
 	const char *aio;      /* file: "libaio", "threads", or NULL: the best that works */
 	bool buffered;        /* file: through the page cache, not O_DIRECT */
 	bool unlocked;        /* file: take no image locks */
+	bool beside;          /* file: take them beside another process, which lets go later */
+	/*
+	 * An image in a format: others may show through it (a linked clone), and their content
+	 * counts.
+	 */
+	bool linked;
 	/*
 	 * File: the image's descriptor, of a device that was this image before, maybe in another
 	 * process (bm_dev_descriptor()), whose locks come with it. Stays the caller's. 0: none.
@@ -153,11 +159,18 @@ struct bm_open_options {
 
 /*
  * Opens what uri names: PATH, file:PATH, nbd:, nbds:, nbd+unix:, nbds+unix:, iscsi:, mem:SIZE,
- * fault:SPEC;URI. options NULL means read-write and the defaults. Blocks; any thread. On success
- * *dev is to be started on a loop, or closed. Errors: what bm_fail() gives, with a text for users.
+ * fault:SPEC;URI, and FORMAT:PATH (qcow2, vmdk, vhdx, vpc; read-only vdi, qed, qcow, parallels,
+ * dmg). options NULL means read-write and the defaults. Blocks; any thread. On success *dev is to
+ * be started on a loop, or closed. Errors: what bm_fail() gives, with a text for users.
+ *
+ * A format is carried out by a helper, a process of its own that ends with the device, and with us.
+ * It takes its time to end: bm_dev_close() does not wait for it, who opens the image again does.
  */
 int bm_dev_open(const char *uri, const struct bm_open_options *options, struct bm_dev **dev,
 		struct bm_error *error);
+
+/* Waits for the helpers of devices that are closed: what a program does last. */
+void bm_dev_settle(void);
 
 /* Gives dev to loop's thread. Before this nothing may be submitted. */
 static inline void bm_dev_start(struct bm_dev *dev, struct bm_loop *loop)

@@ -43,6 +43,9 @@ enum bm_code {
 	BM_E_FOREIGN,     /* another image is where the target was */
 	BM_E_TARGET_LOST, /* the target was away for longer than was allowed */
 	BM_E_SPLIT,       /* the machines on both hosts write to a disk */
+	BM_E_QMP,         /* QEMU refuses, or who answers is not QEMU, or an old one */
+	BM_E_QMP_BUSY,    /* another client has the QMP socket */
+	BM_E_LINKED,      /* other images show through this one, or hold its data */
 	BM_CODES
 };
 

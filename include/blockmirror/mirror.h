@@ -2,8 +2,9 @@
 /*
  * The mirror: a block device made of one device, and for a while of two. Requests go through it
  * from the first to the last day of a disk; when a target is attached, writes land on both, the
- * baseline is copied behind the guest's back, and authority passes from one to the other without
- * a request being held. The rules and the races they answer: docs/mirror.md.
+ * baseline is copied behind the guest's back, and authority passes from one to the other, or the
+ * other one stays behind as a copy, without a request being held. The rules and the races they
+ * answer: docs/mirror.md.
  *
  * All functions are for the loop's thread. The mirror owns neither device: the host opened them,
  * and closes one when it is told that the mirror is done with it. What the mirror cannot do itself
@@ -43,7 +44,8 @@ enum bm_mirror_event {
 	BM_MIRROR_DOUBTFUL,      /* a flush of the authority failed: see bm_mirror_config */
 	BM_MIRROR_BACK,          /* after bm_mirror_reattach(): it is the one that was here */
 	BM_MIRROR_FOREIGN,       /* ... it is another one: nothing was written; detach */
-	BM_MIRROR_REST_COPIED    /* all is copied but what cannot be read: it is not in sync */
+	BM_MIRROR_REST_COPIED,   /* all is copied but what cannot be read: it is not in sync */
+	BM_MIRROR_CUT            /* the cut was made; the copy is not durable yet */
 };
 
 /* What the host does for the mirror. Called from the loop, never inside a call of the host's. */
@@ -180,7 +182,7 @@ int bm_mirror_detach(struct bm_mirror *mirror);
 /*
  * Passes authority to the other side as soon as both are in sync; tried again when something
  * interferes, until it succeeded, bm_mirror_switch_cancel(), or BM_MIRROR_SWITCH_FAILED: then a
- * record was asked for. -ENOTCONN without other side.
+ * record was asked for. -ENOTCONN without other side, -EBUSY when a cut is asked for.
  */
 int bm_mirror_switch(struct bm_mirror *mirror);
 
@@ -191,10 +193,21 @@ int bm_mirror_switch_cancel(struct bm_mirror *mirror);
 void bm_mirror_committed(struct bm_mirror *mirror, int error);
 
 /*
- * When in sync and the target is flushed: calls done(arg, 0); -ECANCELED when it is detached
- * before. For a copy without a switch. -ENOTCONN, -EBUSY (one is asked for, a switch is on).
+ * A copy as of one instant. As soon as both are in sync the cut is made, without holding a request:
+ * what was sent to both before ends on both, what comes after goes to the authority alone. When the
+ * other side has all of that, and nothing else, durably, calls done(arg, 0), and sends nothing to
+ * it any more: then detach. Where the other side fails before, all is made equal and it is cut
+ * again. -ECANCELED when it is let go before.
+ *
+ * The copy holds every write that was answered before the instant, none that was begun after it,
+ * and those in flight whole; what the guest was told to have failed may be there or not. Not begun
+ * while paused. -ENOTCONN, -EBUSY (one is asked for, a switch is on), -EINVAL (the other
+ * side was the authority, and a flush of it failed: no later one makes that good).
  */
-int bm_mirror_flush_target(struct bm_mirror *mirror, void (*done)(void *arg, int error), void *arg);
+int bm_mirror_cut(struct bm_mirror *mirror, void (*done)(void *arg, int error), void *arg);
+
+/* It is not wanted any more: done() is not called, and both are kept equal as before. */
+void bm_mirror_cut_end(struct bm_mirror *mirror);
 
 /*
  * Compares all of both sides, while the guest writes, as soon as they are in sync; then calls
@@ -238,7 +251,8 @@ enum bm_mirror_state {
 	BM_STATE_LOST,
 	BM_STATE_FULL,
 	BM_STATE_PAUSED,
-	BM_STATE_DETACHING
+	BM_STATE_DETACHING,
+	BM_STATE_CUTTING /* after bm_mirror_cut(): the instant is over, it is being made durable */
 };
 
 struct bm_mirror_stats {
@@ -265,7 +279,8 @@ struct bm_mirror_stats {
 	uint64_t checkpoint_waits;            /* guest writes that waited for a withdrawal */
 	uint64_t checked_bytes;               /* compared and found equal, since it was asked for */
 	uint64_t mismatches, mismatch_offset; /* granules that were not; the first one's place */
-	uint64_t rate;                        /* bytes/s over the last second */
+	uint64_t cuts, cut_at; /* that were made; the last one's instant, loop's ns */
+	uint64_t rate;         /* bytes/s over the last second */
 	uint64_t guest_p99, guest_p99_before, guest_p50, guest_p50_before; /* ns, 0: not known */
 	uint64_t read_p50, write_p50,
 		flush_last;    /* ns, of copies, and the other side's last flush */

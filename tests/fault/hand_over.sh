@@ -74,15 +74,28 @@ stuck() {
 	tail -n 2 "$dir/faults"
 }
 
-is_there() { [[ $(on $here show disk .uri 2>/dev/null) == bm://host-$there/* ]] && ! moving; }
+# Every other move keeps a copy of where the disk comes from: the next one has nothing to move.
+pair() { [ "$(on "$here" job disk .phase 2>/dev/null)" = undo-window ]; }
+equal() { [ "$(on $here job disk .progress.target 2>/dev/null)" = in-sync ]; }
+pair_is_equal() {
+	local end=$((SECONDS + 60))
+	disturb "$(random_fault)"
+	until pair && equal; do
+		[ $SECONDS -lt $end ] || { stuck; return 1; }
+		sleep 0.1
+	done
+}
+is_there() { [[ $(on $here show disk .uri 2>/dev/null) == bm://host-$there/* ]] && { pair || ! moving; }; }
 moving() { [ "$(on $here job disk .state 2>/dev/null)" = running ]; }
 # The storage: begun again when it came to nothing.
 storage_moves() {
 	local end=$((SECONDS + 60)) first=1
+	pair && { pair_is_equal; return; }
 	until is_there; do
 		[ $SECONDS -lt $end ] || { stuck; return 1; }
 		if ! moving; then
 			bm_on $here relocate disk "bm://host-$there$store/disk.img" --overwrite --guest-latency off --detach \
+				"${window[@]}" \
 				>>"$dir/log" 2>&1
 			[ -z "$first" ] || disturb "$(random_fault)"
 			first=''
@@ -110,9 +123,12 @@ disk_passes() {
 	done
 }
 all_there() { state_fits "$(nbd_uri "$dir/$there/run/disks/disk.nbd" disk)" --reconnect 30; }
-gone_here() { [ "$(record_role $here)" = retired ]; }
+gone_here() { [[ $(record_role $here) == @(retired|standby) ]]; }
+released() { bm_on $there release disk >>"$dir/log" 2>&1 || ! here=$there pair; }
 
 one_move() {
+	window=(--undo-window 1h)
+	[ $(($1 % 4)) -ne 0 ] || window=()
 	check "$1: a guest on host $here" on $here start_load disk --initial any --reconnect 60
 	check "$1: its storage moves to $there" storage_moves
 	check "$1: the guest has seen no error" on $here end_load
@@ -120,6 +136,7 @@ one_move() {
 	check "$1: $here knows" gone_here
 	check "$1: nothing is lost" all_there
 	check "$1: it was never with both" never_two
+	[ $(($1 % 4)) -ne 3 ] || check "$1: no copy is kept any more" released
 }
 
 begin

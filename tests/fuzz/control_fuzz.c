@@ -47,6 +47,23 @@ void upgrade_begin(void *arg, struct bm_rpc_call *call, json_t *params)
 	daemon_adopt(arg, call, params);
 }
 
+void beside_claim(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	daemon_adopt(arg, call, params);
+}
+
+void beside_let_go(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	daemon_adopt(arg, call, params);
+}
+
+bool back_is_pair(const struct disk *d, const char *host)
+{
+	(void)d;
+	(void)host;
+	return false;
+}
+
 void yield_offer(void *arg, struct bm_rpc_call *call, json_t *params)
 {
 	daemon_adopt(arg, call, params);

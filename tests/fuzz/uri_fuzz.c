@@ -38,7 +38,8 @@ static void check_paths(const char *text)
 	demand(!absolute || (again && !strcmp(absolute, again)));
 	demand(!path || !socket);
 	if (path && *path)
-		demand(absolute && *absolute == '/');
+		demand(absolute && *bm_uri_path(absolute) == '/' &&
+		       bm_uri_format(absolute) == bm_uri_format(text));
 	free(absolute);
 	free(again);
 	free(socket);
@@ -55,7 +56,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (!bm_uri_parse(text, &uri, &error)) {
 		demand(!strcmp(uri->text, text) && *uri->rest);
 		demand(uri->rest >= uri->text && uri->rest <= uri->text + strlen(text));
-		demand((uri->scheme == BM_SCHEME_FILE) == !!bm_uri_path(text));
+		demand((uri->scheme == BM_SCHEME_FILE || uri->scheme == BM_SCHEME_FORMAT) ==
+		       !!bm_uri_path(text));
+		demand((uri->scheme == BM_SCHEME_FORMAT) == !!bm_uri_format(text));
 	} else {
 		demand(error.code && *error.text && strlen(error.text) < sizeof(error.text));
 	}

@@ -161,9 +161,10 @@ void checkpoint_park(void)
 		w.settled[0] = checkpoint_bits();
 }
 
-/* The job is over, and its record says so; or there is another one. */
+/* The job is over, and its record says so; or there is another one, that did not begin before. */
 void checkpoint_forget(void)
 {
+	w.checkpoint.writing = false;
 	w.checkpoint.bits = 0;
 	w.checkpoint.valid = true;
 	w.checkpoint.broken = w.checkpoint.marking = false;

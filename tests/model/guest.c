@@ -102,7 +102,6 @@ void guest_op(void)
 			value = ++oracle.next_value;
 		if (percent(10))
 			g->rq.flags = BM_FUA;
-		w.guest_wrote = true;
 		for (int i = 0; g->rq.op == BM_WRITE && i < n; i++)
 			sector_fill(g->rq.data + (size_t)i * SECTOR, value);
 		g->id = oracle_write(&oracle, value, (int)(g->rq.offset / SECTOR), n,

@@ -14,6 +14,7 @@
  *   I3  an acknowledged flush survives a power cut
  *   I4  one record write at a time, generations in order
  *   I5  the settled map never claims equal what differs, also after crash and power cut
+ *   a copy is what the disk was at its cut, and durable (cut.c)
  *   and: when faults end, everything is answered and the copy gets in sync.
  *
  * tests/model/mutants.txt breaks each rule of the engine in turn; "make check-mutants" shows that
@@ -80,17 +81,6 @@ static void record_step(void)
 	}
 }
 
-static void flush_target_done(void *arg, int error)
-{
-	(void)arg;
-	if (error || !w.alive)
-		return;
-	if (!mirror_in_sync(w.m))
-		violation("flush of the target done and not in sync");
-	if (!w.guest_wrote && !fake_disk_durable(disk_of(other(w.m))))
-		violation("flush of the target done and not durable");
-}
-
 static void verified(void *arg, int error)
 {
 	(void)arg;
@@ -117,7 +107,7 @@ static void damage_and_verify(void)
 		return;
 	if (w.m->link == LINK_UP && percent(50) && !reads_fly() &&
 	    !bm_bitmap_test(&w.m->map.dirty, g) && !bm_bitmap_test(&w.m->map.copying, g) &&
-	    !w.m->map.granule[g].busy && !stale()) {
+	    !w.m->map.granule[g].busy && !stale() && !cut_made(w.m)) {
 		trace("DAMAGE disk %d sector %d", (int)(d - w.disk), s);
 		fake_disk_damage(d, s, 1000000 + w.step);
 		w.damaged |= (uint8_t)(1u << g);
@@ -178,8 +168,8 @@ static void host_step(void)
 		bm_mirror_detach(w.m);
 	else if (x == 16)
 		bm_mirror_switch_cancel(w.m);
-	else if (x == 17 && !bm_mirror_flush_target(w.m, flush_target_done, NULL))
-		w.guest_wrote = live() != 0;
+	else if (x == 17 && fate() % 6 == 0)
+		cut_ask();
 	else if (x == 18 && w.fault_permille)
 		park();
 }
@@ -206,9 +196,12 @@ static void fault_step(void)
 
 static bool quiet(void)
 {
-	return w.alive && !live() && !w.disk[0].pending && !w.disk[1].pending &&
-	       !w.record_pending && !w.checkpoint.writing && bm_loop_turn(w.loop, 0) == 0 &&
-	       (!w.attached || (mirror_in_sync(w.m) && !w.m->check.done));
+	bool rests = w.alive && !live() && !w.disk[0].pending && !w.disk[1].pending &&
+		     !w.record_pending && !w.checkpoint.writing && bm_loop_turn(w.loop, 0) == 0 &&
+		     (!w.attached || (mirror_in_sync(w.m) && !w.m->check.done));
+
+	cut_step();
+	return rests;
 }
 
 static void dead_step(void)
@@ -300,12 +293,15 @@ static void run_seed(uint64_t seed)
 			live_step();
 		else
 			dead_step();
+		cut_step();
 		check_clean("running");
 		check_settled("running");
 		check_proving();
 		check_checkpoint("running");
 		if (w.alive && w.m->hold && w.m->paused)
 			violation("a write waits for a copy while copying is paused");
+		if (w.alive && w.m->hold && cut_made(w.m))
+			violation("a write waits for a copy after the cut");
 		if (w.draining && quiet())
 			break;
 		if (w.step > STEPS + DRAIN_STEPS)
@@ -333,18 +329,22 @@ static bool covered(void)
 	       "# targets back %ld, others in their place %ld, old requests overtaken %ld, found "
 	       "%ld\n"
 	       "# extents claimed %ld, withdrawn %ld, checkpoints void %ld, claims checked %ld, "
-	       "granules not copied again after a power cut %ld\n",
+	       "granules not copied again after a power cut %ld\n"
+	       "# copies %ld, cut with writes in flight %ld, not at the first time %ld, written to "
+	       "since %ld\n",
 	       total.guest_ops, total.reads, total.mirrored, total.switches, total.switch_failures,
 	       total.aborted_records, total.losses, total.fulls, total.detaches, total.abandoned,
 	       total.holds, total.crashes, total.power_cuts, total.settled, total.verified,
 	       total.mismatches, total.parks, total.resumes, total.kept, total.backs,
 	       total.strangers, total.overtaken, total.late_writes, total.claims, total.withdrawals,
-	       total.voids, total.claimed, total.kept_by_checkpoint);
+	       total.voids, total.claimed, total.kept_by_checkpoint, total.copies,
+	       total.copies_busy, total.copies_again, total.copies_late);
 	return total.switches && total.switch_failures && total.losses && total.fulls &&
 	       total.detaches && total.abandoned && total.holds && total.crashes &&
 	       total.power_cuts && total.settled && total.mirrored && total.verified &&
 	       total.mismatches && total.parks && total.resumes && total.kept && total.backs &&
-	       total.strangers && total.overtaken && total.late_writes &&
+	       total.strangers && total.overtaken && total.late_writes && total.copies &&
+	       total.copies_busy && total.copies_again && total.copies_late &&
 	       (without || (total.claims && total.withdrawals && total.voids && total.claimed &&
 			    total.kept_by_checkpoint));
 }

@@ -12,7 +12,7 @@ work=$(mktemp -d "${TMPDIR:-/var/tmp}/mutants.XXXXXX") || exit 1
 trap 'rm -rf "$work"' EXIT
 "$BUILD/tests/model/mirror_test" -q -n "$((SEEDS / 10))" >/dev/null || {
 	echo "not ok 1 - the engine itself passes"; exit 1; }
-objects=("$BUILD"/obj/tests/model/{mirror_test,world,invariants,guest,checkpoint,fake_disk,oracle}.o)
+objects=("$BUILD"/obj/tests/model/{mirror_test,world,invariants,guest,checkpoint,cut,fake_disk,oracle}.o)
 
 count=0 failed=0
 one() {

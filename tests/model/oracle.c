@@ -129,22 +129,39 @@ bool oracle_allows(const struct oracle *o, int sector, int value, bool power)
 	return false;
 }
 
+/* Whether what op wrote to the sector was out of date then. */
+static bool outdated(const struct oracle *o, const struct oracle_op *op, int time, int sector)
+{
+	for (int j = 0; j < o->ops; j++) {
+		const struct oracle_op *newer = &o->op[j];
+
+		if (!newer->hint && covers(newer, sector) && newer->issue > op->end &&
+		    ((newer->acked && newer->ack < time) || newer->seen[sector] < time))
+			return true;
+	}
+	return false;
+}
+
+bool oracle_held(const struct oracle *o, int time, int sector, int value)
+{
+	for (int i = 0; i < o->ops; i++) {
+		const struct oracle_op *op = &o->op[i];
+
+		if (op->value == value && covers(op, sector) && op->issue < time &&
+		    !outdated(o, op, time, sector))
+			return true;
+	}
+	return false;
+}
+
 bool oracle_read(struct oracle *o, int issue, int sector, int value)
 {
 	bool found = false;
 
 	for (int i = 0; i < o->ops; i++) {
 		struct oracle_op *op = &o->op[i];
-		bool current = op->value == value && covers(op, sector);
 
-		for (int j = 0; current && j < o->ops; j++) {
-			const struct oracle_op *newer = &o->op[j];
-
-			if (!newer->hint && covers(newer, sector) && newer->issue > op->end &&
-			    ((newer->acked && newer->ack < issue) || newer->seen[sector] < issue))
-				current = false;
-		}
-		if (!current)
+		if (op->value != value || !covers(op, sector) || outdated(o, op, issue, sector))
 			continue;
 		found = true;
 		if (value && op->seen[sector] > o->clock)

@@ -52,6 +52,9 @@ int oracle_now(struct oracle *o); /* the time to give to oracle_read() at the en
 /* Whether a read issued then may have returned value; notes that it did. */
 bool oracle_read(struct oracle *o, int issue, int sector, int value);
 
+/* Whether a read at that time may have returned value. */
+bool oracle_held(const struct oracle *o, int time, int sector, int value);
+
 /* Whether the authority may hold value now; power: after it lost power. */
 bool oracle_allows(const struct oracle *o, int sector, int value, bool power);
 

@@ -120,7 +120,8 @@ static void host_event(void *arg, enum bm_mirror_event event)
 	case BM_MIRROR_BACK:
 		total.backs++;
 		for (int g = 0; g < GRANULES; g++)
-			if (is_damaged(g) && !bm_bitmap_test(&w.m->map.dirty, g))
+			if (is_damaged(g) && !bm_bitmap_test(&w.m->map.dirty, g) &&
+			    !w.m->map.granule[g].busy)
 				violation("another image is taken for the target");
 		break;
 	case BM_MIRROR_FOREIGN:
@@ -281,6 +282,7 @@ void restart(void)
 	start();
 	if (!w.resumable)
 		return;
+	cut_over();
 	trace("RESUME");
 	if (bm_mirror_resume(w.m, w.settled, w.checkpoint.valid ? &w.checkpoint.bits : NULL))
 		abort();
@@ -299,6 +301,7 @@ void attach(bool zeroed)
 	checkpoint_forget();
 	if (!bm_mirror_attach(w.m, open_disk(other(w.m) ^ w.base, w.m->block), zeroed, w.settled)) {
 		w.attached = true;
+		cut_over();
 		w.damage_done = false;
 		w.damaged = 0;
 		trace("attach disk %d", other(w.m) ^ w.base);
@@ -314,7 +317,7 @@ static void swap_target(struct fake_disk *d)
 		g = (g + 1) % GRANULES;
 	s = g * GRANULE / SECTOR + below(GRANULE / SECTOR);
 	if (bm_bitmap_test(&w.m->map.dirty, (uint64_t)g) || w.m->map.granule[g].busy ||
-	    reads_fly() || w.m->phase != PHASE_IDLE)
+	    reads_fly() || w.m->phase != PHASE_IDLE || w.copied.done)
 		return;
 	trace("SWAPPED disk %d sector %d", (int)(d - w.disk), s);
 	fake_disk_damage(d, s, 2000000 + w.step);

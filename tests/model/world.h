@@ -41,6 +41,16 @@ struct checkpoint {
 	uint8_t bits; /* as a power cut leaves them */
 };
 
+/* The last cut that was made, and the copy that came of it. */
+struct copied {
+	uint64_t number; /* as the engine counts them since the target was attached */
+	uint64_t before; /* … when it was asked for one */
+	int expected[SECTORS], disk, clock;
+	uint8_t damaged;
+	bool busy; /* writes were in flight */
+	bool done; /* the copy is there, and nobody writes to it */
+};
+
 struct world {
 	struct bm_loop *loop;
 	struct bm_mirror *m;
@@ -63,11 +73,11 @@ struct world {
 	bool sound;       /* errors hit the other side only */
 	bool foreign;     /* disk 1's server does not tell when old requests are over */
 	bool swaps;       /* the target comes back with another content, now and then */
-	bool guest_wrote; /* since a flush of the target was asked for */
 	uint8_t damaged;  /* bit per granule of the other side: changed behind the mirror's back */
 	bool damage_done; /* ... since the target was attached */
 	uint8_t settled[8];
 	struct checkpoint checkpoint;
+	struct copied copied;
 	bool from_checkpoint; /* the settled map of the next process is */
 	bool let_go;          /* the target is, but the record may not say so yet */
 	int record, generation;
@@ -84,7 +94,8 @@ struct totals {
 	long guest_ops, switches, switch_failures, losses, crashes, power_cuts, fulls, detaches,
 		holds, abandoned, verified, mismatches, heals, mirrored, held_answers, settled,
 		reads, aborted_records, resumes, kept, parks, backs, strangers, late_writes,
-		overtaken, claims, withdrawals, voids, claimed, kept_by_checkpoint;
+		overtaken, claims, withdrawals, voids, claimed, kept_by_checkpoint, copies,
+		copies_busy, copies_again, copies_late;
 };
 
 extern struct world w;
@@ -124,6 +135,11 @@ bool may_switch(void); /* a damaged side must not become the authority before it
 /* guest.c */
 void guest_op(void);
 int live(void); /* its requests in flight */
+
+/* cut.c */
+void cut_ask(void);
+void cut_step(void);
+void cut_over(void); /* a target is attached, or comes back to who follows a dead process */
 
 /* checkpoint.c */
 extern uint64_t fate_state;

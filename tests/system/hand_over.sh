@@ -103,13 +103,13 @@ first_write() {
 	check "a's guest has noticed nothing" on a end_load
 	check "b is armed no more" gate_is b standby
 	check_fails "nor has a offered it" 3 "E_ACCESS" bm_on b recover disk
-	check_fails "it cannot be undone before b knows" 3 "E_BUSY: .*migrate disarm disk" bm_on a undo disk
+	check_fails "it cannot be cancelled before b knows" 3 "E_BUSY: .*migrate disarm disk" bm_on a job cancel disk
 	check "it is armed again" bm_on a migrate arm disk --to host-b
 	check "b writes first" writes b
 	check "and has the disk" one_has b a
 	check "all is there" all_on b
 	check "it is told how long that took" held
-	check "a has no disk any more" wait_for 10 has_none a
+	check "a keeps its copy, as a standby" wait_for 10 gate_is a armed
 }
 shut() { "${@:3}" >"$dir/out" 2>&1; [ $? -eq "$1" ] && grep -q "$2" "$dir/out"; } # STATUS TEXT COMMAND…
 shut_down() { guest "$1" "
@@ -137,7 +137,7 @@ ends() {
 	check "who has opened it in time may write later" wait "$pid"
 	lib_forget "$pid"
 	check "and has the disk" one_has a b
-	check "it goes back" moves a b --serve-there
+	check "it goes back" bm_on a hand-over disk
 	check "once more, to be shut" bm_on b migrate arm disk --to host-a --overwrite
 	check "the way back is closed, too" shut 3 E_BUSY bm_on b relocate disk "$store/other.img"
 	check "and no more" bm_on b migrate disarm disk
@@ -162,7 +162,7 @@ deaths() {
 	check "the write is carried out" wait "$write"
 	lib_forget "$write"
 	check "and a has the disk" one_has a b
-	check "b has none" wait_for 10 has_none b
+	check "b keeps its copy" wait_for 10 role_is b standby
 	check "armed again, the other way" bm_on a migrate arm disk --to host-b --overwrite
 	check "the network is cut" cut_network
 	spawn writes b
@@ -185,6 +185,7 @@ call() { # HOST METHOD PARAMS: of the disk's process
 
 # b has decided, and a was not told.
 answer_lost() {
+	check "the copies of before are let go" bm_on b release disk
 	check "the storage goes back to a" bm_on b relocate disk "bm://host-a$store/disk.img" --overwrite --guest-latency off
 	check "a is offered the disk" said '"result":' call b offer "{\"to\":\"host-a\",\"until\":$(($(date +%s) + 60))000000000}"
 	check "b has passed it on" said '"generation":' call b yield '{"to":"host-a"}'
@@ -222,7 +223,8 @@ doubt() {
 	check "it had to ask twice" grep -q "it is not known who has the disk" "$dir/a/run/disks/disk.log"
 	check "b has the disk, and nobody else" one_has b a
 	check "all is there" all_on b
-	check "it comes back" moves b a --serve-there
+	check "it comes back" bm_on b hand-over disk
+	check "for good" bm_on a release disk
 }
 doubting_host() {
 	ASAN_OPTIONS=verify_asan_link_order=0 LD_PRELOAD=$BUILD/fixtures/record.so host_start a && kill -KILL "$(on a show disk .pid)" && wait_for 10 role_is a active
@@ -236,6 +238,10 @@ dead_host() {
 		bm_on b recover disk --resume-here --peer-is-dead
 	check "it is given up" bm_on a job cancel disk
 	check "b is armed" bm_on a migrate arm disk --to host-b --overwrite
+	check_fails "as long as a is the truth b vouches for nothing" 3 "E_NOT_READY" \
+		bm_on b recover disk --resume-here --peer-is-dead
+	check "the storage moves" bm_on a switch disk
+	check "and b is armed, with that" bm_on a migrate arm disk --to host-b
 	check "a dies" a_dies
 	check_fails "b does not have it by itself" 7 "E_UNREACHABLE" bm_on b recover disk
 	spawn writes b

@@ -12,16 +12,22 @@
 # Each host is a network namespace and a mount namespace, where $store is a file system of its own.
 # Nothing has a name outside: all is gone with the last process inside. Of the daemon there is
 # $dir/HOST/run, $dir/HOST/state and, what it says, $dir/HOST/log.
+#
+# They trust each other by a key, or, with BY=x509 in the environment, by certificates of one authority:
+# $dir/authority, $dir/HOST/tls.
 # shellcheck source-path=SCRIPTDIR source=disk.bash
 . "$(dirname "${BASH_SOURCE[0]}")/disk.bash"
+# shellcheck source=tls.bash
+. "$(dirname "${BASH_SOURCE[0]}")/tls.bash"
 
 store=$dir/store store_size=1G # sparse
-declare -A host_address=([a]=10.77.0.1 [b]=10.77.0.2) host_holder=() host_daemon=()
+declare -A host_address=([a]=10.77.0.1 [b]=10.77.0.2) host_holder=() host_daemon=() host_options=()
+declare -A host_before=() # words before its daemon's program: env NAME=VALUE
 
 # need_hosts: skips the test where there can be none.
 need_hosts() {
-	have ip nft unshare nsenter losetup mkfs.ext4 jq ||
-		{ skip "two hosts" "iproute2, nftables, util-linux, e2fsprogs, jq"; exit; }
+	have ip nft unshare nsenter losetup mkfs.ext4 jq certtool ||
+		{ skip "two hosts" "iproute2, nftables, util-linux, e2fsprogs, jq, gnutls-bin"; exit; }
 	{ unshare --net --mount nft 'table inet cut' && losetup -f; } >"$dir/out" 2>&1 ||
 		{ skip "two hosts" "$(head -n 1 "$dir/out")"; exit; }
 }
@@ -32,12 +38,31 @@ hosts_up() {
 	on_exit hosts_down
 	for host in a b; do host_make $host || return; done
 	on a ip link add eth0 type veth peer name eth0 netns "${host_holder[b]}" || return
+	[ "${BY:-}" != x509 ] || make_authority "$dir/authority" || return
 	for host in a b; do
+		[ "${BY:-}" != x509 ] || host_certify $host || return
 		on $host ip addr add "${host_address[$host]}/24" dev eth0 &&
 			on $host ip link set eth0 up && host_start $host || return
 	done
-	bm_on a peer pair host-b "${host_address[b]}:7700" >"$dir/pairing" &&
-		eval "$(sed -n 's/^  blockmirror /bm_on b /p' "$dir/pairing")"
+	if [ "${BY:-}" = x509 ]; then
+		bm_on a peer add host-b "${host_address[b]}:7700" --x509 &&
+			bm_on b peer add host-a "${host_address[a]}:7700" --x509
+	else
+		bm_on a peer pair host-b "${host_address[b]}:7700" >"$dir/pairing" &&
+			eval "$(sed -n 's/^  blockmirror /bm_on b /p' "$dir/pairing")"
+	fi
+}
+
+# host_certify HOST [LINE…]: a new certificate, for both sides of TLS, of $dir/authority or of another
+# one in $AUTHORITY; with these lines of certtool's template instead of those that make it the host's.
+host_certify() {
+	local host=$1 folder=$dir/$1/tls
+	shift
+	[ $# -gt 0 ] || set -- "cn=$host" "dns_name=host-$host" "ip_address=${host_address[$host]}"
+	rm -f "$folder/server-key.pem"
+	certify "$folder" server "${AUTHORITY:-$dir/authority}" "$@" tls_www_client tls_www_server signing_key &&
+		chmod 600 "$folder/server-key.pem" && cp "$dir/authority/ca-cert.pem" "$folder/" &&
+		host_options[$host]="--tls-dir $folder"
 }
 
 # host_make HOST: its namespaces, which a process holds, and its store, mounted in there only. That
@@ -94,8 +119,9 @@ store_fits() {
 host_start() {
 	local log=$dir/$1/log times
 	times=$(grep -c ^ready "$log" 2>/dev/null)
-	spawn_on "$1" "$BUILD/blockmirrord" --run-dir "$dir/$1/run" --state-dir "$dir/$1/state" \
-		--name "host-$1" --listen "${host_address[$1]}:7700" "${@:2}"
+	# shellcheck disable=SC2086 # words
+	spawn_on "$1" ${host_before[$1]:-} "$BUILD/blockmirrord" --run-dir "$dir/$1/run" --state-dir "$dir/$1/state" \
+		--name "host-$1" --listen "${host_address[$1]}:7700" ${host_options[$1]:-} "${@:2}"
 	host_daemon[$1]=$pid
 	wait_for 10 host_ready "$log" "${times:-0}" && ! lib_gone "$pid" && return
 	tail -n 5 "$log"

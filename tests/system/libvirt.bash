@@ -105,3 +105,48 @@ libvirt_names() {
 # virsh_on HOST ARGUMENT…
 virsh_on() { on "$1" virsh -q -c qemu:///system "${@:2}"; }
 libvirt_uri() { echo "qemu+tcp://machine-$1/system"; }
+
+# A guest that writes records to two disks, disk0 and disk1, and tells of them on $console.0 and .1.
+
+cache=${GUEST:-$BUILD/guest} records=$BUILD/fixtures/records console=$dir/console
+need_guest() {
+	have busybox || { skip "a guest" "busybox-static"; exit; }
+	if ! fixtures/guest/build.sh "$cache" >"$dir/out" 2>&1; then
+		skip "a guest" "no kernel: $(tail -n 1 "$dir/out")"
+		exit
+	fi
+}
+
+# The kernel unpacks both parts of the initrd; what comes later replaces what was there.
+make_guest() {
+	install -m 755 tests/system/libvirt_guest.init "$dir/init" &&
+		(cat "$cache/initrd.gz" && cd "$dir" && echo init | busybox cpio -o -H newc | gzip -1) \
+			>"$dir/initrd.gz" 2>>"$dir/log" &&
+		sed -e "s#@KERNEL@#$cache/vmlinuz#; s#@INITRD@#$dir/initrd.gz#; s#@CONSOLE@#$console#" \
+			-e "s#@DISKS@#$disks_folder#; s#@QEMU@#$(command -v qemu-system-x86_64)#" \
+			tests/system/libvirt_guest.xml >"$dir/guest.xml"
+}
+
+ticks() { grep -c ^TICK "$console.$1" 2>/dev/null; }
+ticked() { [ "0$(ticks 0)" -ge "$1" ] && [ "0$(ticks 1)" -ge "$2" ]; }
+goes_on() { wait_for 30 ticked $(($(ticks 0) + 30)) $(($(ticks 1) + 30)); }
+
+# sound HOST: all is there that the guest was told to be written, and it has met no error. It is at rest
+# meanwhile: what is in flight is not whole.
+sound() {
+	local i status=0
+	virsh_on "$1" suspend guest || return
+	for i in 0 1; do
+		"$records" check "$(in_store "$1" "disk$i.img")" "$console.$i" || status=1
+		in_order $i || status=1
+		! grep -aE 'I/O error|ERROR|BAD' "$console.$i" || status=1
+	done
+	virsh_on "$1" resume guest && return $status
+}
+
+# in_order CONSOLE: one record follows the other. Of two machines that run, both would count.
+in_order() {
+	# shellcheck disable=SC2016 # awk has words in dollars, too
+	awk '/^TICK / { if (last && $2 != last + 1) { print "after record " last ": " $0; bad = 1 } last = $2 }
+		END { exit bad }' "$console.$1"
+}

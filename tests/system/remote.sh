@@ -8,6 +8,8 @@
 have nbdinfo gnutls-cli ss qemu-img || { skip "disks on other hosts" "libnbd-bin, gnutls-bin, iproute2, qemu-utils"; exit; }
 need_hosts
 there=bm://host-b$store
+if [ "${BY:-}" = x509 ]; then by_key='' trust=tls-certificates=$dir/a/state/peers/x509
+else by_key=yes trust=tls-psk-file=$dir/a/state/peers/host-b.psk; fi
 
 begin() {
 	make_image "$dir/disk.img"
@@ -69,7 +71,7 @@ moving() {
 	check "all is there" store_fits b img/disk.img
 	check "and no more" sparse_on_b
 	check "it is shown as it was named" on_b_now
-	check "its record has the key's place, not the key" grep -q "tls-psk-file=$dir/a/state/peers/host-b.psk" \
+	check "its record has the key's place, not the key" grep -q "$trust" \
 		"$dir/a/state/disks/disk/record"
 	check "b lists it as a standby" grep_of '^disk .* standby ' bm_on b list
 	check "whois knows it there" answers 1 "which host host-a has" bm_on b whois "$store/img/disk.img"
@@ -109,8 +111,8 @@ strangers() {
 	key=$(sed -n 's/.*<<<//p' "$dir/pairing")
 	echo "host-x:$key" >"$dir/x.psk"
 	check "it is on b's address" grep_of "10.77.0.2:$port" on b ss -tln
-	check "a may" on a nbdinfo "nbds://host-a@10.77.0.2:$port/disk?tls-psk-file=$dir/a/state/peers/host-b.psk"
-	check_fails "another host of b's may not" 1 "error|unknown|No such" \
+	check "a may" on a nbdinfo "nbds://${by_key:+host-a@}10.77.0.2:$port/disk?$trust"
+	check_fails "another host of b's may not" 1 "error|unknown|No such|credentials" \
 		on a nbdinfo "nbds://host-x@10.77.0.2:$port/disk?tls-psk-file=$dir/x.psk"
 	sed 's/^host-x/host-a/' "$dir/x.psk" >"$dir/a.psk"
 	check_fails "nor by a's name" 1 "TLS|handshake" \

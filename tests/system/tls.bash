@@ -3,10 +3,12 @@
 # Sourced by tests of TLS: certificates and keys, made on the spot.
 
 # certify DIR NAME CA-DIR LINE…: DIR/NAME-key.pem, and DIR/NAME-cert.pem signed by CA-DIR's authority
-# (by itself when CA-DIR is empty), with these lines of certtool's template.
+# (by itself when CA-DIR is empty), with these lines of certtool's template. It is three days old already,
+# if these say nothing else: clocks differ.
 certify() {
 	local folder=$1 name=$2 ca=$3
 	shift 3
+	[[ $* == *activation_date=* ]] || set -- "$@" "activation_date=$(date_in -3days)"
 	printf '%s\n' "$@" expiration_days=9 >"$dir/$name.cfg"
 	mkdir -p "$folder"
 	certtool --generate-privkey --key-type ecdsa --outfile "$folder/$name-key.pem" 2>>"$dir/log"
@@ -20,9 +22,23 @@ certify() {
 	fi 2>>"$dir/log"
 }
 
+# date_in TIME: as such a template has it.
+date_in() { date -u -d "$1" +'"%Y-%m-%d %H:%M:%S"'; }
+
 # make_authority DIR
 make_authority() {
-	certify "$1" ca "" "cn=authority" ca cert_signing_key
+	certify "$1" ca "" "cn=authority" ca cert_signing_key crl_signing_key
+}
+
+# revoke CA-DIR FILE CERTIFICATE…: FILE says that these were revoked; for $DAYS days.
+revoke() {
+	local ca=$1 file=$2 arguments=() one
+	shift 2
+	for one; do arguments+=(--load-certificate "$one"); done
+	printf '%s\n' "crl_next_update=${DAYS:-5}" crl_number=1 >"$dir/crl.cfg"
+	certtool --generate-crl --template "$dir/crl.cfg" --load-ca-privkey "$ca/ca-key.pem" \
+		--load-ca-certificate "$ca/ca-cert.pem" "${arguments[@]}" --outfile "$file.new" 2>>"$dir/log" &&
+		mv "$file.new" "$file"
 }
 
 # make_keys FILE USER…: new keys, the old ones are gone; as an administrator would, in one step.

@@ -111,6 +111,9 @@ static void names_mean_the_same_from_everywhere(void **state)
 	assert_absolute("nbds://h/e?tls-certificates=&a=b", "nbds://h/e?tls-certificates=&a=b");
 	assert_absolute("iscsi://h/t/1?tls-psk-file=k", "iscsi://h/t/1?tls-psk-file=k");
 	assert_absolute("file:/srv/x", "/srv/x");
+	assert_absolute("qcow2:///srv/x", "qcow2:/srv/x");
+	snprintf(expected, sizeof(expected), "vhdx:%s/a:b", folder);
+	assert_absolute("vhdx:a:b", expected);
 	assert_absolute("nbd+unix:///e?socket=/s", "nbd+unix:///e?socket=/s");
 	assert_absolute("nbd://host/x", "nbd://host/x");
 	assert_int_equal(chdir(here), 0);
@@ -155,8 +158,12 @@ static void schemes_are_told_apart(void **state)
 		{"iscsi://h/t/1", BM_SCHEME_ISCSI, "//h/t/1"},
 		{"mem:4M", BM_SCHEME_MEM, "4M"},
 		{"fault:drop;mem:4M", BM_SCHEME_FAULT, "drop;mem:4M"},
+		{"qcow2:a b", BM_SCHEME_FORMAT, "a b"},
+		{"vmdk:///a", BM_SCHEME_FORMAT, "/a"},
+		{"./qcow2:a", BM_SCHEME_FILE, "./qcow2:a"},
 	};
-	static const char *const bad[] = {"", "gopher://a", "file:", "nbd:", "a:b"};
+	static const char *const bad[] = {
+		"", "gopher://a", "file:", "nbd:", "a:b", "qcow2:", "qcow3:a", "raw:a"};
 	struct bm_error error;
 	struct bm_uri *uri;
 
@@ -173,6 +180,38 @@ static void schemes_are_told_apart(void **state)
 	}
 }
 
+static void assert_same(const char *a, const char *b)
+{
+	if (a && b)
+		assert_string_equal(a, b);
+	else
+		assert_ptr_equal(a, b);
+}
+
+/* What is in a file has a path and perhaps a format; nothing but its name says which. */
+static void formats_are_named(void **state)
+{
+	static const struct {
+		const char *text, *format, *path;
+	} v[] = {
+		{"/a.qcow2", NULL, "/a.qcow2"}, {"file:qcow2:/a", NULL, "qcow2:/a"},
+		{"qcow2:/a", "qcow2", "/a"},    {"vpc:file:/a", "vpc", "file:/a"},
+		{"qcow:/a", "qcow", "/a"},      {"qcow22:/a", NULL, NULL},
+		{"nbd://h/qcow2:", NULL, NULL}, {"fault:slow;qcow2:/a", NULL, NULL},
+	};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(v) / sizeof(v[0]); i++) {
+		char *like = bm_uri_like(v[i].text, "/b");
+
+		assert_same(bm_uri_format(v[i].text), v[i].format);
+		assert_same(bm_uri_path(v[i].text), v[i].path);
+		assert_same(bm_uri_format(like), v[i].format);
+		assert_same(bm_uri_path(like), "/b");
+		free(like);
+	}
+}
+
 static void canonical_paths_have_no_links(void **state)
 {
 	char link[200], expected[200], *real;
@@ -182,6 +221,11 @@ static void canonical_paths_have_no_links(void **state)
 	assert_int_equal(symlink(folder, link), 0);
 	snprintf(expected, sizeof(expected), "%s/new.img", folder);
 	snprintf(link, sizeof(link), "%s/link/./new.img", folder);
+	real = bm_uri_canonical(link);
+	assert_string_equal(real, expected);
+	free(real);
+	snprintf(link, sizeof(link), "vdi:%s/link/./new.vdi", folder);
+	snprintf(expected, sizeof(expected), "vdi:%s/new.vdi", folder);
 	real = bm_uri_canonical(link);
 	assert_string_equal(real, expected);
 	free(real);
@@ -466,6 +510,7 @@ int main(void)
 		cmocka_unit_test(sockets_are_found_in_uris),
 		cmocka_unit_test(schemes_are_told_apart),
 		cmocka_unit_test(canonical_paths_have_no_links),
+		cmocka_unit_test(formats_are_named),
 		cmocka_unit_test(sizes_and_durations_are_read),
 		cmocka_unit_test(percentiles_are_right_to_a_bucket),
 		cmocka_unit_test(a_record_is_read_as_it_was_written),

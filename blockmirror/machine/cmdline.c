@@ -1,0 +1,175 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/* The command line of a running QEMU: what -blockdev says about a node. */
+#include "blockmirror/machine/cmdline.h"
+
+#include <fcntl.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "blockmirror/base/cleanup.h"
+
+enum { LARGEST = 1 << 20, LONGEST_KEY = 200 };
+
+static void flatten(json_t *flat, const char *prefix, json_t *object)
+{
+	const char *key;
+	json_t *value;
+
+	json_object_foreach(object, key, value) {
+		char name[LONGEST_KEY];
+
+		snprintf(name, sizeof(name), "%s%s%s", prefix, *prefix ? "." : "", key);
+		if (json_is_object(value))
+			flatten(flat, name, value);
+		else
+			json_object_set(flat, name, value);
+	}
+}
+
+/* key=value,key=value; a comma in a value is doubled. */
+static json_t *parse_pairs(const char *text)
+{
+	json_t *flat = json_object();
+	bm_free char *copy = strdup(text);
+	char *from = copy;
+
+	while (flat && from && *from) {
+		char *key = from, *to, *value = strchr(from, '=');
+
+		if (!value)
+			break;
+		*value++ = '\0';
+		for (from = to = value; *from; from++) {
+			if (from[0] == ',' && from[1] != ',')
+				break;
+			from += *from == ',';
+			*to++ = *from;
+		}
+		from += *from == ',';
+		*to = '\0';
+		json_object_set_new(flat, key, json_string(value));
+	}
+	return flat;
+}
+
+static json_t *parse(const char *text)
+{
+	json_t *object, *flat;
+
+	if (*text != '{')
+		return parse_pairs(text);
+	object = json_loads(text, 0, NULL);
+	flat = json_object();
+	flatten(flat, "", object);
+	json_decref(object);
+	return flat;
+}
+
+/* The part of flat that is about node, which may be in it ("file.node-name"). */
+static json_t *part_of(const json_t *flat, const char *node)
+{
+	static const char suffix[] = "node-name";
+	const char *key, *found = NULL;
+	json_t *value, *part;
+	size_t prefix;
+
+	json_object_foreach((json_t *)flat, key, value) {
+		const char *name = json_string_value(value);
+		size_t length = strlen(key);
+
+		if (name && !strcmp(name, node) && length >= sizeof(suffix) - 1 &&
+		    !strcmp(key + length - (sizeof(suffix) - 1), suffix))
+			found = key;
+	}
+	if (!found)
+		return NULL;
+	prefix = strlen(found) - (sizeof(suffix) - 1);
+	part = json_object();
+	json_object_foreach((json_t *)flat, key, value)
+		if (!strncmp(key, found, prefix))
+			json_object_set(part, key + prefix, value);
+	return part;
+}
+
+/* The arguments, each ended by a zero byte. */
+static char *read_arguments(pid_t pid, size_t *length)
+{
+	bm_free char *data = calloc(1, LARGEST + 1);
+	char path[64];
+	bm_close int fd = -1;
+	ssize_t n;
+
+	snprintf(path, sizeof(path), "/proc/%d/cmdline", (int)pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	*length = 0;
+	while (data && fd >= 0 && (n = read(fd, data + *length, LARGEST - *length)) > 0)
+		*length += (size_t)n;
+	return bm_steal(data);
+}
+
+json_t *bm_cmdline_node(pid_t pid, const char *node)
+{
+	size_t length;
+	bm_free char *data = pid > 0 ? read_arguments(pid, &length) : NULL;
+	const char *at = data, *end = data ? data + length : NULL;
+	bool is_blockdev = false;
+	json_t *part = NULL;
+
+	for (; at < end && !part; at += strlen(at) + 1) {
+		if (is_blockdev) {
+			json_t *flat = parse(at);
+
+			part = part_of(flat, node);
+			json_decref(flat);
+		}
+		is_blockdev = !strcmp(at, "-blockdev") || !strcmp(at, "--blockdev");
+	}
+	return part;
+}
+
+void bm_json_set_nested(json_t *object, const char *dotted, json_t *value)
+{
+	const char *dot = strchr(dotted, '.');
+	char first[LONGEST_KEY];
+	json_t *inner;
+
+	if (!dot) {
+		json_object_set_new(object, dotted, value);
+		return;
+	}
+	snprintf(first, sizeof(first), "%.*s", (int)(dot - dotted), dotted);
+	inner = json_object_get(object, first);
+	if (!inner) {
+		inner = json_object();
+		json_object_set_new(object, first, inner);
+	}
+	bm_json_set_nested(inner, dot + 1, value);
+}
+
+static json_t *typed(char type, json_t *value)
+{
+	const char *text = json_string_value(value);
+
+	if (!text || type == 's')
+		return json_incref(value);
+	if (type == 'b')
+		return json_boolean(!strcmp(text, "on") || !strcmp(text, "true") ||
+				    !strcmp(text, "yes"));
+	return json_integer(strtoll(text, NULL, 0));
+}
+
+json_t *bm_cmdline_typed(const json_t *flat, const char *const *names)
+{
+	json_t *out = json_object();
+
+	for (; flat && *names; names++) {
+		json_t *value = json_object_get(flat, *names + 1);
+
+		if (value)
+			bm_json_set_nested(out, *names + 1, typed(**names, value));
+	}
+	return out;
+}
