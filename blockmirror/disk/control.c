@@ -131,7 +131,7 @@ static bool is_offered(const struct disk *d, struct bm_rpc_call *call)
 {
 	struct bm_error error;
 
-	if (!remote_is(d->record.uri) || (!d->offer.host && !d->offering))
+	if ((!remote_is(d->record.uri) && !d->offer.shared) || (!d->offer.host && !d->offering))
 		return false;
 	bm_fail(&error, BM_E_BUSY,
 		"the disk was offered to host %s: \"blockmirror migrate disarm %s\" first",
