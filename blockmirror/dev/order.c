@@ -533,6 +533,17 @@ int bm_order_new(struct bm_dev *lower, uint32_t align, struct bm_meter *meter, s
 	return 0;
 }
 
+bool bm_order_changes(const struct bm_dev *dev)
+{
+	const struct order *o = bm_container(dev, const struct order, dev);
+
+	bm_list_each(node, &o->pieces) {
+		if (bm_container(node, const struct piece, link)->writes)
+			return true;
+	}
+	return !bm_list_empty(&o->queue);
+}
+
 void bm_order_when_idle(struct bm_dev *dev, struct bm_task *task)
 {
 	struct order *o = bm_container(dev, struct order, dev);

@@ -231,17 +231,22 @@ static void written(struct bm_work *work)
 		retired(y);
 }
 
+/* Nor later, when this guest happens not to write for a moment. */
+static void split(struct yield *y)
+{
+	offer_withdraw(y->disk);
+	give_up(y, BM_E_SPLIT,
+		"its guest has written while another machine asked for the disk: both run, "
+		"and this one keeps it");
+}
+
 static void decide(struct yield *y)
 {
 	struct disk *d = y->disk;
 
 	bm_timer_clear(d->loop, &y->timer);
 	if (gate_held_changes(d->gate)) {
-		/* Nor later, when this guest happens not to write for a moment. */
-		offer_withdraw(d);
-		give_up(y, BM_E_SPLIT,
-			"its guest has written while another machine asked for the disk: both run, "
-			"and this one keeps it");
+		split(y);
 	} else {
 		y->stage = DECIDES;
 		begin_record(y, y->keeps ? BM_ROLE_STANDBY : BM_ROLE_RETIRED);
@@ -312,6 +317,14 @@ static void fence(struct yield *y)
 
 	if ((!y->pair && !is_on(d, y->to)) || !is_offered(d, y->to)) {
 		give_up(y, BM_E_NOT_READY, "its storage is there no more, or its offer has ended");
+		return;
+	}
+	/*
+	 * A machine that stops has waited for its writes. On a busy host the storage may be done
+	 * with one, and with the flush, before its guest comes to send the next.
+	 */
+	if (bm_order_changes(d->order)) {
+		split(y);
 		return;
 	}
 	y->stage = FENCES;

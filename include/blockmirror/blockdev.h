@@ -229,6 +229,9 @@ int bm_order_new(struct bm_dev *lower, uint32_t align, struct bm_meter *meter, s
  */
 void bm_order_when_idle(struct bm_dev *order, struct bm_task *task);
 
+/* Whether a write, a zero or a trim is in the order device now, and has not ended. */
+bool bm_order_changes(const struct bm_dev *order);
+
 /* The align for a device that may be moved to others: their blocks have up to 4 KiB, or lower's. */
 #define BM_ORDER_ALIGN 4096u
 uint32_t bm_order_align(const struct bm_dev *lower);
