@@ -11,14 +11,14 @@
  *
  * That record is the decision, and there is no other one. Once it is durable the disk is not ours,
  * whatever becomes of our answer: who asks again is told the same, by this process, by the next
- *one, or by the daemon, which reads it. Before, all is as it was: the fence is lifted, and the
- *other host told why. A write to the record that fails may have happened: the disk stays fenced,
- *and records are written that say "ours", until one is durable.
+ * one, or by the daemon, which reads it. Before, all is as it was: the fence is lifted, and the
+ * other host told why. A write to the record that fails may have happened: the disk stays fenced,
+ * and records are written that say "ours", until one is durable.
  *
  * A guest that writes here while the other host asks for the disk has not stopped: two machines
  * run. It keeps the disk. A machine that stops has waited for its writes: one that is in flight
- *when the fence comes says the same, also where the storage is done with it before its guest, on a
- *host that is busy, has come to send the next one.
+ * when the fence comes says the same, also where the storage is done with it before its guest, on a
+ * host that is busy, has come to send the next one.
  */
 #include <errno.h>
 #include <inttypes.h>
