@@ -108,7 +108,7 @@ static int offer(const struct cli *cli, struct there *t, uint64_t until, bool re
 	if (r < 0)
 		return r;
 	r = bm_client_call(client, "offer",
-			   json_pack("{s:s s:I s:b}", "to", t->host, "until", (json_int_t)until,
+			   json_pack("{s:s s:I s:b s:b}", "to", t->host, "until", (json_int_t)until,
 				     "shared", (int)t->shared, "returns", (int)returns),
 			   &result, error);
 	bm_client_close(client);
