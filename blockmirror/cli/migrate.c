@@ -12,6 +12,7 @@
 #include <time.h>
 
 #include "blockmirror/base/cleanup.h"
+#include "blockmirror/base/record.h"
 #include "blockmirror/base/units.h"
 #include "blockmirror/base/uri.h"
 #include "blockmirror/cli/cli.h"
@@ -108,8 +109,9 @@ static int offer(const struct cli *cli, struct there *t, uint64_t until, bool re
 	if (r < 0)
 		return r;
 	r = bm_client_call(client, "offer",
-			   json_pack("{s:s s:I s:b s:b}", "to", t->host, "until", (json_int_t)until,
-				     "shared", (int)t->shared, "returns", (int)returns),
+			   json_pack("{s:s s:I s:b s:b s:s*}", "to", t->host, "until",
+				     (json_int_t)until, "shared", (int)t->shared, "returns",
+				     (int)returns, "group", t->group),
 			   &result, error);
 	bm_client_close(client);
 	json_decref(t->witness);
@@ -135,11 +137,11 @@ static int arm_there(const struct cli *cli, const struct there *t, uint64_t time
 {
 	json_t *result = NULL;
 	int r = tell_host(cli, t, "remote.arm",
-			  json_pack("{s:I s:s* s:I s:b s:b s:O*}", "time_ns", (json_int_t)time,
+			  json_pack("{s:I s:s* s:I s:b s:b s:O* s:s*}", "time_ns", (json_int_t)time,
 				    "keep", t->keep, "window_ns",
 				    (json_int_t)(t->window ? t->window : time), "returns",
 				    (int)returns, "behind", (int)t->behind, "witness",
-				    time ? t->witness : NULL),
+				    time ? t->witness : NULL, "group", t->group),
 			  &result, error);
 
 	json_decref(result);
@@ -190,6 +192,7 @@ struct request {
 	const struct cli *cli;
 	const char *to, *into;
 	const char *as; /* what shared storage is there; "": what it is here */
+	char group[33]; /* of the disks that are armed; "": there is one */
 	uint64_t expires;
 	bool shared; /* said by a person */
 	bool overwrite;
@@ -398,13 +401,15 @@ static int arm(const struct request *q, const char *name)
 	}
 	if (r < 0)
 		return cli_fail(q->cli, &error);
+	t.group = *q->group ? q->group : NULL;
 	r = offer_and_arm(q, &t, q->expires, true, &error);
 	if (r < 0 && t.shared)
 		return hand_over_failed(q->cli, &t, &error);
 	if (r < 0)
 		return cli_fail(q->cli, &error);
 	if (!q->cli->json)
-		printf("%s: host %s has the disk when its guest writes there first\n", name, q->to);
+		printf("%s: host %s has the disk when its guest writes there first%s\n", name,
+		       q->to, t.group ? ", to any of them" : "");
 	return 0;
 }
 
@@ -452,6 +457,8 @@ int cmd_migrate(struct cli *cli, int argc, char **argv)
 		return 2;
 	if (q.into && *q.into != '/')
 		return cli_usage(cli, "--into %s: an absolute path is wanted", q.into);
+	if (arms && argc > optind + 2)
+		bm_identity(q.group);
 	for (int i = optind + 1; !r && i < argc; i++) {
 		r = arms ? arm(&q, argv[i]) : disarm(&q, argv[i]);
 		/* A machine has all its disks armed, or none. */

@@ -23,6 +23,7 @@ struct there {
 	bool in_sync; /* ... and it is equal */
 	uint64_t window; /* ns for which there are two; 0: not known */
 	char *disk, *uri;
+	const char *group; /* that it is armed with; NULL: alone */
 	uint64_t size;
 	char *offered; /* to whom it was, as shared; NULL */
 	bool shared;

@@ -94,22 +94,7 @@ void method_remote_take(void *arg, struct bm_rpc_call *call, json_t *params)
 	pass_on(arg, call, params, "take", ERRAND_OURS);
 }
 
-/* A disk's process says that a standby is the disk now. */
-void method_received(void *arg, struct bm_rpc_call *call, json_t *params)
-{
-	struct daemon *d = arg;
-	const char *name = json_string_value(json_object_get(params, "name"));
-	struct served *s = name ? served_find(d, name) : NULL;
-
-	if (s && s->received) {
-		json_decref(s->received);
-		s->received = NULL;
-		served_save(s);
-	}
-	bm_rpc_reply(call, NULL);
-}
-
-/* Methods of the port for other hosts: to a disk's process. */
+/* To a disk's process. */
 
 static int call_process(struct peer_errand *e, const char *method, json_t *params)
 {
@@ -133,6 +118,58 @@ static int call_process(struct peer_errand *e, const char *method, json_t *param
 	bm_client_close(client);
 	return r;
 }
+
+/*
+ * Disks that were armed together are one machine's. The guest of one is here now, and so that of
+ * the others, also of those that it never writes to.
+ */
+
+static int take_too(struct peer_errand *e)
+{
+	int r = call_process(e, "take",
+			     json_pack("{s:O}", "group", json_object_get(e->params, "group")));
+
+	if (r < 0 && e->error.code != BM_E_NOT_READY)
+		bm_log(BM_LOG_WARN,
+		       "%s: the disk does not follow its machine before it is written to: %s",
+		       json_string_value(json_object_get(e->params, "name")), e->error.text);
+	return r;
+}
+
+static void take_group(struct daemon *d, const char *first, const struct peer *peer, json_t *group)
+{
+	bm_list_each(node, &d->disks) {
+		const struct served *s = bm_container(node, struct served, link);
+
+		if (s->received && strcmp(s->name, first) != 0 &&
+		    !strcmp(registry_peer(s->received), peer->name))
+			peer_errand_begin(d->peers, NULL, peer,
+					  json_pack("{s:s s:O}", "name", s->name, "group", group),
+					  take_too, NULL, ERRAND_THEIRS);
+	}
+}
+
+/* A disk's process says that a standby is the disk now. */
+void method_received(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	struct daemon *d = arg;
+	const char *name = json_string_value(json_object_get(params, "name")),
+		   *host = json_string_value(json_object_get(params, "peer"));
+	const struct peer *peer = host ? peer_find(d->peers, host) : NULL;
+	json_t *group = json_object_get(params, "group");
+	struct served *s = name ? served_find(d, name) : NULL;
+
+	if (s && s->received && !json_is_true(json_object_get(params, "mirrors"))) {
+		json_decref(s->received);
+		s->received = NULL;
+		served_save(s);
+	}
+	if (s && peer && json_is_string(group))
+		take_group(d, name, peer, group);
+	bm_rpc_reply(call, NULL);
+}
+
+/* Methods of the port for other hosts: to a disk's process. */
 
 /* The disk that is meant, by its record. */
 static int read_record(struct peer_errand *e, struct bm_record *record)
@@ -221,8 +258,8 @@ static int yield(struct peer_errand *e)
 /* What a standby is to know; of what the other host keeps, where we reach it. */
 static json_t *arm_params(struct peer_errand *e)
 {
-	static const char *const members[] = {"time_ns", "window_ns", "returns", "behind",
-					      "witness"};
+	static const char *const members[] = {"time_ns", "window_ns", "returns",
+					      "behind",  "witness",   "group"};
 	const json_t *back = json_object_get(e->params, "back");
 	json_t *params = json_object();
 

@@ -166,7 +166,7 @@ void peer_admin_close(struct peers *p);
 
 /*
  * A call to a peer, for a call to us: run() is called in a worker, sets result or fails; the call
- * is answered with that. params is the caller's to have taken a reference to.
+ * (NULL: nobody waits) is answered with that. params is the caller's to have taken a reference to.
  */
 struct peer_errand {
 	struct bm_work work;

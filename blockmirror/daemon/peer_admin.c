@@ -284,10 +284,11 @@ static void errand_done(struct bm_work *work)
 	struct peer_errand *e = bm_container(work, struct peer_errand, work);
 
 	bm_list_remove(&e->link);
-	if (e->failed)
+	if (e->call && e->failed)
 		bm_rpc_fail(e->call, &e->error);
-	else
-		bm_rpc_reply(e->call, e->result);
+	else if (e->call)
+		bm_rpc_reply(e->call, bm_steal(e->result));
+	json_decref(e->result);
 	free_errand(e);
 }
 
@@ -302,7 +303,8 @@ void peer_errand_begin(struct peers *p, struct bm_rpc_call *call, const struct p
 	if (!e || !e->peer) {
 		free(e);
 		json_decref(params);
-		refuse(call, BM_E_INTERNAL, "cannot be asked: out of memory", peer->name);
+		if (call)
+			refuse(call, BM_E_INTERNAL, "cannot be asked: out of memory", peer->name);
 		return;
 	}
 	e->peers = p;
@@ -344,7 +346,8 @@ void peer_admin_close(struct peers *p)
 	while ((node = bm_list_take(&p->errands))) {
 		struct peer_errand *e = bm_container(node, struct peer_errand, link);
 
-		bm_rpc_fail(e->call, &error);
+		if (e->call)
+			bm_rpc_fail(e->call, &error);
 		json_decref(e->result);
 		free_errand(e);
 	}

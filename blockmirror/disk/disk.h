@@ -57,6 +57,7 @@ struct offer {
 	char *host;
 	uint64_t until;
 	bool shared;     /* that host reaches the disk's storage itself */
+	char *group;     /* disks of one machine, offered together, pass together; NULL: alone */
 	char *back;      /* URI, of a standby: what the other host keeps; NULL: nothing */
 	uint64_t window; /* ns that it is kept for */
 	bool returns;    /* who passes the disk on may have it again, by the same rule, once */
@@ -299,13 +300,15 @@ int target_prepare(struct target *target);
 /*
  * remote.c: image is the name that it gets in a folder, need what it takes. is: whether uri came of
  * that; then remove: the disk's copy goes, and its image there. yield: the host that has the disk
- * is asked for it. became_active: our daemon is told that it is ours.
+ * is asked for it. became_active: our daemon is told that it is ours, whether it is mirrored to
+ * there, and that all of its group (NULL) shall be.
  */
 int remote_create(struct target *target, const char *image, uint64_t need);
 bool remote_is(const char *uri);
 int remote_yield(const struct disk *disk, bool keep, uint64_t *generation, bool *kept,
 		 struct bm_error *error);
-int remote_became_active(const struct disk *disk, struct bm_error *error);
+int remote_became_active(const struct disk *disk, bool mirrors, const char *group,
+			 struct bm_error *error);
 int remote_remove(const char *daemon, const char *name, const struct bm_record *record,
 		  const char *uri, struct bm_error *error);
 

@@ -35,6 +35,7 @@ static void clear(struct offer *o)
 {
 	free(o->host);
 	free(o->back);
+	free(o->group);
 	*o = (struct offer){0};
 }
 
@@ -43,12 +44,20 @@ void offer_clear(struct disk *d)
 	clear(&d->offer);
 }
 
-void offer_set(struct disk *d, const struct offer *offer)
+static struct offer copy_of(const struct offer *offer)
 {
 	struct offer copy = *offer;
 
 	copy.host = bm_need(strdup(offer->host));
 	copy.back = offer->back ? bm_need(strdup(offer->back)) : NULL;
+	copy.group = offer->group ? bm_need(strdup(offer->group)) : NULL;
+	return copy;
+}
+
+void offer_set(struct disk *d, const struct offer *offer)
+{
+	struct offer copy = copy_of(offer);
+
 	clear(&d->offer);
 	d->offer = copy;
 }
@@ -56,21 +65,21 @@ void offer_set(struct disk *d, const struct offer *offer)
 void offer_read(struct disk *d)
 {
 	bm_free char *path = path_of(d), *text = NULL;
-	const char *host, *back = NULL;
+	const char *host, *back = NULL, *group = NULL;
 	json_int_t until, window = 0;
-	int returns = 0, behind = 0;
+	int returns = 0, behind = 0, shared = 0;
 	json_t *j = NULL;
-	int shared = 0;
 
 	if (path && !bm_read_text(path, LARGEST, &text))
 		j = json_loads(text, 0, NULL);
 	offer_clear(d);
-	if (j && !json_unpack(j, "{s:s s:I s?s s?I s?b s?b s?b}", "host", &host, "until", &until,
-			      "back", &back, "window", &window, "returns", &returns, "behind",
-			      &behind, "shared", &shared))
+	if (j && !json_unpack(j, "{s:s s:I s?s s?s s?I s?b s?b s?b}", "host", &host, "until",
+			      &until, "back", &back, "group", &group, "window", &window, "returns",
+			      &returns, "behind", &behind, "shared", &shared))
 		offer_set(d, &(struct offer){.host = (char *)host,
 					     .until = (uint64_t)until,
 					     .back = (char *)back,
+					     .group = (char *)group,
 					     .window = (uint64_t)window,
 					     .returns = returns,
 					     .behind = behind,
@@ -81,8 +90,8 @@ void offer_read(struct disk *d)
 int offer_write(const struct disk *d, const struct offer *o, struct bm_error *error)
 {
 	bm_free char *path = path_of(d), *text = NULL;
-	json_t *j = json_pack("{s:s s:I s:s* s:I s:b s:b s:b}", "host", o->host, "until",
-			      (json_int_t)o->until, "back", o->back, "window",
+	json_t *j = json_pack("{s:s s:I s:s* s:s* s:I s:b s:b s:b}", "host", o->host, "until",
+			      (json_int_t)o->until, "back", o->back, "group", o->group, "window",
 			      (json_int_t)o->window, "returns", (int)o->returns, "behind",
 			      (int)o->behind, "shared", (int)o->shared);
 	int r;
@@ -168,10 +177,8 @@ void offer_begin(struct disk *d, struct bm_rpc_call *call, const struct offer *o
 	*o = (struct offering){.work = {.run = write_offer, .done = offered},
 			       .disk = d,
 			       .call = call,
-			       .offer = *offer,
+			       .offer = copy_of(offer),
 			       .result = result};
-	o->offer.host = bm_need(strdup(offer->host));
-	o->offer.back = offer->back ? bm_need(strdup(offer->back)) : NULL;
 	bm_workers_submit(d->recorder, d->loop, &o->work);
 }
 

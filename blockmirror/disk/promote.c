@@ -43,6 +43,7 @@ struct promotion {
 	bool may_keep, kept; /* it keeps the image that it has, which is equal: may it, does it */
 	uint8_t *map;
 	struct offer offer; /* for it to have the disk again, as it is written with the record */
+	char *group;        /* of disks that come together; NULL: this one alone */
 	uint64_t begun, generation; /* that of the decision */
 	struct bm_record next;      /* shares what d->record has */
 	json_t *job;                /* next's, if it is another one */
@@ -58,6 +59,7 @@ static void promotion_free(struct promotion *p)
 	bm_task_cancel(&p->stopped);
 	bm_dev_close(p->opened);
 	json_decref(p->job);
+	free(p->group);
 	free(p);
 	d->promotion = NULL;
 }
@@ -101,7 +103,7 @@ static void write_record(struct bm_work *work)
 	else if (offer_write(d, &p->offer, &error) < 0)
 		bm_log(BM_LOG_WARN, "%s: host %s does not get it back by itself: %s", d->name,
 		       p->offer.host, error.text);
-	if (!p->kept && remote_became_active(d, &error) < 0)
+	if ((!p->kept || p->group) && remote_became_active(d, p->kept, p->group, &error) < 0)
 		bm_log(BM_LOG_WARN, "%s: blockmirrord does not know yet that the disk is ours: %s",
 		       d->name, error.text);
 }
@@ -123,7 +125,8 @@ static void keep_mirroring(struct promotion *p)
 	json_decref(p->job);
 	p->next.job = p->job = back_job(d, p->next.generation);
 	if (d->offer.returns)
-		p->offer = (struct offer){.host = d->record.peer, .until = d->offer.until};
+		p->offer = (struct offer){
+			.host = d->record.peer, .until = d->offer.until, .group = p->group};
 }
 
 static void begin_record(struct promotion *p)
@@ -368,6 +371,7 @@ void promote(struct disk *d, struct bm_rpc_call *call, bool alone)
 				.ask = {.run = ask, .done = answered},
 				.record = {.run = write_record, .done = written},
 				.open = {.run = open_shared, .done = opened}};
+	p->group = d->offer.group ? bm_need(strdup(d->offer.group)) : NULL;
 	p->generation = d->generation + ALONE;
 	p->alone = alone;
 	if (alone)
@@ -406,19 +410,21 @@ void promote_arm(void *arg, struct bm_rpc_call *call, json_t *params)
 {
 	struct disk *d = arg;
 	json_int_t time = 0, window = 0;
-	const char *back = NULL;
+	const char *back = NULL, *group = NULL;
 	int returns = 0, behind = 0;
 	struct bm_error error;
 
 	if (!is_standby(d, call))
 		return;
 	/* By our clock: the other host's may be another one. */
-	if (!json_unpack(params, "{s:I s?s s?I s?b s?b}", "time_ns", &time, "back", &back,
-			 "window_ns", &window, "returns", &returns, "behind", &behind) &&
+	if (!json_unpack(params, "{s:I s?s s?I s?b s?b s?s}", "time_ns", &time, "back", &back,
+			 "window_ns", &window, "returns", &returns, "behind", &behind, "group",
+			 &group) &&
 	    time >= 0 && window >= 0 && (!back || remote_is(back))) {
 		const struct offer offer = {.host = d->record.peer,
 					    .until = time ? job_realtime() + (uint64_t)time : 0,
 					    .back = (char *)back,
+					    .group = (char *)group,
 					    .window = (uint64_t)window,
 					    .returns = returns,
 					    .behind = behind};
@@ -433,6 +439,12 @@ void promote_arm(void *arg, struct bm_rpc_call *call, json_t *params)
 	bm_rpc_fail(call, &error);
 }
 
+/* A disk that was armed with ours is here now: this one's guest is here, too. */
+static bool is_of(const struct disk *d, const char *group)
+{
+	return offer_holds(d, NULL) && d->offer.group && !strcmp(d->offer.group, group);
+}
+
 /*
  * alone: a person says that the other host is dead for good. The offer that it made once shows that
  * what it acknowledged was here: without one this may be half of a copy.
@@ -441,6 +453,7 @@ void promote_take(void *arg, struct bm_rpc_call *call, json_t *params)
 {
 	struct disk *d = arg;
 	bool alone = json_is_true(json_object_get(params, "alone"));
+	const char *group = json_string_value(json_object_get(params, "group"));
 	struct bm_error error;
 
 	if (d->record.role == BM_ROLE_ACTIVE) {
@@ -448,6 +461,9 @@ void promote_take(void *arg, struct bm_rpc_call *call, json_t *params)
 			     json_pack("{s:I}", "generation", (json_int_t)d->record.generation));
 	} else if (!is_standby(d, call)) {
 		return;
+	} else if (group && !is_of(d, group)) {
+		bm_fail(&error, BM_E_NOT_READY, "disk %s was not armed with those", d->name);
+		bm_rpc_fail(call, &error);
 	} else if ((alone && (!d->offer.host || d->offer.behind)) ||
 		   (d->record.shared && !d->offer.host)) {
 		bm_fail(&error, BM_E_NOT_READY,

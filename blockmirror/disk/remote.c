@@ -119,7 +119,11 @@ int remote_yield(const struct disk *d, bool keep, uint64_t *generation, bool *ke
 	return r;
 }
 
-int remote_became_active(const struct disk *d, struct bm_error *error)
+int remote_became_active(const struct disk *d, bool mirrors, const char *group,
+			 struct bm_error *error)
 {
-	return ask(d->daemon_path, "received", json_pack("{s:s}", "name", d->name), NULL, error);
+	return ask(d->daemon_path, "received",
+		   json_pack("{s:s s:s s:b s:s*}", "name", d->name, "peer", d->record.peer,
+			     "mirrors", (int)mirrors, "group", group),
+		   NULL, error);
 }

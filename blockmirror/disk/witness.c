@@ -26,7 +26,7 @@ enum { SAMPLE = 4096, SAMPLES = 16, TRIES = 64 };
 struct witness {
 	struct disk *disk;
 	struct bm_rpc_call *call;
-	char *to;
+	char *to, *group;
 	uint64_t until;
 	bool takes;                    /* else looks at given */
 	bool sure;                     /* the note was found: there is nothing to add */
@@ -47,6 +47,7 @@ static void witness_free(struct witness *w)
 	json_decref(w->samples);
 	free(w->data);
 	free(w->to);
+	free(w->group);
 	free(w);
 }
 
@@ -61,7 +62,7 @@ static void finish(struct witness *w)
 {
 	struct disk *d = w->disk;
 	bool takes = w->takes;
-	bm_free char *to = bm_steal(w->to);
+	bm_free char *to = bm_steal(w->to), *group = bm_steal(w->group);
 	uint64_t until = w->until;
 	struct bm_rpc_call *call = w->call;
 	json_t *result = takes ? json_pack("{s:{s:s s:I s:O}}", "witness", "note", w->note, "size",
@@ -69,7 +70,9 @@ static void finish(struct witness *w)
 			       : NULL;
 
 	witness_free(w);
-	offer_begin(d, call, &(struct offer){.host = to, .until = until, .shared = takes}, result);
+	offer_begin(d, call,
+		    &(struct offer){.host = to, .until = until, .group = group, .shared = takes},
+		    result);
 }
 
 /* Samples */
@@ -244,6 +247,7 @@ static void begin(struct disk *d, struct bm_rpc_call *call, const struct offer *
 	*w = (struct witness){.disk = d,
 			      .call = call,
 			      .to = bm_need(strdup(offer->host)),
+			      .group = offer->group ? bm_need(strdup(offer->group)) : NULL,
 			      .until = offer->until,
 			      .takes = !given,
 			      .given = json_incref(given),

@@ -228,6 +228,7 @@ static void begin_record(struct yield *y, enum bm_role role)
 		y->offer = (struct offer){.host = y->to,
 					  .until = d->offer.until,
 					  .back = (char *)back_remote(d->job),
+					  .group = d->offer.group,
 					  .window = back_window(d),
 					  .behind = true};
 	bm_workers_submit(d->recorder, d->loop, &y->record);
@@ -522,13 +523,13 @@ void yield_close(struct disk *d)
 void yield_offer(void *arg, struct bm_rpc_call *call, json_t *params)
 {
 	struct disk *d = arg;
-	const char *to = NULL;
+	const char *to = NULL, *group = NULL;
 	struct bm_error error = {0};
 	json_int_t until = 0;
 	int returns = 0, shared = 0;
 
-	if (json_unpack(params, "{s:s s:I s?b s?b}", "to", &to, "until", &until, "returns",
-			&returns, "shared", &shared) ||
+	if (json_unpack(params, "{s:s s:I s?b s?b s?s}", "to", &to, "until", &until, "returns",
+			&returns, "shared", &shared, "group", &group) ||
 	    until < 0)
 		bm_fail(&error, BM_E_USAGE, "to (a host) and until (ns since 1970) are wanted");
 	else if (d->yield)
@@ -551,12 +552,15 @@ void yield_offer(void *arg, struct bm_rpc_call *call, json_t *params)
 		bm_rpc_fail(call, &error);
 	else if (until && shared)
 		witness_take(d, call,
-			     &(struct offer){
-				     .host = (char *)to, .until = (uint64_t)until, .shared = true});
+			     &(struct offer){.host = (char *)to,
+					     .until = (uint64_t)until,
+					     .group = (char *)group,
+					     .shared = true});
 	else
 		offer_begin(d, call,
 			    &(struct offer){.host = (char *)to,
 					    .until = (uint64_t)until,
+					    .group = (char *)group,
 					    .returns = returns},
 			    NULL);
 }
