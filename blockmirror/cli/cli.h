@@ -66,6 +66,7 @@ int cmd_adopt(struct cli *cli, int argc, char **argv);
 int cmd_hand_back(struct cli *cli, int argc, char **argv);
 int cmd_migrate(struct cli *cli, int argc, char **argv);
 int cmd_hook(struct cli *cli, int argc, char **argv);
+int cmd_drain(struct cli *cli, int argc, char **argv);
 
 /*
  * getopt for a command: the options that all commands have are dealt with here; own options

@@ -140,6 +140,28 @@ const struct command commands[] = {
 	 "\n"
 	 "Ctrl-C leaves the job of a served disk running; the copy of an image it cancels.\n",
 	 cmd_copy},
+	{"drain",
+	 "DATASTORE --to FOLDER... --delete-source|--keep-source [--dry-run] [--map "
+	 "IMAGE=FOLDER]... "
+	 "[--reserve SIZE] [--parallel N] [--rate BYTES] [--guest-latency MS|off] [--window "
+	 "FROM-TO] "
+	 "[--include PATTERN]...",
+	 "all images of a folder move to others, those that are served while they are in use",
+	 "What it did not finish it goes on with when it is run again.\n"
+	 "\n"
+	 "  --to FOLDER           a store that they may go to; any number of times\n"
+	 "  --delete-source       what has moved, and was compared, is removed here\n"
+	 "  --keep-source         it stays, marked as an old copy\n"
+	 "  --dry-run             print what would be done, and what stays, and why\n"
+	 "  --map IMAGE=FOLDER    where that one goes (its name as --dry-run has it)\n"
+	 "  --reserve SIZE        what stays free in each store (default: a twentieth)\n"
+	 "  --parallel N          images that move at a time (default 2)\n"
+	 "  --rate BYTES          of all that move, together, in a second\n"
+	 "  --guest-latency       as for relocate\n"
+	 "  --window FROM-TO      times of the day (22:00-06:00) between which images begin to "
+	 "move\n"
+	 "  --include PATTERN     files with such names are raw images, whatever they look like\n",
+	 cmd_drain},
 	{"verify", "A B | NAME", "compare two images byte for byte",
 	 "NAME alone: both copies of a disk that is being moved, when they are in sync.\n"
 	 "Exit status 0: equal; 1: they differ; 8: one of them cannot be read.\n",

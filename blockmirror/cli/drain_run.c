@@ -1,0 +1,222 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Images move, some at a time. Room is looked at anew before each one begins: others write to the
+ * same stores, and a copy may become larger than its image was. One that fails stops no other.
+ */
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/statvfs.h>
+#include <time.h>
+
+#include "blockmirror/base/memory.h"
+#include "blockmirror/cli/cli.h"
+#include "blockmirror/cli/drain.h"
+
+#define STEP 150000000l /* ns */
+
+static volatile sig_atomic_t interrupted;
+
+static void on_interrupt(int number)
+{
+	(void)number;
+	interrupted = 1;
+}
+
+/* Bytes that what runs to the stores of that pool has not written yet. */
+static uint64_t promised(const struct drain *d, size_t pool)
+{
+	uint64_t sum = 0;
+
+	for (size_t i = 0; i < d->n; i++) {
+		const struct plan_item *item = &d->plan.items[i];
+		const json_t *p = json_object_get(d->image[i].job, "progress");
+		uint64_t done = cli_number(p, "copied_bytes");
+
+		if (item->state == PLAN_RUNS && d->plan.stores[item->store].pool == pool &&
+		    item->need > done)
+			sum += item->need - done;
+	}
+	return sum;
+}
+
+int drain_measure(struct drain *d, struct bm_error *error)
+{
+	for (size_t i = 0; i < d->plan.n_stores; i++) {
+		struct statvfs fs;
+		uint64_t free, taken;
+
+		if (statvfs(d->to[i].path, &fs) < 0)
+			return bm_fail_errno(error, errno, "%s", d->to[i].path);
+		d->to[i].reserve = d->reserve != UINT64_MAX
+					   ? d->reserve
+					   : (uint64_t)fs.f_blocks * fs.f_frsize / 20;
+		free = (uint64_t)fs.f_bavail * fs.f_frsize;
+		taken = d->to[i].reserve + promised(d, i);
+		d->plan.stores[i].room = free > taken ? free - taken : 0;
+	}
+	return 0;
+}
+
+static bool is_time(const struct drain *d)
+{
+	time_t now = time(NULL);
+	struct tm tm;
+	int minute;
+
+	if (d->begin < 0 || !localtime_r(&now, &tm))
+		return true;
+	minute = tm.tm_hour * 60 + tm.tm_min;
+	return d->begin <= d->end ? minute >= d->begin && minute < d->end
+				  : minute >= d->begin || minute < d->end;
+}
+
+static void no_room(struct drain *d, size_t which)
+{
+	struct drain_image *image = &d->image[which];
+
+	if (image->why.code)
+		return;
+	bm_fail(&image->why, BM_E_ENOSPC,
+		d->plan.items[which].wanted < 0
+			? "no target has the room for it, and what it keeps free"
+			: "%s has not the room for it, and what it keeps free",
+		d->plan.items[which].wanted < 0 ? "" : d->to[d->plan.items[which].wanted].path);
+}
+
+static void ended(struct drain *d, size_t which)
+{
+	plan_end(&d->plan, which);
+	tell_over(d, &d->image[which]);
+}
+
+/* It goes where the plan said if that is so still. A store may have become full since. */
+static void begin(struct drain *d, size_t which)
+{
+	struct plan_item *item = &d->plan.items[which];
+	struct drain_image *image = &d->image[which];
+	struct bm_error error;
+
+	if (!drain_measure(d, &error) &&
+	    d->plan.stores[d->plan.stores[item->store].pool].room < item->need)
+		item->store = plan_pick(&d->plan, item->need, item->wanted);
+	if (item->store < 0) {
+		no_room(d, which);
+		ended(d, which);
+		return;
+	}
+	if (drain_move_begin(d, which) < 0) {
+		ended(d, which);
+		return;
+	}
+	plan_begin(&d->plan, which);
+	tell_begun(d, image);
+}
+
+static void share_rate(struct drain *d)
+{
+	if (!d->rate || !d->plan.running)
+		return;
+	for (size_t i = 0; i < d->n; i++)
+		if (d->plan.items[i].state == PLAN_RUNS)
+			drain_move_rate(&d->image[i], d->rate / d->plan.running);
+}
+
+static bool begin_some(struct drain *d)
+{
+	bool any = false;
+	size_t which;
+
+	while (is_time(d) && (which = plan_next(&d->plan)) < d->n) {
+		begin(d, which);
+		any = true;
+	}
+	return any;
+}
+
+/* It was there, and is so no more: another store may have room. */
+static bool tries_again(struct drain *d, size_t which)
+{
+	struct plan_item *item = &d->plan.items[which];
+	struct drain_image *image = &d->image[which];
+	struct bm_error error;
+	int other;
+
+	if (image->why.code != BM_E_ENOSPC || item->wanted >= 0 || drain_measure(d, &error) < 0)
+		return false;
+	other = plan_pick(&d->plan, item->need, -1);
+	if (other < 0 || other == item->store)
+		return false;
+	tell_over(d, image);
+	image->why = (struct bm_error){0};
+	plan_end(&d->plan, which);
+	item->state = PLAN_WAITS;
+	item->store = other;
+	d->plan.begun = 0;
+	return true;
+}
+
+static bool look_at_all(struct drain *d)
+{
+	bool any = false;
+
+	for (size_t i = 0; i < d->n; i++) {
+		if (d->plan.items[i].state != PLAN_RUNS || drain_move_look(d, i))
+			continue;
+		any = true;
+		if (!tries_again(d, i))
+			ended(d, i);
+	}
+	return any;
+}
+
+static bool waits(const struct drain *d)
+{
+	for (size_t i = 0; i < d->n; i++)
+		if (d->plan.items[i].state == PLAN_WAITS && d->plan.items[i].store >= 0)
+			return true;
+	return false;
+}
+
+static int leave(struct drain *d)
+{
+	tell_interrupted(d);
+	for (size_t i = 0; i < d->n; i++)
+		if (d->plan.items[i].state == PLAN_RUNS)
+			drain_move_leave(&d->image[i]);
+	return 130;
+}
+
+int drain_run(struct drain *d)
+{
+	const struct sigaction action = {.sa_handler = on_interrupt};
+	const struct timespec step = {.tv_nsec = STEP};
+	sigset_t ends, as_before;
+
+	/* They come between our steps, and not while somebody is asked for something. */
+	sigemptyset(&ends);
+	sigaddset(&ends, SIGINT);
+	sigaddset(&ends, SIGTERM);
+	sigprocmask(SIG_BLOCK, &ends, &as_before);
+	sigdelset(&as_before, SIGINT);
+	sigdelset(&as_before, SIGTERM);
+	sigaction(SIGINT, &action, NULL);
+	sigaction(SIGTERM, &action, NULL);
+	while (waits(d) || d->plan.running) {
+		bool changed = begin_some(d);
+
+		tell_progress(d);
+		ppoll(NULL, 0, &step, &as_before);
+		if (interrupted)
+			return leave(d);
+		changed |= look_at_all(d);
+		if (changed)
+			share_rate(d);
+	}
+	for (size_t i = 0; i < d->n; i++)
+		if (d->plan.items[i].state == PLAN_WAITS)
+			no_room(d, i);
+	return tell_summary(d);
+}
