@@ -137,7 +137,7 @@ cut_off() {
 	wait "$pid" 2>/dev/null
 	lib_forget "$pid"
 	check "killed, the image is there" test -e "$old/a.img"
-	check "what copied it ends, too" wait_for 10 is_free a.img
+	check "what copied it ends, too" wait_for 30 is_free a.img
 }
 begun() { jq -e "select(.event == \"begun\") | .disk | select(. and startswith(\"$1\"))" "$dir/drain.log" | grep .; }
 one_goes_on() {
@@ -148,7 +148,7 @@ one_goes_on() {
 	done 2>>"$dir/log"
 	return $status
 }
-is_free() { drain --keep-source --dry-run --json | jq -e ".images[]? | select(.image == \"$old/$1\") | .why == null" | grep true; }
+is_free() { drain --keep-source --dry-run --json | jq -c ".images[]? | select(.image == \"$old/$1\")" | tee -a "$dir/out" | jq -e '.why == null'; }
 part() { compgen -G "$one/.*.part" || compgen -G "$two/.*.part"; }
 
 the_rest() {
