@@ -12,6 +12,7 @@
 #ifndef BM_RAM_WIRE_H
 #define BM_RAM_WIRE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -41,10 +42,10 @@ enum { BM_RAM_ZSTD = 1 }; /* flags: the payload is one zstd frame */
 
 struct bm_ram_header {
 	uint8_t type, flags;
-	uint32_t length; /* of the payload that follows */
-	uint32_t plain;  /* of the payload when it is decompressed */
-	uint32_t weight; /* bytes that the batch stands for */
-	uint64_t number; /* from 0 on, batches and the END behind them only; else 0 */
+	uint32_t length;  /* of the payload that follows */
+	uint32_t plain;   /* of the payload when it is decompressed */
+	uint32_t weight;  /* bytes that the batch stands for */
+	uint64_t number;  /* from 0 on, batches and the END behind them only; else 0 */
 	uint64_t content; /* xxh3 of the bytes that the batch stands for: what they are is the
 			     source's matter (QEMU: the stream; native: the pages) */
 };
