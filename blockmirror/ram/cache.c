@@ -12,7 +12,13 @@
 struct bm_cache_slot {
 	uint64_t hash, page;
 	uint32_t next_content, next_page; /* slot + 1 */
+	uint32_t version;                 /* of what is in it, from 1 on */
 	bool found;                       /* since the hand came by */
+};
+
+struct bm_cache_alias {
+	uint64_t page;
+	uint32_t slot, version; /* of what was in it */
 };
 
 uint8_t *bm_cache_map(size_t size)
@@ -37,9 +43,10 @@ int bm_cache_open(struct bm_cache *c, size_t page_size, uint32_t count)
 	c->mask = heads - 1;
 	c->data = bm_cache_map(count * page_size);
 	c->slots = calloc(count, sizeof(*c->slots));
+	c->aliases = calloc(heads, sizeof(*c->aliases));
 	c->by_content = calloc(heads, sizeof(*c->by_content));
 	c->by_page = calloc(heads, sizeof(*c->by_page));
-	if (c->data && c->slots && c->by_content && c->by_page)
+	if (c->data && c->slots && c->aliases && c->by_content && c->by_page)
 		return 0;
 	bm_cache_close(c);
 	return -ENOMEM;
@@ -50,15 +57,21 @@ void bm_cache_close(struct bm_cache *c)
 	if (c->data)
 		munmap(c->data, c->count * c->page_size);
 	free(c->slots);
+	free(c->aliases);
 	free(c->by_content);
 	free(c->by_page);
 	memset(c, 0, sizeof(*c));
 }
 
 /* Neighbouring pages have neighbouring numbers: the multiplication spreads them. */
+static uint32_t place_of(const struct bm_cache *c, uint64_t page)
+{
+	return (uint32_t)(page * 0x9e3779b97f4a7c15u >> 32) & c->mask;
+}
+
 static uint32_t *page_head(const struct bm_cache *c, uint64_t page)
 {
-	return &c->by_page[(uint32_t)(page * 0x9e3779b97f4a7c15u >> 32) & c->mask];
+	return &c->by_page[place_of(c, page)];
 }
 
 static uint32_t *content_head(const struct bm_cache *c, uint64_t hash)
@@ -93,6 +106,35 @@ uint32_t bm_cache_page(struct bm_cache *c, uint64_t page)
 	return BM_RAM_NO_SLOT;
 }
 
+void bm_cache_remember(struct bm_cache *c, uint64_t page, uint32_t slot)
+{
+	struct bm_cache_alias *alias = &c->aliases[place_of(c, page)];
+
+	alias->page = page;
+	alias->slot = slot;
+	alias->version = c->slots[slot].version;
+}
+
+uint32_t bm_cache_alias(struct bm_cache *c, uint64_t page)
+{
+	const struct bm_cache_alias *alias;
+
+	if (!c->count)
+		return BM_RAM_NO_SLOT;
+	alias = &c->aliases[place_of(c, page)];
+	/* Nothing has version 0: what was never remembered is not found. */
+	if (!alias->version || alias->page != page ||
+	    c->slots[alias->slot].version != alias->version)
+		return BM_RAM_NO_SLOT;
+	return alias->slot;
+}
+
+void bm_cache_forget(struct bm_cache *c, uint64_t page)
+{
+	if (c->count && c->aliases[place_of(c, page)].page == page)
+		c->aliases[place_of(c, page)].version = 0;
+}
+
 static void take_out_content(struct bm_cache *c, uint32_t slot)
 {
 	uint32_t *link = content_head(c, c->slots[slot].hash);
@@ -117,6 +159,7 @@ static void put_in_content(struct bm_cache *c, uint32_t slot, uint64_t hash, con
 
 	c->slots[slot].hash = hash;
 	c->slots[slot].next_content = *head;
+	c->slots[slot].version++;
 	*head = slot + 1;
 	memcpy(bm_cache_data(c, slot), data, c->page_size);
 }

@@ -16,6 +16,7 @@ struct bm_cache {
 	uint32_t count, used, hand, mask;
 	uint8_t *data; /* count pages, mapped, touched as they are used */
 	struct bm_cache_slot *slots;
+	struct bm_cache_alias *aliases; /* as many as heads */
 	uint32_t *by_content, *by_page; /* slot + 1; 0: none */
 };
 
@@ -33,8 +34,18 @@ static inline uint8_t *bm_cache_data(const struct bm_cache *c, uint32_t slot)
 /* A slot that holds just these bytes, or NO_SLOT. hash is their xxh3. */
 uint32_t bm_cache_find(struct bm_cache *c, uint64_t hash, const uint8_t *data);
 
-/* The slot that holds what was sent for that page before, or NO_SLOT. */
+/* The slot that is that page's, and holds what was sent for it before, or NO_SLOT. */
 uint32_t bm_cache_page(struct bm_cache *c, uint64_t page);
+
+/*
+ * That page was sent as a copy of slot, which is another page's. So long as that has not changed,
+ * bm_cache_alias() finds it: what was sent for the page. Best effort: two pages may share a place.
+ */
+void bm_cache_remember(struct bm_cache *c, uint64_t page, uint32_t slot);
+uint32_t bm_cache_alias(struct bm_cache *c, uint64_t page);
+
+/* It was sent in a slot of its own since. */
+void bm_cache_forget(struct bm_cache *c, uint64_t page);
 
 /* The page's slot holds data now. */
 void bm_cache_update(struct bm_cache *c, uint32_t slot, uint64_t hash, const uint8_t *data);

@@ -4,6 +4,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#define XXH_INLINE_ALL
 #include <xxhash.h>
 #include <zstd.h>
 
@@ -252,31 +253,40 @@ static size_t difference(const uint8_t *old, const uint8_t *now, size_t size, ui
 	}
 }
 
-static void encode_copy(struct bm_encoder *e, uint32_t slot)
+static void encode_copy(struct bm_encoder *e, uint64_t key, uint32_t slot)
 {
 	uint8_t *at = append(e, BM_RAM_COPY_HEAD);
 
 	at[0] = BM_RAM_COPY;
 	bm_put32(at + 1, slot);
+	bm_cache_remember(&e->cache, key, slot);
 	e->stats.copies++;
 }
 
-/* More than three quarters of a page are not worth it: zstd does better with the page itself. */
-static bool encode_delta(struct bm_encoder *e, uint32_t slot, const uint8_t *data)
+/*
+ * Writes pieces to where those of a DELTA go; 0: none, or more than three quarters of a page, which
+ * is not worth it: zstd does better with the page itself.
+ */
+static size_t write_pieces(struct bm_encoder *e, uint32_t from, const uint8_t *data)
 {
-	uint8_t *at = e->batch->data + e->batch->used;
-	size_t length = difference(bm_cache_data(&e->cache, slot), data, e->page_size,
-				   at + BM_RAM_DELTA_HEAD, e->page_size / 4 * 3);
+	uint8_t *at = e->batch->data + e->batch->used + BM_RAM_DELTA_HEAD;
 
-	if (!length)
-		return false;
-	append(e, BM_RAM_DELTA_HEAD + length);
+	if (from == BM_RAM_NO_SLOT)
+		return 0;
+	return difference(bm_cache_data(&e->cache, from), data, e->page_size, at,
+			  e->page_size / 4 * 3);
+}
+
+static void encode_delta(struct bm_encoder *e, uint32_t from, uint32_t slot, size_t length)
+{
+	uint8_t *at = append(e, BM_RAM_DELTA_HEAD + length);
+
 	at[0] = BM_RAM_DELTA;
-	bm_put32(at + 1, slot);
-	bm_put16(at + 5, (unsigned)length);
+	bm_put32(at + 1, from);
+	bm_put32(at + 5, slot);
+	bm_put16(at + 9, (unsigned)length);
 	e->stats.deltas++;
 	e->stats.delta_bytes += length;
-	return true;
 }
 
 static void encode_raw(struct bm_encoder *e, uint32_t slot, const uint8_t *data)
@@ -293,20 +303,28 @@ static void encode_content(struct bm_encoder *e, const struct bm_page *page, con
 {
 	uint64_t hash = XXH3_64bits(data, e->page_size);
 	uint64_t key = (uint64_t)page->block << 48 ^ page->index;
-	uint32_t slot = bm_cache_find(&e->cache, hash, data);
+	uint32_t slot = bm_cache_find(&e->cache, hash, data), from;
+	size_t length;
 
 	if (slot != BM_RAM_NO_SLOT) {
-		encode_copy(e, slot);
+		encode_copy(e, key, slot);
 		return;
 	}
 	slot = bm_cache_page(&e->cache, key);
-	if (slot == BM_RAM_NO_SLOT) {
-		encode_raw(e, bm_cache_add(&e->cache, key, hash, data), data);
-		return;
-	}
-	if (!encode_delta(e, slot, data))
+	from = bm_cache_alias(&e->cache, key);
+	if (from == BM_RAM_NO_SLOT)
+		from = slot;
+	/* Before the slot is written, or given to the page: it may be the one it is made of. */
+	length = write_pieces(e, from, data);
+	if (slot == BM_RAM_NO_SLOT)
+		slot = bm_cache_add(&e->cache, key, hash, data);
+	else
+		bm_cache_update(&e->cache, slot, hash, data);
+	bm_cache_forget(&e->cache, key);
+	if (length)
+		encode_delta(e, from, slot, length);
+	else
 		encode_raw(e, slot, data);
-	bm_cache_update(&e->cache, slot, hash, data);
 }
 
 bool bm_encode_page(struct bm_encoder *e, const struct bm_page *page, const uint8_t *data)

@@ -230,16 +230,20 @@ static int apply(const struct reading *r, uint8_t *data, const uint8_t *from, si
 
 static int read_delta(struct reading *r)
 {
-	const uint8_t *head = take(r, BM_RAM_DELTA_HEAD - 1), *pieces;
-	uint8_t *data = head ? slot_of(r, head) : NULL;
-	size_t length = head ? bm_get16(head + 4) : 0;
+	const uint8_t *head = take(r, BM_RAM_DELTA_HEAD - 1), *pieces, *from;
+	size_t length = head ? bm_get16(head + 8) : 0;
+	uint8_t *data;
 	int e;
 
-	if (!data)
+	from = head ? slot_of(r, head) : NULL;
+	data = head ? slot_of(r, head + 4) : NULL;
+	if (!from || !data)
 		return damaged(r, "a difference to no slot");
 	pieces = take(r, length);
 	if (!pieces)
 		return damaged(r, "a difference that is not there");
+	if (from != data)
+		memcpy(data, from, r->d->page_size);
 	e = apply(r, data, pieces, length);
 	return e ? e : hand_out(r, data);
 }

@@ -15,7 +15,8 @@ enum bm_ram_record {
 	BM_RAM_FILL,      /* count (4), value (1): the source said so, without data */
 	BM_RAM_BLANK,     /* data that are all zero */
 	BM_RAM_COPY,      /* slot (4): what is in it */
-	BM_RAM_DELTA,     /* slot (4), length (2), pieces: what is in it, changed; stays in it */
+	BM_RAM_DELTA,     /* from (4), slot (4), length (2), pieces: what is in slot "from",
+			     changed; goes into slot */
 	BM_RAM_RAW,       /* slot (4) or NO_SLOT, the page: goes into it */
 	BM_RAM_RECORDS
 };
@@ -31,7 +32,7 @@ enum {
 	BM_RAM_FILL_HEAD = 6,
 	BM_RAM_BLOCK_HEAD = 4,
 	BM_RAM_COPY_HEAD = 5,
-	BM_RAM_DELTA_HEAD = 7,
+	BM_RAM_DELTA_HEAD = 11,
 	BM_RAM_RAW_HEAD = 5,
 	BM_RAM_PIECE_HEAD = 4,
 	BM_RAM_FILL_WEIGHT = 9,

@@ -11,6 +11,7 @@
 #include "blockmirror/ram/wire.h"
 
 #include <string.h>
+#define XXH_INLINE_ALL
 #include <xxhash.h>
 
 enum { MAGIC = 0x424d5241, CHECKED = 40 };
