@@ -362,7 +362,7 @@ static void on_tick(struct bm_timer *timer)
 
 	bm_timer_set(r->setup.loop, timer, now + BM_LINK_TICK);
 	for (unsigned i = 0; i < r->setup.links; i++)
-		bm_link_beat(&r->links[i], BM_LINK_BEAT, r->setup.silence, BM_LINK_HELLO);
+		bm_link_beat(&r->links[i], r->setup.silence);
 	if (!r->over && waits_for_ever(r))
 		refuse(r, &r->links[0], "the batch that is next is on none of them");
 	if (r->qemu_closed && !r->ended && now - r->qemu_closed > GRACE)

@@ -138,7 +138,7 @@ static void on_tick(struct bm_timer *timer)
 
 	bm_timer_set(s->setup.loop, timer, bm_loop_now(s->setup.loop) + BM_LINK_TICK);
 	for (unsigned i = 0; i < s->setup.links; i++)
-		bm_link_beat(&s->links[i], BM_LINK_BEAT, s->setup.silence, BM_LINK_HELLO);
+		bm_link_beat(&s->links[i], s->setup.silence);
 	bm_sender_pump(s);
 }
 
