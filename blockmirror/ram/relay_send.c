@@ -274,10 +274,17 @@ void bm_sender_free(struct bm_sender *s)
 {
 	if (!s)
 		return;
-	s->over = s->freed = true;
+	s->freed = true;
+	bm_sender_drop(s);
+	bm_sender_released(s);
+}
+
+bool bm_sender_drop(struct bm_sender *s)
+{
+	s->over = s->told_over = true;
 	close_all(s);
 	bm_task_cancel(&s->event);
-	bm_sender_released(s);
+	return !s->working;
 }
 
 void bm_sender_mark(struct bm_sender *s)
