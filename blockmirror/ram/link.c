@@ -251,11 +251,10 @@ void bm_link_resume(struct bm_link *link)
 	link_watch(link);
 }
 
-void bm_link_beat(struct bm_link *link, uint64_t silence)
+void bm_link_beat(struct bm_link *link, uint64_t period, uint64_t silence, uint64_t hello)
 {
 	static const struct bm_ram_header beat = {.type = BM_RAM_FRAME_BEAT};
 	uint64_t now = bm_loop_now(link->loop), quiet;
-	uint64_t first = silence > BM_LINK_HELLO ? silence : BM_LINK_HELLO;
 	struct bm_error error;
 
 	if (!link->open || link->dead)
@@ -265,12 +264,12 @@ void bm_link_beat(struct bm_link *link, uint64_t silence)
 	if (!link->heard)
 		link->heard = now;
 	quiet = now - link->heard;
-	if (!link->held && quiet > (link->greeted ? silence : first)) {
+	if (!link->held && quiet > (link->greeted ? silence : hello)) {
 		bm_fail(&error, BM_E_UNREACHABLE,
 			"connection %u: the other host has said nothing for %llu ms", link->number,
 			(unsigned long long)(quiet / 1000000));
 		link_fail(link, &error);
-	} else if (link->greeted && bm_link_idle(link) && now - link->said >= BM_LINK_BEAT) {
+	} else if (link->greeted && bm_link_idle(link) && now - link->said >= period) {
 		bm_link_send(link, &beat, NULL, false);
 	}
 }

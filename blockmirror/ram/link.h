@@ -87,10 +87,10 @@ void bm_link_resume(struct bm_link *link);
 
 /*
  * The other host's silence, and ours: to be called every BM_LINK_TICK. Says something where nothing
- * was said, and fails the link where nothing was heard for silence (ns); before it was greeted, for
- * BM_LINK_HELLO, if that is longer.
+ * was said for period, and fails the link where nothing was heard for silence, or, before it was
+ * greeted, for hello. All ns.
  */
-void bm_link_beat(struct bm_link *link, uint64_t silence);
+void bm_link_beat(struct bm_link *link, uint64_t period, uint64_t silence, uint64_t hello);
 
 /* Tells the other host why we give up, if that can be done at once. Then bm_link_close(). */
 void bm_link_give_up(struct bm_link *link, const char *why);

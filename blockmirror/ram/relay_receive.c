@@ -32,6 +32,7 @@ struct bm_receiver {
 	struct bm_link *back; /* the sender's first one: answers go there */
 	uint32_t seen;        /* bits: which of the sender's connections */
 	uint32_t slots;
+	uint64_t hello_wait;
 	struct bm_watch watch;
 	struct bm_timer tick;
 	struct bm_task event, next;
@@ -362,7 +363,7 @@ static void on_tick(struct bm_timer *timer)
 
 	bm_timer_set(r->setup.loop, timer, now + BM_LINK_TICK);
 	for (unsigned i = 0; i < r->setup.links; i++)
-		bm_link_beat(&r->links[i], r->setup.silence);
+		bm_link_beat(&r->links[i], BM_LINK_BEAT, r->setup.silence, r->hello_wait);
 	if (!r->over && waits_for_ever(r))
 		refuse(r, &r->links[0], "the batch that is next is on none of them");
 	if (r->qemu_closed && !r->ended && now - r->qemu_closed > GRACE)
@@ -398,6 +399,7 @@ int bm_receiver_new(const struct bm_relay_setup *setup, const struct bm_transpor
 		return bm_fail(error, BM_E_INTERNAL, "no memory to take a machine's RAM");
 	r->setup = *setup;
 	r->setup.silence = setup->silence ? setup->silence : BM_LINK_SILENCE;
+	r->hello_wait = r->setup.silence > BM_LINK_HELLO ? r->setup.silence : BM_LINK_HELLO;
 	r->event.run = on_event;
 	r->next.run = on_next;
 	r->watch.run = on_qemu;
