@@ -84,7 +84,7 @@ $(BUILD)/blockmirror-nbd: $(call objects,$(MAIN_SRC)) $(BUILD)/libnbdserver.a $(
 	$(call say,LD,$@)
 	$(Q)$(CC) $(BM_LDFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
 
-$(BUILD)/obj/blockmirror/cli/hook_libvirt.o: BM_CFLAGS += $(shell pkg-config --cflags libxml-2.0)
+$(BUILD)/obj/blockmirror/cli/hook_libvirt.o $(BUILD)/obj/blockmirror/cli/hook_resume.o: BM_CFLAGS += $(shell pkg-config --cflags libxml-2.0)
 $(BUILD)/blockmirror: LIBS += $(shell pkg-config --libs libxml-2.0)
 $(BUILD)/blockmirror: $(call objects,$(CLI_SRC)) $(BUILD)/libblockmirror.a
 	$(call say,LD,$@)

@@ -20,8 +20,8 @@
  *	5  the process ends                            .                 QEMU
  *	6  mark, record, sockets, plan are removed     .                 QEMU
  *
- * bm_drive_exchange() is the one step that moves the guest, and QEMU does it whole or not at all: it
- * waits for all requests below to end, flushes, exchanges the child, and only then lets the next
+ * bm_drive_exchange() is the one step that moves the guest, and QEMU does it whole or not at all:
+ *it waits for all requests below to end, flushes, exchanges the child, and only then lets the next
  * request go. So nothing is in flight on the old side when the new one gets its first request, and
  * whoever writes, there is one who does.
  */

@@ -28,14 +28,15 @@ is_on() { # DRIVE FILE
 		($now | startswith("json:") and (ltrimstr("json:") | fromjson | .. | .filename? == $f))' &&
 		locked "$2"
 }
+moves() { # DRIVE TO FROM FILE
+	io "$1" "write -P $round ${round}M 1M" && drive=$1 slip "$2" --delete-source && nothing_left &&
+		is_on "$1" "$2/$4" && [ ! -e "$3/$4" ] && io "$1" "read -P $round ${round}M 1M"
+}
 goes_round() { # DRIVE FILE
 	local name=$1 file=$2 to from=$dir/a round=0
 	for to in "$dir/b" "$dir/a" "$dir/b"; do
 		round=$((round + 1))
-		io "$name" "write -P $round ${round}M 1M" &&
-			drive=$name slip "$to" --delete-source && nothing_left && is_on "$name" "$to/$file" &&
-			[ ! -e "$from/$file" ] && io "$name" "read -P $round ${round}M 1M" ||
-			{ echo "in round $round"; return 1; }
+		moves "$name" "$to" "$from" "$file" || { echo "in round $round"; return 1; }
 		from=$to
 	done
 }
