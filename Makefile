@@ -45,7 +45,7 @@ MAIN_SRC := $(wildcard nbd-server/main*.c)
 NBD_SRC := $(filter-out $(MAIN_SRC),$(call sources,nbd-server))
 DISK_SRC := $(call sources,blockmirror/disk)
 DAEMON_SRC := $(call sources,blockmirror/daemon)
-MACHINE_SRC := $(addprefix blockmirror/machine/,cmdline.c drive.c graph.c qmp.c)
+MACHINE_SRC := $(addprefix blockmirror/machine/,cmdline.c drive.c exchange.c graph.c qmp.c)
 CLI_SRC := $(call sources,blockmirror/cli) $(MACHINE_SRC)
 PROGRAMS := $(addprefix $(BUILD)/,blockmirror blockmirror-disk blockmirrord blockmirror-nbd)
 LIBRARIES := $(BUILD)/libblockmirror.a $(BUILD)/libblockmirror.so
@@ -84,7 +84,7 @@ $(BUILD)/blockmirror-nbd: $(call objects,$(MAIN_SRC)) $(BUILD)/libnbdserver.a $(
 	$(call say,LD,$@)
 	$(Q)$(CC) $(BM_LDFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
 
-$(BUILD)/obj/blockmirror/cli/hook_libvirt.o: BM_CFLAGS += $(shell pkg-config --cflags libxml-2.0)
+$(BUILD)/obj/blockmirror/cli/hook_libvirt.o $(BUILD)/obj/blockmirror/cli/hook_resume.o: BM_CFLAGS += $(shell pkg-config --cflags libxml-2.0)
 $(BUILD)/blockmirror: LIBS += $(shell pkg-config --libs libxml-2.0)
 $(BUILD)/blockmirror: $(call objects,$(CLI_SRC)) $(BUILD)/libblockmirror.a
 	$(call say,LD,$@)

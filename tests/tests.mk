@@ -17,7 +17,8 @@ LONG_TESTS := tests/system/hammer_guest.sh tests/system/hammer_detects.sh tests/
 EVERY_CALL := tests/fault/every_call.sh
 # They do more with LONG=1.
 WIDE_TESTS := tests/system/nbd_conformance.sh tests/system/upgrade.sh tests/fault/storage_lost.sh \
-	tests/fault/lying.sh tests/system/formats.sh tests/system/peer_x509.sh tests/system/shared.sh
+	tests/fault/lying.sh tests/system/formats.sh tests/system/peer_x509.sh tests/system/shared.sh \
+	tests/system/slip_unnamed.sh
 SYSTEM_TESTS := $(filter-out %/lib.sh $(LONG_TESTS) $(EVERY_CALL),$(wildcard tests/system/*.sh tests/fault/*.sh))
 ASAN := $(BUILD)/asan
 TSAN := $(BUILD)/tsan

@@ -115,23 +115,29 @@ static int start(struct hook *h, const char *name)
 	return r < 0 && h->error.code == BM_E_BUSY && cli_is_served(h->cli, name) ? 0 : r;
 }
 
-static int prepare(struct hook *h, xmlNodePtr host, const char *name)
+/* By whichever way; it need not be there yet. Another RUN is another instance's. */
+bool hook_is_ours(const struct cli *cli, xmlNodePtr host, const char *name)
 {
 	xmlChar *socket text_auto = xmlGetProp(host, BAD_CAST "socket");
 	char *slash = strrchr((char *)socket, '/');
-	bm_free char *ours = our_socket(h->cli, name), *folder = NULL;
+	bm_free char *ours = our_socket(cli, name), *folder = NULL;
 
-	/* By whichever way; it need not be there yet. Another RUN is another instance's. */
 	*slash = '\0';
 	folder = realpath((const char *)socket, NULL);
-	if (!ours || !folder || strncmp(ours, folder, strlen(folder)) != 0 ||
-	    ours[strlen(folder)] != '/')
-		return 0;
-	return start(h, name);
+	return ours && folder && !strncmp(ours, folder, strlen(folder)) &&
+	       ours[strlen(folder)] == '/';
 }
 
-static int come(struct hook *h, xmlNodePtr host, const char *name)
+static int prepare(void *arg, xmlNodePtr host, const char *name)
 {
+	struct hook *h = arg;
+
+	return hook_is_ours(h->cli, host, name) ? start(h, name) : 0;
+}
+
+static int come(void *arg, xmlNodePtr host, const char *name)
+{
+	struct hook *h = arg;
 	bm_free char *ours = our_socket(h->cli, name), *role = NULL;
 	xmlChar *socket text_auto = xmlGetProp(host, BAD_CAST "socket");
 	bool busy;
@@ -147,8 +153,9 @@ static int come(struct hook *h, xmlNodePtr host, const char *name)
 }
 
 /* A standby goes on: its disk is on another host. So does one that is being moved. */
-static int end(struct hook *h, xmlNodePtr host, const char *name)
+static int end(void *arg, xmlNodePtr host, const char *name)
 {
+	struct hook *h = arg;
 	bm_free char *role = NULL;
 	bool busy = false;
 
@@ -162,13 +169,13 @@ static int end(struct hook *h, xmlNodePtr host, const char *name)
 	return 0;
 }
 
-static int each_disk(struct hook *h, xmlDocPtr doc,
-		     int (*act)(struct hook *h, xmlNodePtr host, const char *name))
+int hook_each_disk(xmlDocPtr doc, int (*act)(void *arg, xmlNodePtr host, const char *name),
+		   void *arg)
 {
 	xmlXPathContextPtr context = xmlXPathNewContext(doc);
 	xmlXPathObjectPtr found =
 		context ? xmlXPathEvalExpression(BAD_CAST sockets, context) : NULL;
-	int r = found ? 0 : bm_fail_errno(&h->error, ENOMEM, "domain %s", h->domain);
+	int r = found ? 0 : -ENOMEM;
 
 	for (int i = 0; !r && found->nodesetval && i < found->nodesetval->nodeNr; i++) {
 		xmlNodePtr host = found->nodesetval->nodeTab[i];
@@ -177,7 +184,7 @@ static int each_disk(struct hook *h, xmlDocPtr doc,
 		bm_free char *name = hook_disk_name((const char *)socket);
 
 		if (name && export && !strcmp(name, (const char *)export))
-			r = act(h, host, name);
+			r = act(arg, host, name);
 	}
 	xmlXPathFreeObject(found);
 	xmlXPathFreeContext(context);
@@ -209,13 +216,17 @@ int hook_libvirt(const struct cli *cli, int argc, char **argv)
 	bool starts = !strcmp(operation, "prepare"), comes = !strcmp(operation, "migrate"),
 	     ends = !strcmp(operation, "release");
 	xmlDocPtr doc doc_auto = NULL;
+	int r;
 
 	if (argc < 2)
 		return cli_usage(cli, "hook libvirt DOMAIN OPERATION …, as libvirt calls it");
 	if (!starts && !comes && !ends)
 		return 0;
 	doc = read_domain(&h);
-	if (!doc || each_disk(&h, doc, starts ? prepare : comes ? come : end) < 0)
+	r = doc ? hook_each_disk(doc, starts ? prepare : comes ? come : end, &h) : -EINVAL;
+	if (r == -ENOMEM)
+		bm_fail_errno(&h.error, ENOMEM, "domain %s", h.domain);
+	if (r < 0)
 		return cli_fail(cli, &h.error);
 	if (h.changed && xmlDocDump(stdout, doc) < 0)
 		return 1;

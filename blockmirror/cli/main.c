@@ -208,13 +208,15 @@ const struct command commands[] = {
 	 "  --expires TIME    arm: for so long (default 1h)\n"
 	 "  --overwrite       arm: what is there is given up, as an old copy of the disk\n",
 	 cmd_migrate},
-	{"hook", "libvirt DOMAIN OPERATION SUBOPERATION EXTRA",
+	{"hook", "libvirt DOMAIN OPERATION SUBOPERATION EXTRA | resume DISK",
 	 "what hypervisors and managers call",
 	 "  libvirt  as /etc/libvirt/hooks/qemu.d/ calls it, the domain's XML on standard input:\n"
 	 "           \"prepare\" starts the disks that the domain has by our sockets, \"migrate\", "
 	 "where\n"
 	 "           it comes to, prints the XML with the sockets of this host, \"release\" stops "
-	 "them\n",
+	 "them\n"
+	 "  resume   as blockmirrord calls it when a disk is served again: has libvirt resume the "
+	 "domain\n           that QEMU stopped for it\n",
 	 cmd_hook},
 	{"whois", "IMAGE", "which image is the truth, and why",
 	 "IMAGE is a path or a URI. Reads its mark and the records in STATE; needs no process.\n"

@@ -8,20 +8,20 @@
  *	2  a container gets room to grow               .                 QEMU
  *	3  the disk's process starts, beside QEMU      .                 QEMU, process
  *	4  blockdev-add: QEMU connects to it           .                 QEMU, process
- *	5  blockdev-reopen: drain, change, go on       our disk          process
+ *	5  exchange: drain, change, go on              our disk          process
  *	6  blockdev-del: QEMU closes the image         .                 process
  *	7  claim: nobody else has it                   .                 process, alone
  *
  *	hand back
  *	1  no job runs; blockdev-add: QEMU opens it    our disk          process
  *	2  let-go                                      .                 nobody
- *	3  blockdev-reopen: drain, change, go on       file, by QEMU     QEMU
+ *	3  exchange: drain, change, go on              file, by QEMU     QEMU
  *	4  blockdev-del: QEMU disconnects              .                 QEMU
  *	5  the process ends                            .                 QEMU
  *	6  mark, record, sockets, plan are removed     .                 QEMU
  *
- * blockdev-reopen is the one step that moves the guest, and QEMU does it whole or not at all: it
- * waits for all requests below to end, flushes, exchanges the child, and only then lets the next
+ * bm_drive_exchange() is the one step that moves the guest, and QEMU does it whole or not at all:
+ *it waits for all requests below to end, flushes, exchanges the child, and only then lets the next
  * request go. So nothing is in flight on the old side when the new one gets its first request, and
  * whoever writes, there is one who does.
  */
@@ -56,15 +56,13 @@ static void remove_node(struct slip *s, const char *node)
 			    NULL);
 }
 
-static int reopen(struct slip *s, const char *file, struct bm_error *error)
+static int reopen(struct slip *s, const char *node, struct bm_error *error)
 {
-	json_t *options = json_copy(json_object_get(s->plan, "reopen"));
 	int r;
 
-	json_object_set_new(options, "file", json_string(file));
 	bm_qmp_set_guard(s->qmp, slip_disk_guard, s);
-	r = bm_qmp_call(s->qmp, "blockdev-reopen", json_pack("{s:[o]}", "options", options), NULL,
-			error);
+	r = bm_drive_exchange(s->qmp, slip_text(s, "node"), json_object_get(s->plan, "reopen"),
+			      node, error);
 	bm_qmp_set_guard(s->qmp, NULL, NULL);
 	s->doubt = r == -ETIMEDOUT || r == -ECONNRESET;
 	return r;

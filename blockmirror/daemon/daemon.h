@@ -10,6 +10,7 @@
  *   supervise.c  the life of a disk's process, as states
  *   start.c      what it is started with
  *   adopt.c      processes that run already
+ *   resume.c     what is done when a disk is served again
  *   ask.c        one call to a disk's process
  *   control.c    the control socket
  *   peer*.c      other hosts (peer.h)
@@ -32,6 +33,7 @@ struct daemon {
 	char *run, *state;        /* absolute, without links */
 	char *sockets, *registry; /* RUN/disks, STATE/serve */
 	int lock;                 /* on the registry */
+	const char *resume_with;  /* a program; "none"; NULL: ours */
 	struct bm_rpc *rpc;
 	struct bm_workers *writer; /* one thread: the registry's files, in order */
 	struct bm_watch adopt;     /* fd -1: none */
@@ -109,6 +111,7 @@ struct served {
 	struct bm_watch output;               /* says "ready URI"; fd -1 */
 	pid_t successor_pid;                  /* of one that is to take its place (upgrade) */
 	struct bm_watch successor;            /* its pidfd; fd -1: there is none */
+	struct bm_watch resumer; /* of a program that has machines go on; fd -1: there is none */
 	char line[512];
 	size_t line_used;
 	char *uri;                /* that it is served at, if it was us who started it */
@@ -162,6 +165,9 @@ bool adopt_ask(struct served *s);
 bool adopt_succeed(struct served *s);
 /* Processes whose sockets are in RUN though the registry does not know them. */
 void adopt_strangers(struct daemon *d);
+
+/* resume.c: its process is not the first one; a machine may wait for it. */
+void resume_begin(struct served *s);
 
 /* control.c */
 int control_listen(struct daemon *d, struct bm_error *error);

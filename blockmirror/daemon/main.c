@@ -37,6 +37,11 @@ static const char help[] =
 	"  --tls-dir DIR    certificates, for hosts that are known by them: ca-cert.pem,\n"
 	"                   server-cert.pem, server-key.pem; client-cert.pem, client-key.pem and\n"
 	"                   ca-crl.pem if there are\n"
+	"  --resume-with PROGRAM  is run as PROGRAM NAME when disk NAME is served again whose "
+	"process\n"
+	"                   had died, to have a machine go on that was stopped for it; default: "
+	"what\n"
+	"                   asks libvirt; none: nothing\n"
 	"  --help, --version\n"
 	"\n"
 	"\"blockmirror serve\" adds a disk. On SIGTERM it ends, and the disks go on.\n";
@@ -117,7 +122,7 @@ static void found(void *arg, const char *name, json_t *limits, json_t *received)
 
 /* What the command line says. */
 struct arguments {
-	const char *run, *state;
+	const char *run, *state, *resume_with;
 	struct peers_options peers;
 };
 
@@ -173,7 +178,7 @@ static void daemon_close(struct daemon *d)
 static int serve(struct bm_loop *loop, const struct arguments *args)
 {
 	bm_free char *manager = getenv("NOTIFY_SOCKET") ? strdup(getenv("NOTIFY_SOCKET")) : NULL;
-	struct daemon d = {.loop = loop};
+	struct daemon d = {.loop = loop, .resume_with = args->resume_with};
 	struct bm_error error = {0};
 	int r;
 
@@ -208,6 +213,7 @@ int main(int argc, char **argv)
 		{"listen", required_argument, NULL, 'l'},
 		{"bind", required_argument, NULL, 'b'},
 		{"tls-dir", required_argument, NULL, 't'},
+		{"resume-with", required_argument, NULL, 'R'},
 		{"help", no_argument, NULL, 'h'},
 		{"version", no_argument, NULL, 'V'},
 		{0},
@@ -237,6 +243,9 @@ int main(int argc, char **argv)
 			break;
 		case 't':
 			args.peers.certificates = optarg;
+			break;
+		case 'R':
+			args.resume_with = optarg;
 			break;
 		case 'h':
 			fputs(help, stdout);

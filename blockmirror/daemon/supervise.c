@@ -250,6 +250,8 @@ static void is_ready(struct served *s)
 	if (s->back)
 		bm_log(BM_LOG_NOTICE, "%s: process %d serves it, after %" PRIu64 " ms", s->name,
 		       (int)s->pid, s->back / 1000000);
+	if (!s->serve_call)
+		resume_begin(s);
 	if (s->serve_call && !s->working) /* else once it is in the registry */
 		answer_serve(s);
 	else if (!s->serve_call)
@@ -502,6 +504,7 @@ struct served *served_new(struct daemon *d, const char *name)
 		return NULL;
 	s->daemon = d;
 	s->nbd.fd = s->control.fd = s->process.fd = s->output.fd = s->successor.fd = -1;
+	s->resumer.fd = -1;
 	s->retry.run = try_again;
 	s->work.run = write_registry;
 	s->work.done = registry_done;
@@ -531,6 +534,7 @@ void served_free(struct served *s)
 	served_close_watch(s, &s->process);
 	served_close_watch(s, &s->successor);
 	served_close_watch(s, &s->output);
+	served_close_watch(s, &s->resumer);
 	bm_unix_leave(&s->nbd);
 	bm_unix_leave(&s->control);
 	close_sockets(s);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* The command line of a running QEMU: what -blockdev says about a node. */
+/* The command line of a running QEMU: what -blockdev and -drive say. */
 #include "blockmirror/machine/cmdline.h"
 
 #include <fcntl.h>
@@ -68,6 +68,13 @@ static json_t *parse(const char *text)
 	return flat;
 }
 
+static const char *text_of(const json_t *flat, const char *key)
+{
+	const char *text = json_string_value(json_object_get(flat, key));
+
+	return text ? text : "";
+}
+
 /* The part of flat that is about node, which may be in it ("file.node-name"). */
 static json_t *part_of(const json_t *flat, const char *node)
 {
@@ -110,24 +117,71 @@ static char *read_arguments(pid_t pid, size_t *length)
 	return bm_steal(data);
 }
 
-json_t *bm_cmdline_node(pid_t pid, const char *node)
+/* What comes after each "-option": find() of it, until that has found something. */
+static json_t *search(pid_t pid, const char *option, json_t *(*find)(const json_t *, const char *),
+		      const char *wanted)
 {
-	size_t length;
+	size_t length, n = strlen(option);
 	bm_free char *data = pid > 0 ? read_arguments(pid, &length) : NULL;
 	const char *at = data, *end = data ? data + length : NULL;
-	bool is_blockdev = false;
-	json_t *part = NULL;
+	bool follows = false;
+	json_t *found = NULL;
 
-	for (; at < end && !part; at += strlen(at) + 1) {
-		if (is_blockdev) {
+	for (; at < end && !found; at += strlen(at) + 1) {
+		if (follows) {
 			json_t *flat = parse(at);
 
-			part = part_of(flat, node);
+			found = find(flat, wanted);
 			json_decref(flat);
 		}
-		is_blockdev = !strcmp(at, "-blockdev") || !strcmp(at, "--blockdev");
+		follows = at[0] == '-' && !strncmp(at + (at[1] == '-' ? 2 : 1), option, n + 1);
 	}
-	return part;
+	return found;
+}
+
+json_t *bm_cmdline_node(pid_t pid, const char *node)
+{
+	return search(pid, "blockdev", part_of, node);
+}
+
+/* Of a -drive, its file's: "file.locking", and what it passes down, "aio"; and its own discard. */
+static json_t *options_of_file(const json_t *flat)
+{
+	static const char prefix[] = "file.";
+	json_t *value = json_object_get(flat, "aio"), *file = json_object();
+	const char *key;
+
+	if (value)
+		json_object_set(file, "aio", value);
+	value = json_object_get(flat, "discard");
+	if (value)
+		json_object_set(file, "drive-discard", value);
+	json_object_foreach((json_t *)flat, key, value)
+		if (!strncmp(key, prefix, sizeof(prefix) - 1))
+			json_object_set(file, key + sizeof(prefix) - 1, value);
+	return file;
+}
+
+static json_t *with_id(const json_t *flat, const char *id)
+{
+	return strcmp(text_of(flat, "id"), id) ? NULL : options_of_file(flat);
+}
+
+static json_t *with_file(const json_t *flat, const char *filename)
+{
+	static const char *const names[] = {"file", "filename", "file.filename", NULL};
+
+	for (size_t i = 0; names[i]; i++)
+		if (!strcmp(text_of(flat, names[i]), filename))
+			return options_of_file(flat);
+	return NULL;
+}
+
+json_t *bm_cmdline_drive(pid_t pid, const char *id, const char *filename)
+{
+	json_t *found = *id ? search(pid, "drive", with_id, id) : NULL;
+
+	return found ? found : search(pid, "drive", with_file, filename);
 }
 
 void bm_json_set_nested(json_t *object, const char *dotted, json_t *value)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The command line of a running QEMU. What it was told about a block node there (-blockdev) is the
- * only place where options like aio= can be read: QMP does not tell them.
+ * The command line of a running QEMU. What it was told about a block node there (-blockdev, -drive)
+ * is the only place where options like aio= can be read: QMP does not tell them.
  */
 #ifndef BM_MACHINE_CMDLINE_H
 #define BM_MACHINE_CMDLINE_H
@@ -15,6 +15,13 @@
  * Blocks.
  */
 json_t *bm_cmdline_node(pid_t pid, const char *node);
+
+/*
+ * What the -drive with that id, or else the one of that file, says, as bm_cmdline_node() does of a
+ * node: the options of the file itself, and the drive's own discard= as "drive-discard". NULL:
+ * there is no such -drive.
+ */
+json_t *bm_cmdline_drive(pid_t pid, const char *id, const char *filename);
 
 /*
  * Those of flat's options that names lists: each begins with its type: b boolean, i integer, s

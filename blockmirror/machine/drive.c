@@ -79,6 +79,26 @@ static int check_status(struct bm_qmp *q, struct bm_error *error)
 	return r;
 }
 
+/*
+ * By whom the image is put in another place: the format node; or the device. That is so where there
+ * is no format node, and where it is raw without a name of its own, and says nothing that is not so
+ * without it: the guest's bytes are the file's.
+ */
+static char *who_exchanges(const struct graph *g, json_int_t format, json_int_t file)
+{
+	const char *name = graph_name(g, format);
+	const json_t *info = graph_info(g, name);
+	bool plain = !strcmp(graph_text(info, "drv"), "raw") &&
+		     strncmp(graph_text(info, "file"), "json:", 5) != 0;
+	char *device = NULL;
+
+	if (!format)
+		return graph_device(g, graph_name(g, file));
+	if (*name == '#' && plain && graph_parents(g, format) == 1)
+		device = graph_device(g, name);
+	return device ? device : strdup(name);
+}
+
 /* Under the node with that id, down the "file" edges, to who has the image. */
 static int walk(const struct graph *g, const char *name, json_int_t id, struct bm_drive *d,
 		struct bm_error *error)
@@ -100,18 +120,18 @@ static int walk(const struct graph *g, const char *name, json_int_t id, struct b
 	}
 	if (!parent) /* asked for by the name of its protocol node */
 		parent = graph_only_parent(g, child);
-	if (!parent)
-		return bm_fail(error, BM_E_UNSUPPORTED,
-			       "%s: node %s is the device's without a format node (driver raw) "
-			       "between: nothing else can be put below",
-			       name, graph_name(g, child));
-	d->format = strdup(graph_name(g, parent));
 	d->file = strdup(graph_name(g, child));
-	if (!d->format || !d->file)
+	d->format = who_exchanges(g, parent, child);
+	if (!d->file || (parent && !d->format))
 		return bm_fail_errno(error, ENOMEM, "%s", name);
-	if (graph_only_parent(g, child) != parent)
+	if (graph_parents(g, child) > 1)
 		return bm_fail(error, BM_E_BUSY,
 			       "%s: node %s is in use twice (an export, a job, another device)",
+			       name, d->file);
+	if (!d->format)
+		return bm_fail(error, BM_E_UNSUPPORTED,
+			       "%s: node %s is below no format node and no device's: nothing else "
+			       "can be put there",
 			       name, d->file);
 	if (graph_has_job(g, id) || graph_has_job(g, parent) || graph_has_job(g, child))
 		return bm_fail(error, BM_E_BUSY,
@@ -119,30 +139,68 @@ static int walk(const struct graph *g, const char *name, json_int_t id, struct b
 	return 0;
 }
 
+/* Whether an I/O thread has it. What cannot be known may be so. */
+static bool may_be_in_thread(struct bm_qmp *q, const char *qdev)
+{
+	json_t *threads = NULL, *thread = NULL;
+	bool any = bm_qmp_call(q, "query-iothreads", NULL, &threads, NULL) < 0 ||
+		   json_array_size(threads);
+
+	json_decref(threads);
+	if (any && qdev &&
+	    !bm_qmp_call(q, "qom-get", json_pack("{s:s s:s}", "path", qdev, "property", "iothread"),
+			 &thread, NULL))
+		any = !json_is_string(thread) || *json_string_value(thread);
+	json_decref(thread);
+	return any;
+}
+
+/* qdev: NULL when it is not known. */
+static int check_device(struct bm_qmp *q, const char *name, const char *qdev,
+			const struct bm_drive *d, struct bm_error *error)
+{
+	json_t *type = NULL;
+	const char *is = "";
+	int r = 0;
+
+	if (qdev &&
+	    !bm_qmp_call(q, "qom-get", json_pack("{s:s s:s}", "path", qdev, "property", "type"),
+			 &type, NULL))
+		is = json_string_value(type) ? json_string_value(type) : "";
+	/* Its guest talks to the device itself. */
+	if (!strcmp(is, "scsi-block") || !strcmp(is, "scsi-generic"))
+		r = bm_fail(error, BM_E_UNSUPPORTED,
+			    "%s: the guest has the device itself (%s), not a disk that QEMU makes "
+			    "of it",
+			    name, is);
+	/* Seen: the monitor's reopen ends QEMU 7.2 there (qemu_mutex_unlock_impl). */
+	else if (*d->format == '#' && may_be_in_thread(q, qdev))
+		r = bm_fail(error, BM_E_UNSUPPORTED,
+			    "%s: its format node has no name of its own (%s) and an I/O thread "
+			    "serves it: QEMU does not survive that something else is put below. "
+			    "Start it with a name, -drive node-name=… or -blockdev",
+			    name, d->format);
+	json_decref(type);
+	return r;
+}
+
 static int find_nodes(struct bm_qmp *q, const struct graph *g, const char *name, struct bm_drive *d,
 		      struct bm_error *error)
 {
 	bm_free char *qdev = NULL;
 	json_int_t id = graph_find(g, name, &qdev);
-	json_t *type = NULL;
-	int r = 0;
+	int r;
 
 	if (!id)
 		return bm_fail(error, BM_E_NOT_FOUND,
 			       "QEMU has no drive, device or node \"%s\", or it has no image",
 			       name);
-	/* Its guest talks to the device itself. */
-	if (qdev &&
-	    !bm_qmp_call(q, "qom-get", json_pack("{s:s s:s}", "path", qdev, "property", "type"),
-			 &type, NULL) &&
-	    (!strcmp(json_string_value(type), "scsi-block") ||
-	     !strcmp(json_string_value(type), "scsi-generic")))
-		r = bm_fail(error, BM_E_UNSUPPORTED,
-			    "%s: the guest has the device itself (%s), not a disk that QEMU makes "
-			    "of it",
-			    name, json_string_value(type));
-	json_decref(type);
-	return r ? r : walk(g, name, id, d, error);
+	r = walk(g, name, id, d, error);
+	if (!r && !qdev)
+		qdev = *d->format == '/' ? strdup(d->format) : graph_device(g, d->format);
+	if (!r)
+		r = check_device(q, name, qdev, d, error);
+	return r;
 }
 
 static int check_drivers(const struct graph *g, const char *name, struct bm_drive *d,
@@ -152,7 +210,8 @@ static int check_drivers(const struct graph *g, const char *name, struct bm_driv
 	static const char *const files[] = {"file", "host_device", NULL};
 	const json_t *format = graph_info(g, d->format), *file = graph_info(g, d->file);
 
-	d->format_driver = strdup(graph_text(format, "drv"));
+	/* A device that has the file itself gets its bytes as they are. */
+	d->format_driver = strdup(*d->format == '/' ? "raw" : graph_text(format, "drv"));
 	d->file_driver = strdup(graph_text(file, "drv"));
 	if (!d->format_driver || !d->file_driver)
 		return bm_fail_errno(error, ENOMEM, "%s", name);
@@ -170,11 +229,6 @@ static int check_drivers(const struct graph *g, const char *name, struct bm_driv
 			       "%s is read-only: nothing is written, so copy it, and have QEMU "
 			       "open the copy",
 			       name);
-	if (*d->format == '#')
-		return bm_fail(error, BM_E_UNSUPPORTED,
-			       "%s: its node has no name of its own (%s), so QEMU cannot put "
-			       "something else below: name it, -drive node-name=… or -blockdev",
-			       name, d->format);
 	return 0;
 }
 
@@ -242,48 +296,86 @@ static void add_strong_options(json_t *to, const json_t *info)
 	json_decref(told);
 }
 
+static void set_zeroes(json_t *to, const json_t *info)
+{
+	const char *zeroes = graph_text(info, "detect_zeroes");
+
+	if (*zeroes && strcmp(zeroes, "off") != 0)
+		json_object_set_new(to, "detect-zeroes", json_string(zeroes));
+}
+
 static void set_common(json_t *to, const json_t *info, const char *driver)
 {
 	const json_t *cache = json_object_get(info, "cache");
-	const char *zeroes = graph_text(info, "detect_zeroes");
 
 	json_object_set_new(to, "driver", json_string(driver));
 	json_object_set_new(to, "cache",
 			    json_pack("{s:b s:b}", "direct",
 				      json_is_true(json_object_get(cache, "direct")), "no-flush",
 				      json_is_true(json_object_get(cache, "no-flush"))));
-	if (*zeroes && strcmp(zeroes, "off") != 0)
-		json_object_set_new(to, "detect-zeroes", json_string(zeroes));
+	set_zeroes(to, info);
+}
+
+/*
+ * What is not known to be otherwise, is discarded: the format node does not pass down what shall
+ * not be. Where there is none, a -drive ignores unless it is told.
+ */
+static void set_discard(const struct bm_drive *d, const json_t *drive, bool known)
+{
+	const char *told = graph_text(drive, "drive-discard");
+	bool unmap = !strcmp(told, "unmap") || !strcmp(told, "on");
+
+	if (*d->format == '/' && drive)
+		json_object_set_new(d->add, "discard", json_string(unmap ? "unmap" : "ignore"));
+	else if (!known && !json_object_get(d->add, "discard"))
+		json_object_set_new(d->add, "discard", json_string("unmap"));
+}
+
+static void find_file_options(struct bm_qmp *q, const struct graph *g, struct bm_drive *d)
+{
+	pid_t pid = bm_qmp_peer(q).pid;
+	const json_t *file = graph_info(g, d->file);
+	const char *backend = graph_backend(g, d->format);
+	json_t *told = bm_cmdline_node(pid, d->file), *drive = NULL;
+	json_int_t parent = graph_only_parent(g, graph_id(g, d->file));
+
+	if (!told && *backend) {
+		drive = bm_cmdline_drive(pid, backend, graph_text(file, "file"));
+		drive = drive ? drive : json_object();
+	}
+	d->add = bm_cmdline_typed(told ? told : drive, file_options);
+	set_discard(d, drive, told);
+	set_common(d->add, file, d->file_driver);
+	/* A raw node that goes: what it did is the file's to do. */
+	if (*d->format == '/' && parent)
+		set_zeroes(d->add, graph_info(g, graph_name(g, parent)));
+	json_decref(told);
+	json_decref(drive);
 }
 
 static void find_options(struct bm_qmp *q, const struct graph *g, struct bm_drive *d)
 {
-	pid_t pid = bm_qmp_peer(q).pid;
-	const json_t *format = graph_info(g, d->format), *file = graph_info(g, d->file);
-	json_t *told = bm_cmdline_node(pid, d->format);
+	const json_t *format = graph_info(g, d->format);
+	json_t *told = bm_cmdline_node(bm_qmp_peer(q).pid, d->format);
 	json_int_t backing = graph_child(g, graph_id(g, d->format), "backing");
 
 	d->reopen = bm_cmdline_typed(told, format_options);
 	json_decref(told);
 	add_strong_options(d->reopen, format);
-	set_common(d->reopen, format, d->format_driver);
+	if (format)
+		set_common(d->reopen, format, d->format_driver);
 	json_object_set_new(d->reopen, "node-name", json_string(d->format));
 	if (backing)
 		json_object_set_new(d->reopen, "backing", json_string(graph_name(g, backing)));
 	else if (!strcmp(d->format_driver, "qcow2"))
 		json_object_set_new(d->reopen, "backing", json_null());
-	told = bm_cmdline_node(pid, d->file);
-	d->add = bm_cmdline_typed(told, file_options);
-	/* Not told: what the format node does not pass down cannot be discarded here. */
-	if (!told)
-		json_object_set_new(d->add, "discard", json_string("unmap"));
-	json_decref(told);
-	set_common(d->add, file, d->file_driver);
+	find_file_options(q, g, d);
 }
 
 static int find_image(const struct graph *g, struct bm_drive *d, struct bm_error *error)
 {
-	const json_t *image = json_object_get(graph_info(g, d->format), "image");
+	const char *top = *d->format == '/' ? d->file : d->format;
+	const json_t *image = json_object_get(graph_info(g, top), "image");
 	const char *backing = graph_text(image, "backing-filename");
 
 	d->size = (uint64_t)json_integer_value(json_object_get(image, "virtual-size"));

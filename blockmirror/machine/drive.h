@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * A drive of a running QEMU, as QMP tells: a format node (raw, qcow2, luks) over a protocol node
- * (file, host_device) that has the image. What is on top of the format node is QEMU's business.
+ * (file, host_device) that has the image. What is on top of the format node is QEMU's business. A
+ * device may have the protocol node without a format node between.
  * Finding it changes nothing, and refuses what cannot be slipped out of under its guest
  * (docs/slip.md).
  */
@@ -13,13 +14,17 @@
 #include "blockmirror/machine/qmp.h"
 
 struct bm_drive {
-	char *format, *format_driver; /* node and driver */
-	char *file, *file_driver;     /* the same of its "file" child */
-	char *path;                   /* that has the image: absolute, without links */
-	json_t *reopen;               /* arguments of blockdev-reopen for format, but for "file" */
-	json_t *add;   /* of blockdev-add for file, but for "node-name" and "filename" */
-	char *backing; /* the image that it needs, as it names it; NULL: none */
-	uint64_t size; /* that the guest sees */
+	/*
+	 * What the image is below: a node and its driver. The node may have a name that QEMU has
+	 * made, "#block123"; or be a device, as a path in QEMU's object tree, with driver raw.
+	 */
+	char *format, *format_driver;
+	char *file, *file_driver; /* the same of its "file" child */
+	char *path;               /* that has the image: absolute, without links */
+	json_t *reopen;           /* arguments of blockdev-reopen for format, but for "file" */
+	json_t *add;              /* of blockdev-add for file, but for "node-name" and "filename" */
+	char *backing;            /* the image that it needs, as it names it; NULL: none */
+	uint64_t size;            /* that the guest sees */
 };
 
 /*
@@ -31,8 +36,16 @@ int bm_drive_find(struct bm_qmp *qmp, const char *name, struct bm_drive *drive,
 void bm_drive_clear(struct bm_drive *drive);
 
 /*
- * The "file" child of a node: its name, driver and image's path (or whatever it is of another
- * driver), all malloc()ed. BM_E_NOT_FOUND: there is no such node.
+ * Puts node in the place of what is below format (a bm_drive's), with reopen's other options. QEMU
+ * does it whole, or not at all: what is in flight ends, the other node takes its place, what comes
+ * goes there. Errors are bm_qmp_call()'s.
+ */
+int bm_drive_exchange(struct bm_qmp *qmp, const char *format, const json_t *reopen,
+		      const char *node, struct bm_error *error);
+
+/*
+ * The "file" child of a node, or what a device has: its name, driver and image's path (or whatever
+ * it is of another driver), all malloc()ed. BM_E_NOT_FOUND: there is no such node, or device.
  */
 struct bm_child {
 	char *name, *driver, *path;

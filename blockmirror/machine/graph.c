@@ -2,13 +2,11 @@
 /* QEMU's block graph. */
 #include "blockmirror/machine/graph.h"
 
-#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "blockmirror/base/cleanup.h"
-#include "blockmirror/machine/drive.h"
 
 const char *graph_text(const json_t *object, const char *key)
 {
@@ -80,42 +78,74 @@ json_int_t graph_id(const struct graph *g, const char *name)
 	return 0;
 }
 
-/* Of "/machine/peripheral/vd0/virtio-backend": vd0, that path, or "/machine/peripheral/vd0". */
-static bool is_device(const char *qdev, const char *name, size_t *length)
-{
-	static const char folder[] = "/machine/peripheral/";
-	const char *at = qdev;
-	size_t n = strlen(name);
+static const char peripheral[] = "/machine/peripheral/";
 
-	if (*name != '/' && !strncmp(qdev, folder, sizeof(folder) - 1))
-		at += sizeof(folder) - 1;
-	if (!n || strncmp(at, name, n) != 0 || (at[n] && at[n] != '/'))
-		return false;
-	*length = (size_t)(at + n - qdev);
-	return true;
+/*
+ * Of what query-block calls a device, an id or a path, the path of the one that has "drive": what
+ * virtio's has inside, virtio-backend, it has for that one. NULL: none, or no memory.
+ */
+static char *device_path(const char *qdev)
+{
+	const char *inner = strstr(qdev, "/virtio-backend");
+	int length = inner ? (int)(inner - qdev) : (int)strlen(qdev);
+	char *path;
+
+	if (!length || asprintf(&path, "%s%.*s", *qdev == '/' ? "" : peripheral, length, qdev) < 0)
+		return NULL;
+	return path;
+}
+
+/* By its -drive's name, its id, or its path. */
+static bool is_called(const json_t *device, const char *path, const char *name)
+{
+	bm_free char *asked = *name ? device_path(name) : NULL;
+
+	return asked &&
+	       (!strcmp(graph_text(device, "device"), name) || (path && !strcmp(path, asked)));
 }
 
 json_int_t graph_find(const struct graph *g, const char *name, char **qdev)
 {
 	json_t *device;
-	size_t i, length = 0;
+	size_t i;
 
 	json_array_foreach(g->devices, i, device) {
-		const char *path = graph_text(device, "qdev");
+		bm_free char *path = device_path(graph_text(device, "qdev"));
 		json_t *inserted = json_object_get(device, "inserted");
 
-		if ((!*name || strcmp(graph_text(device, "device"), name) != 0) &&
-		    !is_device(path, name, &length))
+		if (!is_called(device, path, name))
 			continue;
-		if (*path && !length) { /* the device that the -drive belongs to */
-			const char *inner = strstr(path, "/virtio-backend");
-
-			length = inner ? (size_t)(inner - path) : strlen(path);
-		}
-		*qdev = *path ? strndup(path, length) : NULL;
+		*qdev = bm_steal(path);
 		return graph_id(g, graph_text(inserted, "node-name"));
 	}
 	return graph_id(g, name);
+}
+
+/* Of query-block: who has that node, or is at that path. NULL: nobody. */
+static const json_t *who_has(const struct graph *g, const char *name)
+{
+	json_t *device;
+	size_t i;
+
+	json_array_foreach(g->devices, i, device) {
+		json_t *inserted = json_object_get(device, "inserted");
+		bm_free char *path = device_path(graph_text(device, "qdev"));
+
+		if (!strcmp(graph_text(inserted, "node-name"), name) ||
+		    (path && !strcmp(path, name)))
+			return device;
+	}
+	return NULL;
+}
+
+char *graph_device(const struct graph *g, const char *node)
+{
+	return device_path(graph_text(who_has(g, node), "qdev"));
+}
+
+const char *graph_backend(const struct graph *g, const char *name)
+{
+	return graph_text(who_has(g, name), "device");
 }
 
 json_int_t graph_child(const struct graph *g, json_int_t id, const char *name)
@@ -127,6 +157,17 @@ json_int_t graph_child(const struct graph *g, json_int_t id, const char *name)
 		if (number(edge, "parent") == id && !strcmp(graph_text(edge, "name"), name))
 			return number(edge, "child");
 	return 0;
+}
+
+unsigned graph_parents(const struct graph *g, json_int_t id)
+{
+	unsigned count = 0;
+	json_t *edge;
+	size_t i;
+
+	json_array_foreach(g->edges, i, edge)
+		count += number(edge, "child") == id;
+	return count;
 }
 
 json_int_t graph_only_parent(const struct graph *g, json_int_t id)
@@ -188,49 +229,4 @@ char *graph_path(struct bm_qmp *q, const struct graph *g, const char *node)
 	json_decref(told);
 	real = path ? realpath(path, NULL) : NULL;
 	return real ? real : bm_steal(path);
-}
-
-int bm_drive_child(struct bm_qmp *q, const char *format, struct bm_child *child,
-		   struct bm_error *error)
-{
-	struct graph g = {0};
-	const char *name;
-	int r = graph_read(q, &g, error);
-
-	*child = (struct bm_child){0};
-	if (r < 0) {
-		graph_clear(&g);
-		return r;
-	}
-	name = graph_name(&g, graph_child(&g, graph_id(&g, format), "file"));
-	if (!*name) {
-		r = bm_fail(error, BM_E_NOT_FOUND, "QEMU has no node %s any more", format);
-	} else {
-		child->name = strdup(name);
-		child->driver = strdup(graph_text(graph_info(&g, name), "drv"));
-		child->path = graph_path(q, &g, name);
-		if (!child->name || !child->driver || !child->path)
-			r = bm_fail_errno(error, ENOMEM, "%s", format);
-	}
-	graph_clear(&g);
-	return r;
-}
-
-void bm_child_clear(struct bm_child *child)
-{
-	free(child->name);
-	free(child->driver);
-	free(child->path);
-	*child = (struct bm_child){0};
-}
-
-int bm_drive_has_node(struct bm_qmp *q, const char *node, struct bm_error *error)
-{
-	struct graph g = {0};
-	int r = graph_read(q, &g, error);
-
-	if (!r)
-		r = graph_id(&g, node) != 0;
-	graph_clear(&g);
-	return r;
 }

@@ -3,7 +3,7 @@
 # Under the format layer, and again and again: a guest's disk is slipped out, moved and handed back
 # $CYCLES times without a restart: qcow2 with an internal snapshot and a persistent bitmap, an overlay
 # of a linked clone, LUKS, raw; with each way of QEMU's to do I/O, with an iothread and without.
-# LONG=1: twenty times each.
+# LONG=1: all of them, twenty times each. With arguments: this one, slip_cycles.sh qcow2 native iothread.
 # shellcheck source-path=SCRIPTDIR source=slip.bash
 # shellcheck disable=SC2054 # commas are QEMU's
 . "$(dirname "$0")/slip.bash"
@@ -104,7 +104,9 @@ try() {
 }
 
 export GUEST_LOAD=512
-if [ -n "${LONG:-}" ]; then
+if [ $# -gt 0 ]; then
+	try "$@"
+elif [ -n "${LONG:-}" ]; then
 	for kind in raw qcow2; do
 		for aio in native io_uring threads; do
 			try $kind $aio

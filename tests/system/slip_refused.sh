@@ -22,9 +22,10 @@ a_drive() {
 	drives+=(-blockdev "driver=file,node-name=$1-file,filename=$3" -blockdev
 		"driver=$2,node-name=$1-node,file=$1-file" -device "virtio-blk-pci,id=$1,drive=$1-node")
 }
-truncate -s 8M "$dir"/a/{disk,plain,old,shared,ro}.img
+truncate -s 8M "$dir"/a/{disk,plain,shared,ro}.img
 qemu-img create -q -f qcow2 "$dir/a/base.qcow2" 8M
 (cd "$dir/a" && qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 linked.qcow2)
+qemu-img create -q -f qcow2 "$dir/a/old.qcow2" 8M
 qemu-img create -q -f vmdk "$dir/a/disk.vmdk" 8M
 qemu-img create -q -f vdi "$dir/a/disk.vdi" 8M
 qemu-img create -q -f qcow2 -o "data_file=$dir/a/data.raw" "$dir/a/split.qcow2" 8M
@@ -39,11 +40,11 @@ drives+=(-blockdev driver=null-co,node-name=n0,size=8388608 -blockdev driver=raw
 	-device virtio-blk-pci,id=null,drive=rn0
 	-blockdev driver=null-co,node-name=n1,size=8388608
 	-blockdev "driver=file,node-name=plain,filename=$dir/a/plain.img"
-	-device virtio-blk-pci,id=bare,drive=plain
 	-blockdev "driver=file,node-name=ro-file,filename=$dir/a/ro.img,read-only=on"
 	-blockdev driver=raw,node-name=ro-node,file=ro-file,read-only=on
 	-device virtio-blk-pci,id=ro,drive=ro-node
-	-drive "if=none,id=old,file=$dir/a/old.img,format=raw" -device virtio-blk-pci,drive=old)
+	-object iothread,id=io0 -drive "if=none,id=old,file=$dir/a/old.qcow2"
+	-device virtio-blk-pci,drive=old,iothread=io0)
 if have tgtd && start_tgt "$dir/tgt" 8; then
 	portal=${uri#iscsi://} target=${uri##*/}
 	drives+=(-blockdev "driver=iscsi,node-name=isc,transport=tcp,portal=${portal%%/*},target=$target:disk,lun=1"
@@ -56,16 +57,18 @@ before 1
 drive=nobody refused "a drive that is not there" 4 E_NOT_FOUND slip "$dir/b"
 if [ -n "${portal:-}" ]; then
 	drive=through refused "passthrough" 3 "E_UNSUPPORTED: through: the guest has the device itself" slip "$dir/b"
+	drive=isc refused "passthrough, by the node's name" 3 "E_UNSUPPORTED: isc: the guest has the device itself" slip "$dir/b"
 else
 	skip "passthrough" "no iSCSI target"
 fi
 drive=null refused "an image that is no file" 3 "E_UNSUPPORTED.*null-co" slip "$dir/b"
-drive=bare refused "a device without a format node" 3 "E_UNSUPPORTED.*format node" slip "$dir/b"
+drive=plain refused "a node that is nobody's" 3 "E_UNSUPPORTED.*no format node and no device" slip "$dir/b"
 drive=ro refused "read-only" 3 E_ACCESS slip "$dir/b"
 drive=vmdk refused "vmdk" 3 "E_UNSUPPORTED.*vmdk" slip "$dir/b"
 drive=vdi refused "vdi" 3 "E_UNSUPPORTED.*vdi" slip "$dir/b"
 drive=split refused "data in a second file" 3 "E_UNSUPPORTED.*second file" slip "$dir/b"
-drive=old refused "a node without a name" 3 "E_UNSUPPORTED.*no name of its own" slip "$dir/b"
+drive=old refused "a node without a name, in an I/O thread" 3 "E_UNSUPPORTED.*no name of its own.*-drive node-name=" \
+	slip "$dir/b"
 drive=linked refused "a backing file out of reach" 3 "E_LINKED.*base.qcow2" slip "$dir/b"
 refused "a target that exists" 3 E_EXISTS slip "$dir/a/plain.img"
 refused "the image itself" 3 E_SAME slip "$dir/a"

@@ -38,6 +38,10 @@ static int start(void **state)
 		"-blockdev",
 		"driver=raw,node-name=top,offset=512,file.driver=file,file.node-name=inner,"
 		"file.aio=native,file.auto-read-only=off",
+		"-drive",
+		"id=d0,if=none,file=/d0,aio=native",
+		"-drive",
+		"if=virtio,driver=raw,file.driver=file,file.filename=/d1,file.locking=on",
 		NULL};
 	int ends[2];
 	char byte;
@@ -109,6 +113,27 @@ static void a_node_inside_another_one(void **state)
 	expect(bm_cmdline_typed(top, names), "{\"offset\":512}");
 	json_decref(inner);
 	json_decref(top);
+}
+
+static void expect_drive(const char *id, const char *filename, const char *text)
+{
+	static const char *const names[] = {"saio", "slocking", "sfilename", NULL};
+	json_t *flat = bm_cmdline_drive(machine, id, filename);
+
+	assert_non_null(flat);
+	expect(bm_cmdline_typed(flat, names), text);
+	json_decref(flat);
+}
+
+static void a_drive_by_its_id_or_file(void **state)
+{
+	(void)state;
+	expect_drive("d0", "none", "{\"aio\":\"native\"}");
+	expect_drive("d0", "/d1", "{\"aio\":\"native\"}");
+	expect_drive("", "/d0", "{\"aio\":\"native\"}");
+	expect_drive("virtio1", "/d1", "{\"filename\":\"/d1\",\"locking\":\"on\"}");
+	assert_null(bm_cmdline_drive(machine, "", "d0"));
+	assert_null(bm_cmdline_node(machine, "d0"));
 }
 
 static void no_such_node_and_no_such_process(void **state)
@@ -212,6 +237,7 @@ int main(void)
 		cmocka_unit_test(a_node_of_pairs),
 		cmocka_unit_test(a_node_of_json),
 		cmocka_unit_test(a_node_inside_another_one),
+		cmocka_unit_test(a_drive_by_its_id_or_file),
 		cmocka_unit_test(no_such_node_and_no_such_process),
 		cmocka_unit_test(room_is_behind_the_last_data),
 		cmocka_unit_test(backing_files_are_found_from_where_an_image_goes),
