@@ -19,8 +19,8 @@
 enum { ENTRY = 512, ENTRIES = 64 };
 
 static const char *const names[BM_MOVE_STATES] = {
-	[BM_MOVE_NONE] = "none",       [BM_MOVE_BEGUN] = "begun",   [BM_MOVE_VOTED] = "voted",
-	[BM_MOVE_STARTED] = "started", [BM_MOVE_GONE] = "gone",     [BM_MOVE_PASSED] = "passed",
+	[BM_MOVE_NONE] = "none",       [BM_MOVE_BEGUN] = "begun", [BM_MOVE_VOTED] = "voted",
+	[BM_MOVE_STARTED] = "started", [BM_MOVE_GONE] = "gone",   [BM_MOVE_PASSED] = "passed",
 	[BM_MOVE_ABORTED] = "aborted", [BM_MOVE_DONE] = "done",
 };
 

@@ -313,6 +313,11 @@ static int find_image(struct disk *d, const struct disk_options *options, struct
 		return r;
 	d->fresh = r < 0;
 	d->generation = d->record.generation;
+	if (!d->fresh && !d->move) {
+		r = move_find(d, options->data_fd, error);
+		if (r < 0)
+			return r;
+	}
 	if (comes_back(d, options)) {
 		offer_remove(d);
 		bm_record_clear(&d->record);
@@ -507,6 +512,7 @@ void disk_fini(struct disk *d)
 	bm_workers_free(d->keeper);
 	yield_close(d);
 	promote_close(d);
+	move_close(d);
 	offer_close(d);
 	bm_timer_clear(d->loop, &d->offer_timer);
 	job_forget(d);

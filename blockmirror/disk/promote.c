@@ -35,7 +35,10 @@ struct promotion {
 	struct bm_timer timer;
 	struct bm_task stopped;
 	bool decided, asking;
-	bool alone;          /* whatever the other host says */
+	bool alone; /* whatever the other host says */
+	bool given; /* its machine's move has decided: kept and generation are its */
+	bool given_kept;
+	uint64_t given_generation;
 	bool may_keep, kept; /* it keeps the image that it has, which is equal: may it, does it */
 	uint8_t *map;
 	struct offer offer; /* for it to have the disk again, as it is written with the record */
@@ -244,6 +247,10 @@ static void refused(struct promotion *p)
 static void decided(struct promotion *p)
 {
 	p->decided = true;
+	if (p->given) {
+		p->generation = p->given_generation;
+		p->kept = p->given_kept;
+	}
 	if (p->disk->data)
 		nbd_server_stop(p->disk->data, data_stopped, p->disk);
 	else
@@ -286,6 +293,21 @@ static void again(struct bm_timer *timer)
 		begin_ask(p);
 }
 
+static struct promotion *promotion_new(struct disk *d, struct bm_rpc_call *call)
+{
+	struct promotion *p = d->promotion = bm_need(calloc(1, sizeof(*p)));
+
+	*p = (struct promotion){.disk = d,
+				.call = call,
+				.begun = bm_loop_now(d->loop),
+				.timer.run = again,
+				.stopped.run = nobody_writes,
+				.ask = {.run = ask, .done = answered},
+				.record = {.run = write_record, .done = written}};
+	p->generation = d->generation + ALONE;
+	return p;
+}
+
 void promote(struct disk *d, struct bm_rpc_call *call, bool alone)
 {
 	struct promotion *p = d->promotion;
@@ -304,20 +326,33 @@ void promote(struct disk *d, struct bm_rpc_call *call, bool alone)
 	}
 	if (p)
 		return;
-	p = d->promotion = bm_need(calloc(1, sizeof(*p)));
-	*p = (struct promotion){.disk = d,
-				.call = call,
-				.begun = bm_loop_now(d->loop),
-				.timer.run = again,
-				.stopped.run = nobody_writes,
-				.ask = {.run = ask, .done = answered},
-				.record = {.run = write_record, .done = written}};
-	p->generation = d->generation + ALONE;
+	p = promotion_new(d, call);
 	p->alone = alone;
 	if (alone)
 		decided(p);
 	else
 		begin_ask(p);
+}
+
+/* As one that is alone; but who decided has said how. */
+static void promote_given(struct disk *d, struct bm_rpc_call *call, uint64_t generation, bool kept)
+{
+	struct promotion *p = d->promotion;
+	struct bm_error error;
+
+	if (p && (p->decided || p->call)) {
+		bm_fail(&error, BM_E_BUSY, "disk %s is just becoming ours; try again", d->name);
+		bm_rpc_fail(call, &error);
+		return;
+	}
+	if (!p)
+		p = promotion_new(d, call);
+	p->call = call;
+	p->alone = p->given = true;
+	p->given_generation = generation;
+	p->given_kept = kept;
+	if (!p->asking)
+		(void)bm_timer_set(d->loop, &p->timer, bm_loop_now(d->loop));
 }
 
 void promote_close(struct disk *d)
@@ -381,11 +416,16 @@ void promote_take(void *arg, struct bm_rpc_call *call, json_t *params)
 {
 	struct disk *d = arg;
 	bool alone = json_is_true(json_object_get(params, "alone"));
+	const json_t *generation = json_object_get(params, "generation");
 	struct bm_error error;
 
 	if (d->record.role == BM_ROLE_ACTIVE) {
 		bm_rpc_reply(call,
 			     json_pack("{s:I}", "generation", (json_int_t)d->record.generation));
+	} else if (generation) {
+		if (is_standby(d, call))
+			promote_given(d, call, (uint64_t)json_integer_value(generation),
+				      json_is_true(json_object_get(params, "kept")));
 	} else if (is_standby(d, call) && alone && (!d->offer.host || d->offer.behind)) {
 		bm_fail(&error, BM_E_NOT_READY,
 			"host %s has never said that all of disk %s is here: this may be a part of "
