@@ -19,7 +19,7 @@
 #include "blockmirror/base/log.h"
 #include "blockmirror/base/memory.h"
 #include "blockmirror/base/signals.h"
-#include "blockmirror/daemon/peer.h"
+#include "blockmirror/daemon/machine.h"
 
 #define LOCK_WAIT 1000000000ull /* ns: a daemon that was killed is gone sooner */
 #define LOCK_STEP 10000000ull
@@ -37,6 +37,8 @@ static const char help[] =
 	"  --tls-dir DIR    certificates, for hosts that are known by them: ca-cert.pem,\n"
 	"                   server-cert.pem, server-key.pem; client-cert.pem, client-key.pem and\n"
 	"                   ca-crl.pem if there are\n"
+	"  --hooks DIR      for machines that come here and name none of their own (default\n"
+	"                   " HOOKS_DEFAULT ")\n"
 	"  --help, --version\n"
 	"\n"
 	"\"blockmirror serve\" adds a disk. On SIGTERM it ends, and the disks go on.\n";
@@ -119,6 +121,7 @@ static void found(void *arg, const char *name, json_t *limits, json_t *received)
 struct arguments {
 	const char *run, *state;
 	struct peers_options peers;
+	const char *hooks;
 };
 
 static int daemon_open(struct daemon *d, const struct arguments *args, struct bm_error *error)
@@ -141,6 +144,10 @@ static int daemon_open(struct daemon *d, const struct arguments *args, struct bm
 	if (!r)
 		r = peers_open(d, &args->peers, error);
 	if (!r)
+		r = machines_open(d, error);
+	if (!r)
+		r = moves_open(d, error);
+	if (!r)
 		r = control_listen(d, error);
 	if (!r)
 		r = adopt_listen(d, error);
@@ -157,7 +164,9 @@ static void daemon_close(struct daemon *d)
 	struct bm_list *node;
 
 	bm_workers_free(d->writer);
+	machines_close(d);
 	peers_close(d);
+	moves_close(d);
 	while ((node = bm_list_take(&d->disks)))
 		served_free(bm_container(node, struct served, link));
 	adopt_close(d);
@@ -173,7 +182,7 @@ static void daemon_close(struct daemon *d)
 static int serve(struct bm_loop *loop, const struct arguments *args)
 {
 	bm_free char *manager = getenv("NOTIFY_SOCKET") ? strdup(getenv("NOTIFY_SOCKET")) : NULL;
-	struct daemon d = {.loop = loop};
+	struct daemon d = {.loop = loop, .hooks = args->hooks};
 	struct bm_error error = {0};
 	int r;
 
@@ -208,11 +217,13 @@ int main(int argc, char **argv)
 		{"listen", required_argument, NULL, 'l'},
 		{"bind", required_argument, NULL, 'b'},
 		{"tls-dir", required_argument, NULL, 't'},
+		{"hooks", required_argument, NULL, 'k'},
 		{"help", no_argument, NULL, 'h'},
 		{"version", no_argument, NULL, 'V'},
 		{0},
 	};
-	struct arguments args = {.run = bm_run_dir(), .state = bm_state_dir()};
+	struct arguments args = {
+		.run = bm_run_dir(), .state = bm_state_dir(), .hooks = HOOKS_DEFAULT};
 	struct signals signals = {.signals.run = on_signal};
 	struct bm_loop *loop;
 	int c, status;
@@ -237,6 +248,9 @@ int main(int argc, char **argv)
 			break;
 		case 't':
 			args.peers.certificates = optarg;
+			break;
+		case 'k':
+			args.hooks = optarg;
 			break;
 		case 'h':
 			fputs(help, stdout);

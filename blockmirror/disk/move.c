@@ -58,6 +58,11 @@ bool move_fences(const struct disk *d)
 	return d->move && d->move->found;
 }
 
+bool move_is(const struct disk *d, const char *id)
+{
+	return d->move && !strcmp(d->move->id, id);
+}
+
 bool move_keeps(const struct disk *d)
 {
 	return d->move && d->move->keep;

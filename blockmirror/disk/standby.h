@@ -59,11 +59,12 @@ void yield_take_back(struct disk *disk);
 
 /*
  * move.c: a disk of a machine that moves. find: blocks; has_port: for a standby. fences: it is not
- * known yet where it is. keeps: its copy stays here. allows: what that move (NULL: somebody else)
+ * known yet where it is. is: that one. keeps: its copy stays here. allows: what that move (NULL: somebody else)
  * wants of it.
  */
 int move_find(struct disk *disk, bool has_port, struct bm_error *error);
 bool move_fences(const struct disk *disk);
+bool move_is(const struct disk *disk, const char *id);
 bool move_keeps(const struct disk *disk);
 int move_allows(const struct disk *disk, const char *id, struct bm_error *error);
 bm_rpc_method move_join, move_leave;

@@ -455,6 +455,19 @@ static void answer_again(struct disk *d, struct bm_rpc_call *call, uint64_t aske
 	promote(d, NULL, false);
 }
 
+/* The process that decides for the whole machine is another one now. */
+static bool answer_move_again(struct disk *d, struct bm_rpc_call *call, const char *move)
+{
+	bool stays = d->yield && d->yield->stage == STAYS;
+
+	if (!move || !move_is(d, move) || (!stays && !move_fences(d)))
+		return false;
+	bm_rpc_reply(call,
+		     json_pack("{s:I s:b}", "generation", (json_int_t)d->generation + MOVE_AHEAD,
+			       "kept", (int)move_keeps(d)));
+	return true;
+}
+
 void yield_begin(void *arg, struct bm_rpc_call *call, json_t *params)
 {
 	struct disk *d = arg;
@@ -468,6 +481,8 @@ void yield_begin(void *arg, struct bm_rpc_call *call, json_t *params)
 		answer_again(d, call, asked);
 		return;
 	}
+	if (json_is_true(json_object_get(params, "again")) && answer_move_again(d, call, move))
+		return;
 	if (!to)
 		bm_fail(&error, BM_E_USAGE, "to (a host) is wanted");
 	if (!to || may_yield(d, to, move, &error) < 0) {
