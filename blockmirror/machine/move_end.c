@@ -146,8 +146,10 @@ bool source_commit(struct source *s, struct bm_error *error)
 		if (!r)
 			bm_fail(error, BM_E_INTERRUPTED,
 				"host %s has lost the machine before it ran there", s->m->peer);
-		if (r >= 0)
+		if (r >= 0) {
+			source_part(s, "start_ns");
 			s->resumed = move_now();
+		}
 		if (r >= 0)
 			return r;
 		move_tell(s->m, "doubt", json_string(error->text));

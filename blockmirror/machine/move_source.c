@@ -23,7 +23,7 @@
 #define HEARTBEAT 500000000ull
 #define SILENCE   1500000000ull /* ns without an answer: the other side counts as dead */
 #define GATE      10000000000ull
-#define FIXED     30000000ull /* ns of a pause that are not the memory's last round */
+#define RAISE     4000000000ull /* ns after which QEMU may stop its guest for twice as long */
 enum { TICK_MS = 20, LINK_BUFFER = 512 << 10 };
 
 static int too_late(const struct source *s, struct bm_error *error)
@@ -175,8 +175,6 @@ static int listen_for_vm(const char *path, struct bm_error *error)
 
 static int set_up_vm(struct source *s, struct bm_error *error)
 {
-	uint64_t budget =
-		s->options.budget > 2 * FIXED ? s->options.budget - FIXED : s->options.budget / 2;
 	int r = vm_capability(&s->vm, "events", true, error);
 
 	if (!r)
@@ -187,9 +185,22 @@ static int set_up_vm(struct source *s, struct bm_error *error)
 		r = vm_capability(&s->vm, "multifd", false, error);
 	return r ? r
 		 : vm_call(&s->vm, "migrate-set-parameters",
-			   json_pack("{s:I s:I}", "downtime-limit", (json_int_t)(budget / 1000000u),
-				     "max-bandwidth", (json_int_t)1 << 40),
-			   error);
+			   json_pack("{s:I}", "max-bandwidth", (json_int_t)1 << 40), error);
+}
+
+/*
+ * How long QEMU may take for the last round, as it reckons. Little at first, so that the pause is
+ * short where it can be; what it takes in the end is often more, and there is more to a pause.
+ */
+static int set_limit(struct source *s, uint64_t limit, struct bm_error *error)
+{
+	uint64_t most = s->options.budget * 6 / 10;
+
+	s->limit = limit < most ? limit : most;
+	return vm_call(&s->vm, "migrate-set-parameters",
+		       json_pack("{s:I}", "downtime-limit",
+				 (json_int_t)(s->limit / 1000000u ? s->limit / 1000000u : 1)),
+		       error);
 }
 
 /* The machine's stream goes to the target from here on. */
@@ -214,6 +225,8 @@ static int begin_memory(struct source *s, struct bm_error *error)
 	if (door < 0)
 		return door;
 	r = set_up_vm(s, error);
+	if (!r)
+		r = set_limit(s, s->options.budget / 8, error);
 	if (!r)
 		r = vm_call(&s->vm, "migrate", json_pack("{s:s}", "uri", uri), error);
 	fd = r ? -1 : accept4(door, NULL, NULL, SOCK_CLOEXEC);
@@ -251,11 +264,15 @@ static int tick(struct source *s, struct bm_error *error)
 /* Until QEMU has stopped its guest. */
 static int send_memory(struct source *s, struct bm_error *error)
 {
-	uint64_t heard = move_now();
+	uint64_t heard = move_now(), raised = heard;
 	int r = 0;
 
 	while (!r && !s->vm.stopped) {
 		r = tick(s, error);
+		if (!r && move_now() > raised + RAISE) {
+			raised = move_now();
+			r = set_limit(s, s->limit * 2, error);
+		}
 		move_tell(s->m, "memory_bytes",
 			  json_integer((json_int_t)atomic_load(&s->relay.bytes)));
 		if (!r && move_now() > heard + HEARTBEAT) {
@@ -334,6 +351,7 @@ static int pass_memory(struct source *s, struct bm_error *error)
 	}
 	if (!r)
 		r = within_budget(s, error);
+	source_part(s, "memory_ns");
 	move_step(s->m, "voted");
 	if (!r && s->options.rehearse) {
 		s->rehearsed = true;
@@ -345,7 +363,26 @@ static int pass_memory(struct source *s, struct bm_error *error)
 		r = disks_alive(s, error);
 	if (!r)
 		r = await_stopped(s, error);
+	source_part(s, "gate_ns");
 	return r;
+}
+
+void source_part(struct source *s, const char *name)
+{
+	uint64_t now = move_now(), from = s->part ? s->part : s->vm.stopped_at;
+	json_t *parts;
+
+	if (!s->vm.stopped_at)
+		return;
+	pthread_mutex_lock(&s->m->lock);
+	parts = json_object_get(s->m->report, "pause");
+	if (!parts) {
+		parts = json_object();
+		json_object_set_new(s->m->report, "pause", parts);
+	}
+	json_object_set_new(parts, name, json_integer((json_int_t)(now - from)));
+	pthread_mutex_unlock(&s->m->lock);
+	s->part = now;
 }
 
 static int decide(struct source *s, struct bm_error *error)
@@ -354,11 +391,13 @@ static int decide(struct source *s, struct bm_error *error)
 
 	move_step(s->m, "gone");
 	r = disks_fence(s, error);
+	source_part(s, "disks_ns");
 	move_step(s->m, "fenced");
 	if (!r)
 		r = move_may_go_on(s->m, error);
 	if (!r && bm_move_log_append(&s->m->log, BM_MOVE_PASSED) < 0)
 		r = bm_fail(error, BM_E_IO, "the log of the move cannot be written");
+	source_part(s, "decision_ns");
 	if (!r)
 		move_step(s->m, "passed");
 	return r;

@@ -22,6 +22,8 @@ struct source {
 	struct relay relay;
 	json_t *commit; /* what the target is to know of each disk */
 	uint64_t begun, resumed;
+	uint64_t limit; /* of QEMU's last round; ns */
+	uint64_t part;  /* when the last part of the pause ended */
 	bool rehearsed; /* all that can be tried was, and is to be taken back */
 };
 
@@ -35,6 +37,9 @@ int disks_fence(struct source *s, struct bm_error *error);     /* sets commit */
 int disks_ask_again(struct source *s, struct bm_error *error); /* the same, after the decision */
 void disks_leave(struct source *s);   /* until each has done what the log says */
 void disks_give_up(struct source *s); /* what was begun for the move */
+
+/* move_source.c: one more part of the pause is over. */
+void source_part(struct source *s, const char *name);
 
 /* move_end.c */
 int source_call(struct source *s, const char *method, json_t *params, uint64_t limit,

@@ -11,7 +11,7 @@
 # shellcheck source-path=SCRIPTDIR source=libvirt.bash
 . "$(dirname "${BASH_SOURCE[0]}")/libvirt.bash"
 
-hooks=$PWD/etc/hooks/qemu budget=10s
+hooks=$PWD/etc/hooks/qemu budget=${BUDGET:-10s}
 machine_disks=(disk0 disk1)
 
 need_machine() {
@@ -41,7 +41,7 @@ machine_command() {
 	local i
 	printf '%s\n' qemu-system-x86_64 -name vm -machine pc,accel=tcg -cpu qemu64 -smp 1 -m 128 -nodefaults \
 		-display none -kernel "$cache/vmlinuz" -initrd "$dir/initrd.gz" -append "console=ttyS0 quiet panic=-1" \
-		-qmp "unix:$dir/a/vm.qmp,server=on,wait=off"
+		-qmp "unix:$dir/a/vm.qmp,server=on,wait=off" -qmp "unix:$dir/watch.qmp,server=on,wait=off"
 	for i in 0 1; do
 		printf '%s\n' -chardev "file,id=console$i,path=$console.$i,append=on" -serial "chardev:console$i" \
 			-blockdev "driver=nbd,node-name=disk$i,server.type=unix,server.path=$dir/a/run/disks/disk$i.nbd,export=disk$i,reconnect-delay=60,discard=unmap" \
@@ -67,6 +67,20 @@ not() { ! "$@"; }
 
 # move FROM TO [OPTION…]
 move() { bm_on "$1" migrate vm --to "host-$2" --pause-budget "$budget" "${@:3}"; }
+
+# watch: from here on what happens to the machine, wherever it is now, is noted; stopped_once: its guest was
+# stopped once since then, and did not run on there.
+watch() {
+	log=$dir/events spawn /usr/bin/python3 tests/system/qmp.py --events "$dir/watch.qmp"
+	watcher=$pid
+	wait_for 10 grep -q connected "$dir/events"
+}
+stopped_once() {
+	wait_for 10 lib_gone "$watcher" || { echo "the machine's QEMU is still there"; return 1; }
+	lib_forget "$watcher"
+	cat "$dir/events"
+	[ "$(grep -cx STOP "$dir/events")" -eq 1 ] && [ "$(grep -cx RESUME "$dir/events")" -eq 0 ]
+}
 
 # sound_machine HOST: as sound, of a machine that QMP stops meanwhile.
 sound_machine() {
