@@ -203,12 +203,17 @@ int move_may_go_on(struct move *m, struct bm_error *error)
 
 void move_step(struct move *m, const char *step)
 {
-	const char *die = getenv("BLOCKMIRROR_MOVE_DIES_AT");
+	const char *file = getenv("BLOCKMIRROR_MOVE_STEP");
 	const char *side = json_string_value(json_object_get(m->plan, "side"));
-	bm_free char *name = NULL;
+	bm_free char *text = NULL, *die = NULL, *stop = NULL;
 
-	if (!die || asprintf(&name, "%s-%s", side ? side : "", step) < 0)
+	if (!file || bm_read_text(file, LARGEST, &text) < 0)
 		return;
-	if (!strcmp(die, name) && m->log.next <= 8) /* once or twice, and not its followers */
-		kill(getpid(), SIGKILL);
+	if (asprintf(&die, "%s-%s die\n", side, step) < 0 ||
+	    asprintf(&stop, "%s-%s stop\n", side, step) < 0)
+		bm_need(NULL);
+	if (strcmp(text, die) != 0 && strcmp(text, stop) != 0)
+		return;
+	unlink(file);
+	kill(getpid(), strcmp(text, die) ? SIGSTOP : SIGKILL);
 }

@@ -62,9 +62,12 @@ int move_open_disk(struct move *m, const char *disk, struct bm_client **client,
 void move_forget(struct move *m, json_t *params);
 uint64_t move_now(void); /* ns, monotonic */
 void move_sleep(uint64_t ns);
-/* Whether to stop here: for test and cancel. error is BM_E_CANCELLED then. */
+/* BM_E_CANCELLED: somebody said so. */
 int move_may_go_on(struct move *m, struct bm_error *error);
-/* A step has come: tests kill us there. */
+/*
+ * A step has come. For tests: when the file that $BLOCKMIRROR_MOVE_STEP names says "SIDE-STEP die",
+ * or "stop", that is done, once.
+ */
 void move_step(struct move *m, const char *step);
 
 /* The two sides: all there is to do. */

@@ -145,7 +145,10 @@ static int prepare(struct target *t, struct bm_error *error)
 	r = move_hook(t->m, "start-target", params, NULL, error);
 	if (!r)
 		r = wait_for_vm(t, error);
-	return r ? r : set_up_vm(t, error);
+	if (!r)
+		r = set_up_vm(t, error);
+	move_step(t->m, "prepared");
+	return r;
 }
 
 /* The memory's connection is there, and QEMU's. */
@@ -207,6 +210,7 @@ static int vote(struct target *t, struct bm_error *error)
 	if (bm_move_log_append(&t->m->log, BM_MOVE_VOTED) < 0)
 		return bm_fail(error, BM_E_IO, "the log of the move cannot be written");
 	move_phase(t->m, "voted");
+	move_step(t->m, "voted");
 	return 0;
 }
 

@@ -106,3 +106,23 @@ only_on() {
 	done
 	[ -z "$(ls "$dir/a/state/moves" "$dir/b/state/moves" | grep -v : | grep .)" ] || { ls -R "$dir/a/state/moves" "$dir/b/state/moves"; return 1; }
 }
+
+# Moves that are disturbed
+
+step_file=$dir/step
+# at STEP WHAT: the process of a move that comes to SIDE-STEP next does that: die, stop. Before the daemons start.
+at() { echo "$1 $2" >"$step_file"; }
+steps_known() { host_before=([a]="env BLOCKMIRROR_MOVE_STEP=$step_file" [b]="env BLOCKMIRROR_MOVE_STEP=$step_file"); }
+came_there() { [ ! -e "$step_file" ]; }
+
+# settles FROM TO: the machine runs on one of them, with all that is its own; which one is in $now.
+settles() {
+	local host
+	for host in "$1" "$2"; do
+		machine_is "$host" running || continue
+		now=$host
+		[ "$host" = "$1" ] && only_on "$1" "$2" && return
+		[ "$host" = "$2" ] && only_on "$2" "$1" && return
+	done
+	return 1
+}
