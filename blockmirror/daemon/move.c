@@ -338,14 +338,19 @@ static int receive(struct peer_errand *e)
 	return r;
 }
 
-static bool may_receive(struct daemon *d, struct bm_rpc_call *call, const char *machine,
-			const char *id)
+static bool may_receive(struct daemon *d, struct bm_rpc_call *call, const struct peer *peer,
+			const char *machine, const char *id)
 {
 	const json_t *known = machine ? machine_find(d, machine) : NULL;
 	struct bm_error error = {0};
 
-	if (!machine || !id || bm_disk_name_check(machine, NULL) < 0 ||
-	    bm_disk_name_check(id, NULL) < 0)
+	if (!json_array_size(peer->receive))
+		bm_fail(&error, BM_E_ACCESS,
+			"host %s lets host %s put no disks anywhere: \"blockmirror peer allow %s "
+			"--receive FOLDER\"",
+			d->peers->name, peer->name, peer->name);
+	else if (!machine || !id || bm_disk_name_check(machine, NULL) < 0 ||
+		 bm_disk_name_check(id, NULL) < 0)
 		bm_fail(&error, BM_E_USAGE, "machine and move (names) are wanted");
 	else if (moves_folder_of(d, machine))
 		bm_fail(&error, BM_E_BUSY, "host %s is busy with a move of machine %s already",
@@ -366,7 +371,7 @@ void method_move_receive(void *arg, struct bm_rpc_call *call, json_t *params)
 		   *id = json_string_value(json_object_get(params, "move"));
 	json_t *plan;
 
-	if (!peer || !may_receive(p->daemon, call, machine, id))
+	if (!peer || !may_receive(p->daemon, call, peer, machine, id))
 		return;
 	plan = json_pack("{s:i s:s s:s s:s s:s s:s s:O s:O s:s s:s*}", "format", FORMAT, "side",
 			 "target", "move", id, "machine", machine, "peer", peer->name, "hooks",

@@ -17,7 +17,7 @@
 #include "blockmirror/machine/move_source.h"
 
 enum { LARGEST_KEY = 1024 };
-#define STEP    500000000ull
+#define STEP    200000000ull
 #define REACH   5000000000ull
 #define COMMIT  120000000000ull /* ns that the target may take until it runs the machine */
 #define TELL    10000000000ull
@@ -279,9 +279,9 @@ void source_abort(struct source *s, const struct bm_error *why)
 	disks_leave(s);
 	if (s->vm.qmp)
 		vm_go_on(&s->vm);
-	if (s->rehearsed)
+	if (s->vm.stopped_ns && s->vm.resumed_ns > s->vm.stopped_ns)
 		move_tell(s->m, "pause_ns",
-			  json_integer((json_int_t)(move_now() - s->vm.stopped_at)));
+			  json_integer((json_int_t)(s->vm.resumed_ns - s->vm.stopped_ns)));
 	relay_stop(&s->relay);
 	tell_abort(s);
 	disks_give_up(s);

@@ -336,6 +336,17 @@ static int await_stopped(struct source *s, struct bm_error *error)
 	return r ? r : bm_fail(error, BM_E_QMP, "the machine's VMM does not complete");
 }
 
+/* A mirror that was lost meanwhile is noticed as long as the machine runs on by itself. */
+static int still_equal(struct source *s, struct bm_error *error)
+{
+	bool all;
+	int r = disks_in_sync(s, &all, error);
+
+	return r || all ? r
+			: bm_fail(error, BM_E_NOT_READY,
+				  "a disk of machine %s is not in sync any more", s->m->machine);
+}
+
 static int pass_memory(struct source *s, struct bm_error *error)
 {
 	int r;
@@ -355,10 +366,10 @@ static int pass_memory(struct source *s, struct bm_error *error)
 	move_step(s->m, "voted");
 	if (!r && s->options.rehearse) {
 		s->rehearsed = true;
-		move_tell(s->m, "rehearsed_ns",
-			  json_integer((json_int_t)(move_now() - s->vm.stopped_at)));
 		return bm_fail(error, BM_E_CANCELLED, "it was a rehearsal");
 	}
+	if (!r)
+		r = still_equal(s, error);
 	if (!r)
 		r = disks_alive(s, error);
 	if (!r)

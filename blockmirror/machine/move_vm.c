@@ -27,6 +27,7 @@ static void on_event(void *arg, const char *name, const json_t *data, uint64_t a
 		vm->stopped = true;
 		vm->stopped_at = move_now();
 		vm->stopped_ns = at;
+		vm->resumed_ns = 0;
 	} else if (!strcmp(name, "RESUME")) {
 		vm->stopped = false;
 		vm->resumed_ns = at;

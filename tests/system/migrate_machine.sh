@@ -28,7 +28,7 @@ grep_out() { "${@:2}" | grep "$1"; }
 
 
 machine_up
-for round in $(seq "${rounds:-1}"); do
+for _ in $(seq "${rounds:-1}"); do
 	goes a b
 	goes b a
 done
