@@ -215,5 +215,5 @@ void move_step(struct move *m, const char *step)
 	if (strcmp(text, die) != 0 && strcmp(text, stop) != 0)
 		return;
 	unlink(file);
-	kill(getpid(), strcmp(text, die) ? SIGSTOP : SIGKILL);
+	raise(strcmp(text, die) ? SIGSTOP : SIGKILL); /* this thread does not go on */
 }

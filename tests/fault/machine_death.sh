@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # A machine's move loses a process at each of its steps, on either host: before the decision the machine
 # runs on where it was, after it where it was to go; with all of its disks, of which nothing is lost, and it
-# never runs twice. LONG=1: at each step; else at four.
+# never runs twice. LONG=1: at each step; else at the two around the
+# decision.
 # shellcheck source-path=SCRIPTDIR/../system source=../system/machine.bash
 . "$(dirname "$0")/../system/machine.bash"
 
@@ -12,7 +13,7 @@ budget=30s
 before="source-begun source-prepared target-prepared source-in-sync source-joined source-streaming
 	source-stopped target-loaded target-voted source-voted source-gone source-fenced"
 after="source-passed target-started target-runs source-done source-left"
-[ -n "${LONG:-}" ] || before="target-loaded source-fenced" after="source-passed target-started"
+[ -n "${LONG:-}" ] || before="source-fenced" after="source-passed"
 
 turn() { [ $here = a ] && here=b there=a || here=a there=b; }
 

@@ -127,7 +127,10 @@ decided() {
 	check "nothing is lost" sound_machine b
 }
 both_die() { host_kill a && host_kill b; }
-nowhere() { not machine_is b running && [ "$(gate disk0)$(gate disk1)" = fencedfenced ]; }
+nowhere() {
+	echo "gates: $(gate disk0) $(gate disk1); $(tail -n 3 "$dir"/{a,b}/run/moves/*.log)"
+	[ "$(gate disk0)$(gate disk1)" = fencedfenced ] && ! grep -q ": started" "$dir"/b/run/moves/*.log
+}
 gate() { on a show "$1" .gate; }
 
 steps_known
