@@ -47,7 +47,8 @@ DISK_SRC := $(call sources,blockmirror/disk)
 DAEMON_SRC := $(call sources,blockmirror/daemon)
 MACHINE_SRC := $(addprefix blockmirror/machine/,cmdline.c drive.c exchange.c graph.c qmp.c)
 CLI_SRC := $(call sources,blockmirror/cli) $(MACHINE_SRC)
-PROGRAMS := $(addprefix $(BUILD)/,blockmirror blockmirror-disk blockmirrord blockmirror-nbd)
+MOVE_SRC := $(wildcard blockmirror/machine/move*.c) $(addprefix blockmirror/machine/,cmdline.c drive.c graph.c qmp.c)
+PROGRAMS := $(addprefix $(BUILD)/,blockmirror blockmirror-disk blockmirrord blockmirror-nbd blockmirror-move)
 LIBRARIES := $(BUILD)/libblockmirror.a $(BUILD)/libblockmirror.so
 UNIT_TESTS := $(patsubst tests/unit/%.c,$(BUILD)/tests/unit/%,$(wildcard tests/unit/*_test.c))
 HAMMER_SRC := $(call sources,fixtures/hammer)
@@ -91,6 +92,10 @@ $(BUILD)/blockmirror: $(call objects,$(CLI_SRC)) $(BUILD)/libblockmirror.a
 	$(Q)$(CC) $(BM_LDFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
 
 $(BUILD)/blockmirrord: $(call objects,$(DAEMON_SRC)) $(BUILD)/libblockmirror.a
+	$(call say,LD,$@)
+	$(Q)$(CC) $(BM_LDFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+
+$(BUILD)/blockmirror-move: $(call objects,$(MOVE_SRC)) $(BUILD)/libblockmirror.a
 	$(call say,LD,$@)
 	$(Q)$(CC) $(BM_LDFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
 
@@ -152,6 +157,7 @@ install: all
 		$(DESTDIR)$(includedir)/blockmirror $(DESTDIR)$(mandir)/man1 $(DESTDIR)$(mandir)/man8 \
 		$(DESTDIR)$(unitdir)
 	install $(BUILD)/blockmirror $(BUILD)/blockmirror-disk $(DESTDIR)$(bindir)
+	install $(BUILD)/blockmirror-move $(DESTDIR)$(sbindir)
 	install $(BUILD)/blockmirror-nbd $(DESTDIR)$(sbindir)
 	install $(BUILD)/blockmirrord $(DESTDIR)$(sbindir)
 	install -D etc/libvirt/qemu.d/blockmirror $(DESTDIR)$(sysconfdir)/libvirt/hooks/qemu.d/blockmirror

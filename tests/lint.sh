@@ -3,7 +3,7 @@
 # What can be seen without running anything: layout, static analysis, manual pages, licences, sizes.
 . "$(dirname "$0")/system/lib.sh"
 mapfile -t sources < <(git ls-files '*.c' '*.h')
-mapfile -t scripts < <(git ls-files '*.sh' .ci/run tests/run)
+mapfile -t scripts < <(git ls-files '*.sh' .ci/run tests/run etc/hooks)
 
 check "clang-format has nothing to change" clang-format-14 --dry-run -Werror "${sources[@]}"
 check "shellcheck is content" shellcheck -x -P SCRIPTDIR "${scripts[@]}"
@@ -25,6 +25,7 @@ agree() { # PAGE COMMAND…
 }
 check "blockmirror: help and manual agree" agree man/blockmirror.1 helps
 check "blockmirror-disk: help and manual agree" agree man/blockmirror-disk.8 "$BUILD/blockmirror-disk" --help
+check "blockmirror-move: help and manual agree" agree man/blockmirror-move.8 "$BUILD/blockmirror-move" --help
 check "blockmirrord: help and manual agree" agree man/blockmirrord.8 "$BUILD/blockmirrord" --help
 check "blockmirror-nbd: help and manual agree" agree man/blockmirror-nbd.8 "$BUILD/blockmirror-nbd" --help
 commands() { # each command stands in the manual's synopsis and has a section

@@ -172,6 +172,23 @@ int bm_client_send_raw(struct bm_client *client, const void *data, size_t length
 	return send_all(client, data, length) ? gone(client, error) : 0;
 }
 
+ssize_t bm_client_recv_raw(struct bm_client *client, void *data, size_t length)
+{
+	size_t n = client->used < length ? client->used : length;
+	ssize_t r;
+
+	if (!n) {
+		do {
+			r = client->io->recv(client->arg, data, length);
+		} while (r == -EINTR);
+		return r;
+	}
+	memcpy(data, client->data, n);
+	client->used -= n;
+	memmove(client->data, client->data + n, client->used);
+	return (ssize_t)n;
+}
+
 static int read_more(struct bm_client *client)
 {
 	ssize_t n;

@@ -23,6 +23,9 @@ int bm_client_from_io(const struct bm_client_io *io, void *arg, int fd, struct b
 /* The arg of a client that is over that io; NULL: it is over something else. */
 void *bm_client_io_arg(const struct bm_client *client, const struct bm_client_io *io);
 
+/* Bytes that came after an answer and are none: at least 1; 0: the end; -errno. */
+ssize_t bm_client_recv_raw(struct bm_client *client, void *data, size_t length);
+
 /* Sends bytes that are no call (bm_rpc_swallow()). */
 int bm_client_send_raw(struct bm_client *client, const void *data, size_t length,
 		       struct bm_error *error);

@@ -18,7 +18,13 @@
 #include "blockmirror/base/cleanup.h"
 #include "blockmirror/base/file_util.h"
 
-enum { LOG_LIMIT = 1 << 20, NOT_STARTED = BM_SPAWN_NOT_FOUND, DIGITS = 16, OWN_VARIABLES = 4 };
+enum {
+	NAME_ROOM = 32,
+	LOG_LIMIT = 1 << 20,
+	NOT_STARTED = BM_SPAWN_NOT_FOUND,
+	DIGITS = 16,
+	OWN_VARIABLES = 4
+};
 #define LISTEN_PID "LISTEN_PID="
 
 /* What is made before the fork, since the child of a program with threads must not allocate. */
@@ -30,17 +36,17 @@ struct plan {
 	int output, log, lifeline;
 };
 
-static void find_program(char path[PATH_MAX])
+static void find_program(const char *name, char path[PATH_MAX])
 {
-	ssize_t n = readlink("/proc/self/exe", path, PATH_MAX - sizeof(BM_DISK_PROGRAM));
+	ssize_t n = readlink("/proc/self/exe", path, PATH_MAX - NAME_ROOM);
 	char *slash;
 
 	path[n > 0 ? n : 0] = '\0';
 	slash = strrchr(path, '/');
 	if (slash)
-		snprintf(slash + 1, sizeof(BM_DISK_PROGRAM), BM_DISK_PROGRAM);
+		snprintf(slash + 1, NAME_ROOM, "%s", name);
 	if (!slash || access(path, X_OK) < 0)
-		snprintf(path, PATH_MAX, BM_DISK_PROGRAM);
+		snprintf(path, PATH_MAX, "%s", name);
 }
 
 static int make_environment(struct plan *plan)
@@ -188,7 +194,7 @@ int bm_spawn_disk(const struct bm_spawn *spawn)
 
 	if (spawn->log && log < 0)
 		return -errno;
-	find_program(plan.path);
+	find_program(spawn->argv[0], plan.path);
 	return prepare_and_start(&plan);
 }
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Starting blockmirror-disk, which is next to the calling program or in PATH, and helpers, which
+ * Starting programs of ours, which are next to the calling program or in PATH, and helpers, which
  * are in PATH. What is started gets a session of its own and nothing that is its caller's: no lock,
  * pipe, signal mask or working directory.
  */
@@ -13,6 +13,7 @@
 #include "blockmirror/error.h"
 
 #define BM_DISK_PROGRAM "blockmirror-disk"
+#define BM_MOVE_PROGRAM "blockmirror-move"
 enum { BM_SPAWN_FDS = 4, BM_SPAWN_FIRST_FD = 3, BM_SPAWN_NOT_FOUND = 127 };
 
 struct bm_spawn {
@@ -31,7 +32,7 @@ struct bm_spawn {
 	int *lifeline;
 };
 
-/* Its pid, or -errno. */
+/* The program that argv[0] names, one of ours. Its pid, or -errno. */
 int bm_spawn_disk(const struct bm_spawn *spawn);
 
 /*

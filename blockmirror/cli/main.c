@@ -191,22 +191,42 @@ const struct command commands[] = {
 	 "  --resume-here --peer-is-dead  it is not asked: you know that it is dead, and will not\n"
 	 "                                come back with the disk\n",
 	 cmd_recover},
+	{"machine", "add|list|show|remove|cancel [NAME] [--qmp SOCKET] [--hooks DIR]",
+	 "virtual machines whose disks are ours",
+	 "  add     NAME is the QEMU behind SOCKET; what disks it has is found out when it moves\n"
+	 "  list, show, remove\n"
+	 "  cancel  a move that is not decided yet; the machine stays here\n"
+	 "\n"
+	 "  --qmp SOCKET  add: QEMU's monitor, for us alone (-qmp unix:SOCKET,server=on,wait=off)\n"
+	 "  --hooks DIR   add: programs that are called when it moves (blockmirrord(8))\n",
+	 cmd_machine},
 	{"migrate",
-	 "arm|disarm NAME... [--to HOST] [--into FOLDER] [--shared[=WHERE]] [--expires TIME] "
-	 "[--overwrite]",
-	 "disks follow their machine, which something else moves",
+	 "MACHINE --to HOST [--into FOLDER] [--overwrite] [--rehearse] [--pause-budget TIME] "
+	 "[--timeout TIME] [--detach]\n"
+	 "       blockmirror migrate arm|disarm NAME... [--to HOST] [--into FOLDER] "
+	 "[--shared[=WHERE]] [--expires TIME] [--overwrite]",
+	 "move a running machine, or have disks follow one that something else moves",
+	 "MACHINE, one of \"machine list\", runs on HOST afterwards, with all of its disks, or "
+	 "here\n"
+	 "as before. Its guest stops once.\n"
+	 "\n"
+	 "  --pause-budget TIME  for at most so long, or it stays (default 300ms)\n"
+	 "  --timeout TIME       all of it has to be done by then, or it stays\n"
+	 "  --rehearse           do all but the last step: the guest stops, and runs on here\n"
+	 "  --detach             print the move's name and do not wait\n"
+	 "\n"
 	 "  arm     the disks go to HOST and stay in sync here, unless HOST reaches their storage\n"
 	 "          itself (NBD, iSCSI, a network file system); the one whose guest writes first "
 	 "there\n          is served there from then on\n"
 	 "  disarm  they are not passed on any more; \"job cancel\" takes the copy there away\n"
 	 "\n"
-	 "  --to HOST         arm: one of \"peer list\"\n"
-	 "  --into FOLDER     arm: of that host (default: the folder that the image is in here)\n"
+	 "  --to HOST         one of \"peer list\"\n"
+	 "  --into FOLDER     of that host (default: the folder that the image is in here)\n"
 	 "  --shared[=WHERE]  arm: you say that HOST reaches their storage; WHERE: by that path "
 	 "or\n"
 	 "                    URI; nothing is copied\n"
 	 "  --expires TIME    arm: for so long (default 1h)\n"
-	 "  --overwrite       arm: what is there is given up, as an old copy of the disk\n",
+	 "  --overwrite       what is there is given up, as an old copy of the disk\n",
 	 cmd_migrate},
 	{"hook", "libvirt DOMAIN OPERATION SUBOPERATION EXTRA | resume DISK",
 	 "what hypervisors and managers call",

@@ -16,9 +16,22 @@
 #include "blockmirror/base/units.h"
 #include "blockmirror/base/uri.h"
 #include "blockmirror/cli/cli.h"
+#include "blockmirror/cli/machine.h"
 #include "blockmirror/cli/there.h"
 
-enum { OPT_TO = 256, OPT_INTO, OPT_EXPIRES, OPT_OVERWRITE, OPT_HERE, OPT_DEAD, OPT_SHARED };
+enum {
+	OPT_TO = 256,
+	OPT_INTO,
+	OPT_EXPIRES,
+	OPT_OVERWRITE,
+	OPT_HERE,
+	OPT_DEAD,
+	OPT_SHARED,
+	OPT_REHEARSE,
+	OPT_BUDGET,
+	OPT_TIMEOUT,
+	OPT_DETACH
+};
 #define NOW     60000000000ull   /* ns: a hand-over by hand needs no longer */
 #define EXPIRES 3600000000000ull /* ns */
 
@@ -197,7 +210,17 @@ struct request {
 	bool shared; /* said by a person */
 	bool overwrite;
 	bool here, dead; /* resume here: the other host is */
+	/* of a machine: */
+	bool rehearse, detach;
+	uint64_t budget, timeout;
 };
+
+static int take_time(const struct request *q, const char *option, const char *value, uint64_t *ns)
+{
+	if (!bm_parse_duration(value, ns) && *ns)
+		return 0;
+	return cli_usage(q->cli, "%s %s: a time like 10m is wanted", option, value);
+}
 
 static int take(int option, const char *value, void *arg)
 {
@@ -216,8 +239,16 @@ static int take(int option, const char *value, void *arg)
 	else if (option == OPT_SHARED) {
 		q->shared = true;
 		q->as = value;
-	} else if (bm_parse_duration(value, &q->expires) < 0 || !q->expires)
-		return cli_usage(q->cli, "--expires %s: a time like 10m is wanted", value);
+	} else if (option == OPT_REHEARSE)
+		q->rehearse = true;
+	else if (option == OPT_DETACH)
+		q->detach = true;
+	else if (option == OPT_BUDGET)
+		return take_time(q, "--pause-budget", value, &q->budget);
+	else if (option == OPT_TIMEOUT)
+		return take_time(q, "--timeout", value, &q->timeout);
+	else
+		return take_time(q, "--expires", value, &q->expires);
 	return 0;
 }
 
@@ -432,6 +463,20 @@ static int disarm(const struct request *q, const char *name)
 	return 0;
 }
 
+static int machine(const struct request *q, const char *name)
+{
+	if (!q->to)
+		return cli_usage(q->cli, "migrate %s: --to HOST is wanted", name);
+	if (q->into && *q->into != '/')
+		return cli_usage(q->cli, "--into %s: an absolute path is wanted", q->into);
+	return cli_migrate_machine(q->cli, name, q->to,
+				   json_pack("{s:s* s:b s:b s:I s:I}", "into", q->into, "overwrite",
+					     (int)q->overwrite, "rehearse", (int)q->rehearse,
+					     "pause_budget", (json_int_t)q->budget, "timeout",
+					     (json_int_t)q->timeout),
+				   q->detach);
+}
+
 int cmd_migrate(struct cli *cli, int argc, char **argv)
 {
 	static const struct option own[] = {{"to", required_argument, NULL, OPT_TO},
@@ -439,18 +484,24 @@ int cmd_migrate(struct cli *cli, int argc, char **argv)
 					    {"expires", required_argument, NULL, OPT_EXPIRES},
 					    {"overwrite", no_argument, NULL, OPT_OVERWRITE},
 					    {"shared", optional_argument, NULL, OPT_SHARED},
+					    {"rehearse", no_argument, NULL, OPT_REHEARSE},
+					    {"pause-budget", required_argument, NULL, OPT_BUDGET},
+					    {"timeout", required_argument, NULL, OPT_TIMEOUT},
+					    {"detach", no_argument, NULL, OPT_DETACH},
 					    {0}};
 	struct request q = {.cli = cli, .expires = EXPIRES};
 	int r = cli_options(cli, argc, argv, own, take, &q);
 	bool arms;
 
 	if (!r)
-		r = cli_arguments(cli, argc, 2, 100);
+		r = cli_arguments(cli, argc, 1, 100);
 	if (r)
 		return r < 0 ? 0 : r;
 	arms = !strcmp(argv[optind], "arm");
+	if (argc - optind == 1)
+		return machine(&q, argv[optind]);
 	if (!arms && strcmp(argv[optind], "disarm") != 0)
-		return cli_usage(cli, "unknown verb \"%s\"", argv[optind]);
+		return cli_usage(cli, "migrate: one machine, or the verbs arm and disarm");
 	if (arms && !q.to)
 		return cli_usage(cli, "migrate arm: --to HOST is wanted");
 	if (check_shared(&q))

@@ -8,7 +8,7 @@
 
 #include "blockmirror/base/cleanup.h"
 #include "blockmirror/base/disk_name.h"
-#include "blockmirror/daemon/peer.h"
+#include "blockmirror/daemon/machine.h"
 
 json_t *control_report(const struct served *s)
 {
@@ -253,6 +253,14 @@ static const struct bm_rpc_table methods[] = {
 	{"remote.arm", method_remote_arm},
 	{"remote.take", method_remote_take},
 	{"received", method_received},
+	{"machine.add", method_machine_add},
+	{"machine.list", method_machine_list},
+	{"machine.show", method_machine_show},
+	{"machine.remove", method_machine_remove},
+	{"machine.migrate", method_machine_migrate},
+	{"machine.moved", method_machine_moved},
+	{"remote.move", method_remote_move},
+	{"remote.move-state", method_remote_move_state},
 	{NULL, NULL},
 };
 

@@ -14,6 +14,7 @@
  *   ask.c        one call to a disk's process
  *   control.c    the control socket
  *   peer*.c      other hosts (peer.h)
+ *   machine.c    machines, and move.c their moves (machine.h)
  */
 #ifndef BM_DAEMON_DAEMON_H
 #define BM_DAEMON_DAEMON_H
@@ -27,6 +28,8 @@
 
 struct served;
 struct peers;
+struct machines;
+struct moves;
 
 struct daemon {
 	struct bm_loop *loop;
@@ -39,6 +42,9 @@ struct daemon {
 	struct bm_watch adopt;     /* fd -1: none */
 	struct bm_list disks;      /* struct served, by name */
 	struct peers *peers;
+	struct machines *machines;
+	struct moves *moves;
+	const char *hooks; /* folder of hooks, for machines that name none */
 };
 
 /*

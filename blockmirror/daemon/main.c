@@ -19,7 +19,7 @@
 #include "blockmirror/base/log.h"
 #include "blockmirror/base/memory.h"
 #include "blockmirror/base/signals.h"
-#include "blockmirror/daemon/peer.h"
+#include "blockmirror/daemon/machine.h"
 
 #define LOCK_WAIT 1000000000ull /* ns: a daemon that was killed is gone sooner */
 #define LOCK_STEP 10000000ull
@@ -42,6 +42,8 @@ static const char help[] =
 	"                   had died, to have a machine go on that was stopped for it; default: "
 	"what\n"
 	"                   asks libvirt; none: nothing\n"
+	"  --hooks DIR      for machines that come here and name none of their own (default\n"
+	"                   " HOOKS_DEFAULT ")\n"
 	"  --help, --version\n"
 	"\n"
 	"\"blockmirror serve\" adds a disk. On SIGTERM it ends, and the disks go on.\n";
@@ -124,6 +126,7 @@ static void found(void *arg, const char *name, json_t *limits, json_t *received)
 struct arguments {
 	const char *run, *state, *resume_with;
 	struct peers_options peers;
+	const char *hooks;
 };
 
 static int daemon_open(struct daemon *d, const struct arguments *args, struct bm_error *error)
@@ -146,6 +149,10 @@ static int daemon_open(struct daemon *d, const struct arguments *args, struct bm
 	if (!r)
 		r = peers_open(d, &args->peers, error);
 	if (!r)
+		r = machines_open(d, error);
+	if (!r)
+		r = moves_open(d, error);
+	if (!r)
 		r = control_listen(d, error);
 	if (!r)
 		r = adopt_listen(d, error);
@@ -162,7 +169,9 @@ static void daemon_close(struct daemon *d)
 	struct bm_list *node;
 
 	bm_workers_free(d->writer);
+	machines_close(d);
 	peers_close(d);
+	moves_close(d);
 	while ((node = bm_list_take(&d->disks)))
 		served_free(bm_container(node, struct served, link));
 	adopt_close(d);
@@ -178,7 +187,7 @@ static void daemon_close(struct daemon *d)
 static int serve(struct bm_loop *loop, const struct arguments *args)
 {
 	bm_free char *manager = getenv("NOTIFY_SOCKET") ? strdup(getenv("NOTIFY_SOCKET")) : NULL;
-	struct daemon d = {.loop = loop, .resume_with = args->resume_with};
+	struct daemon d = {.loop = loop, .resume_with = args->resume_with, .hooks = args->hooks};
 	struct bm_error error = {0};
 	int r;
 
@@ -214,11 +223,13 @@ int main(int argc, char **argv)
 		{"bind", required_argument, NULL, 'b'},
 		{"tls-dir", required_argument, NULL, 't'},
 		{"resume-with", required_argument, NULL, 'R'},
+		{"hooks", required_argument, NULL, 'k'},
 		{"help", no_argument, NULL, 'h'},
 		{"version", no_argument, NULL, 'V'},
 		{0},
 	};
-	struct arguments args = {.run = bm_run_dir(), .state = bm_state_dir()};
+	struct arguments args = {
+		.run = bm_run_dir(), .state = bm_state_dir(), .hooks = HOOKS_DEFAULT};
 	struct signals signals = {.signals.run = on_signal};
 	struct bm_loop *loop;
 	int c, status;
@@ -246,6 +257,9 @@ int main(int argc, char **argv)
 			break;
 		case 'R':
 			args.resume_with = optarg;
+			break;
+		case 'k':
+			args.hooks = optarg;
 			break;
 		case 'h':
 			fputs(help, stdout);

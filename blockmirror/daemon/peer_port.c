@@ -14,7 +14,7 @@
 #include "blockmirror/base/address.h"
 #include "blockmirror/base/cleanup.h"
 #include "blockmirror/base/identity.h"
-#include "blockmirror/daemon/peer.h"
+#include "blockmirror/daemon/machine.h"
 
 enum { BACKLOG = 16, TOLD = 200 };
 #define MOST_SWALLOWED (1ull << 30)
@@ -101,11 +101,18 @@ static void method_swallow(void *arg, struct bm_rpc_call *call, json_t *params)
 }
 
 static const struct bm_rpc_table methods[] = {
-	{"hello", method_hello},     {"ping", method_ping},
-	{"swallow", method_swallow}, {"receive", method_receive},
-	{"discard", method_discard}, {"yield", method_yield},
-	{"arm", method_arm},         {"take", method_take},
-	{"share", method_share},     {NULL, NULL},
+	{"hello", method_hello},
+	{"ping", method_ping},
+	{"swallow", method_swallow},
+	{"receive", method_receive},
+	{"discard", method_discard},
+	{"yield", method_yield},
+	{"arm", method_arm},
+	{"take", method_take},
+	{"share", method_share},
+	{"move.receive", method_move_receive},
+	{"move.state", method_move_state},
+	{NULL, NULL},
 };
 
 static int listen_on(const struct addrinfo *info)

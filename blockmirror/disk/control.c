@@ -73,6 +73,18 @@ static bool read_limits(json_t *params, struct job_options *options)
 	return control_read_loss(json_object_get(params, "on_target_loss"), &options->loss);
 }
 
+/* With its machine: nobody else disposes of it. Answers when that is so. */
+static bool is_moved(const struct disk *d, struct bm_rpc_call *call)
+{
+	struct bm_error error;
+
+	if (!d->move)
+		return false;
+	move_allows(d, NULL, &error);
+	bm_rpc_fail(call, &error);
+	return true;
+}
+
 static void start_job(struct disk *d, enum job_kind kind, struct bm_rpc_call *call, json_t *params)
 {
 	struct job_options options = {.kind = kind};
@@ -94,6 +106,8 @@ static void start_job(struct disk *d, enum job_kind kind, struct bm_rpc_call *ca
 		     d->yield ? "the disk is being passed on" : "the disk is being stopped");
 		return;
 	}
+	if (is_moved(d, call))
+		return;
 	if (d->lent) {
 		fail(call, BM_E_NOT_READY, "the disk's image is open in its VMM, too");
 		return;
@@ -236,6 +250,8 @@ static void method_switch(void *arg, struct bm_rpc_call *call, json_t *params)
 		fail(call, BM_E_NOT_FOUND, "the disk is not being moved");
 		return;
 	}
+	if (is_moved(d, call))
+		return;
 	if (d->job->parked) {
 		fail(call, BM_E_BUSY, PARKED);
 		return;
@@ -255,6 +271,8 @@ static void end_window(struct disk *d, struct bm_rpc_call *call, enum job_event 
 		     "the disk has not moved, or not with an undo window that is still open");
 		return;
 	}
+	if (is_moved(d, call))
+		return;
 	if (job->parked) {
 		fail(call, BM_E_BUSY, PARKED);
 		return;
@@ -294,6 +312,8 @@ static void method_stop(void *arg, struct bm_rpc_call *call, json_t *params)
 	unsigned clients = clients_of(d);
 
 	(void)params;
+	if (is_moved(d, call))
+		return;
 	if (job_runs(d->job) && d->job->phase == PHASE_WINDOW)
 		bm_fail(&error, BM_E_BUSY,
 			"disk %s has moved, and can still be undone; release it first", d->name);
@@ -426,7 +446,7 @@ void control_job_cancel(void *arg, struct bm_rpc_call *call, json_t *params)
 	struct job *job = want_running(arg, call, params);
 	struct bm_error error;
 
-	if (!job)
+	if (!job || is_moved(d, call))
 		return;
 	if (d->offer.host && back_is_pair(d, d->offer.host)) {
 		bm_fail(&error, BM_E_BUSY,
@@ -496,6 +516,8 @@ static const struct bm_rpc_table methods[] = {
 	{"yield", yield_begin},
 	{"arm", promote_arm},
 	{"take", promote_take},
+	{"join", move_join},
+	{"leave", move_leave},
 	{"job.list", method_job_list},
 	{"job.show", control_job_show},
 	{"job.wait", control_job_wait},

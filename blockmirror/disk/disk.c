@@ -318,6 +318,11 @@ static int find_image(struct disk *d, const struct disk_options *options, struct
 		return r;
 	d->fresh = r < 0;
 	d->generation = d->record.generation;
+	if (!d->fresh && !d->move) {
+		r = move_find(d, options->data_fd, error);
+		if (r < 0)
+			return r;
+	}
 	if (comes_back(d, options)) {
 		offer_remove(d);
 		bm_record_clear(&d->record);
@@ -513,6 +518,7 @@ void disk_fini(struct disk *d)
 	yield_close(d);
 	promote_close(d);
 	witness_close(d);
+	move_close(d);
 	offer_close(d);
 	bm_timer_clear(d->loop, &d->offer_timer);
 	job_forget(d);

@@ -16,6 +16,7 @@
  *   offer.c     until when it may pass from one to the other
  *   yield.c     it passes to another host
  *   promote.c   it comes from one
+ *   move.c      it passes with all of its machine
  *   mapfile.c   the settled map as files
  *   doubt.c     that a flush failed, for the process that follows
  *   checkpoint.c  the one of them that outlives the host, kept up to date
@@ -115,6 +116,8 @@ struct disk {
 	struct bm_timer offer_timer;
 	struct yield *yield;         /* under way; NULL */
 	struct promotion *promotion; /* the same */
+	struct disk_move *move;      /* of its machine, that it is in; NULL */
+	struct moving *moving;       /* it is just being told of that; NULL */
 	struct bm_timer retired_timer;
 	uint64_t
 		longest_hold; /* ns that the guest's first request waited for the disk to be ours */

@@ -38,8 +38,11 @@ struct promotion {
 	struct bm_timer timer;
 	struct bm_task stopped;
 	bool decided, asking;
-	bool put;            /* that is in place */
-	bool alone;          /* whatever the other host says */
+	bool put;   /* that is in place */
+	bool alone; /* whatever the other host says */
+	bool given; /* its machine's move has decided: kept and generation are its */
+	bool given_kept;
+	uint64_t given_generation;
 	bool may_keep, kept; /* it keeps the image that it has, which is equal: may it, does it */
 	uint8_t *map;
 	struct offer offer; /* for it to have the disk again, as it is written with the record */
@@ -298,6 +301,10 @@ static void opened(struct bm_work *work)
 static void decided(struct promotion *p)
 {
 	p->decided = true;
+	if (p->given) {
+		p->generation = p->given_generation;
+		p->kept = p->given_kept;
+	}
 	if (p->disk->record.shared)
 		bm_workers_submit(p->disk->workers, p->disk->loop, &p->open);
 	else if (p->disk->data)
@@ -344,6 +351,23 @@ static void again(struct bm_timer *timer)
 		begin_ask(p);
 }
 
+static struct promotion *promotion_new(struct disk *d, struct bm_rpc_call *call)
+{
+	struct promotion *p = d->promotion = bm_need(calloc(1, sizeof(*p)));
+
+	*p = (struct promotion){.disk = d,
+				.call = call,
+				.begun = bm_loop_now(d->loop),
+				.timer.run = again,
+				.stopped.run = nobody_writes,
+				.ask = {.run = ask, .done = answered},
+				.record = {.run = write_record, .done = written},
+				.open = {.run = open_shared, .done = opened}};
+	p->group = d->offer.group ? bm_need(strdup(d->offer.group)) : NULL;
+	p->generation = d->generation + ALONE;
+	return p;
+}
+
 void promote(struct disk *d, struct bm_rpc_call *call, bool alone)
 {
 	struct promotion *p = d->promotion;
@@ -362,22 +386,33 @@ void promote(struct disk *d, struct bm_rpc_call *call, bool alone)
 	}
 	if (p)
 		return;
-	p = d->promotion = bm_need(calloc(1, sizeof(*p)));
-	*p = (struct promotion){.disk = d,
-				.call = call,
-				.begun = bm_loop_now(d->loop),
-				.timer.run = again,
-				.stopped.run = nobody_writes,
-				.ask = {.run = ask, .done = answered},
-				.record = {.run = write_record, .done = written},
-				.open = {.run = open_shared, .done = opened}};
-	p->group = d->offer.group ? bm_need(strdup(d->offer.group)) : NULL;
-	p->generation = d->generation + ALONE;
+	p = promotion_new(d, call);
 	p->alone = alone;
 	if (alone)
 		decided(p);
 	else
 		begin_ask(p);
+}
+
+/* As one that is alone; but who decided has said how. */
+static void promote_given(struct disk *d, struct bm_rpc_call *call, uint64_t generation, bool kept)
+{
+	struct promotion *p = d->promotion;
+	struct bm_error error;
+
+	if (p && (p->decided || p->call)) {
+		bm_fail(&error, BM_E_BUSY, "disk %s is just becoming ours; try again", d->name);
+		bm_rpc_fail(call, &error);
+		return;
+	}
+	if (!p)
+		p = promotion_new(d, call);
+	p->call = call;
+	p->alone = p->given = true;
+	p->given_generation = generation;
+	p->given_kept = kept;
+	if (!p->asking)
+		(void)bm_timer_set(d->loop, &p->timer, bm_loop_now(d->loop));
 }
 
 void promote_close(struct disk *d)
@@ -454,6 +489,7 @@ void promote_take(void *arg, struct bm_rpc_call *call, json_t *params)
 	struct disk *d = arg;
 	bool alone = json_is_true(json_object_get(params, "alone"));
 	const char *group = json_string_value(json_object_get(params, "group"));
+	const json_t *generation = json_object_get(params, "generation");
 	struct bm_error error;
 
 	if (d->record.role == BM_ROLE_ACTIVE) {
@@ -461,6 +497,9 @@ void promote_take(void *arg, struct bm_rpc_call *call, json_t *params)
 			     json_pack("{s:I}", "generation", (json_int_t)d->record.generation));
 	} else if (!is_standby(d, call)) {
 		return;
+	} else if (generation) {
+		promote_given(d, call, (uint64_t)json_integer_value(generation),
+			      json_is_true(json_object_get(params, "kept")));
 	} else if (group && !is_of(d, group)) {
 		bm_fail(&error, BM_E_NOT_READY, "disk %s was not armed with those", d->name);
 		bm_rpc_fail(call, &error);

@@ -53,6 +53,8 @@ static bool is_armed(const struct disk *d)
 
 enum gate_role standby_gate_role(const struct disk *d)
 {
+	if (move_fences(d))
+		return GATE_FENCED;
 	if (d->record.role == BM_ROLE_STANDBY)
 		return is_armed(d) ? GATE_ARMED : GATE_STANDBY;
 	return d->record.role == BM_ROLE_RETIRED ? GATE_RETIRED : GATE_ACTIVE;

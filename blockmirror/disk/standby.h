@@ -57,6 +57,24 @@ bm_rpc_method yield_begin, yield_offer;
 void yield_clients_changed(void *arg); /* of the disk: one that was passed on ends with the last */
 void yield_close(struct disk *disk);
 
+/* Whether its storage is there. take_back: one that a machine's move has fenced goes on. */
+bool yield_is_on(const struct disk *disk, const char *host);
+void yield_take_back(struct disk *disk);
+
+/*
+ * move.c: a disk of a machine that moves. find: blocks; has_port: for a standby. fences: it is not
+ * known yet where it is. is: that one. keeps: its copy stays here. allows: what that move (NULL:
+ * somebody else) wants of it.
+ */
+int move_find(struct disk *disk, bool has_port, struct bm_error *error);
+bool move_fences(const struct disk *disk);
+bool move_is(const struct disk *disk, const char *id);
+bool move_keeps(const struct disk *disk);
+int move_allows(const struct disk *disk, const char *id, struct bm_error *error);
+bm_rpc_method move_join, move_leave;
+void move_clear(struct disk *disk);
+void move_close(struct disk *disk);
+
 /* promote.c. call: NULL, or who wants it. alone: the other host is not asked. */
 void promote(struct disk *disk, struct bm_rpc_call *call, bool alone);
 bm_rpc_method promote_arm, promote_take;

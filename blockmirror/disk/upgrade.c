@@ -499,7 +499,8 @@ void upgrade_begin(void *arg, struct bm_rpc_call *call, json_t *params)
 	struct bm_error error;
 
 	(void)params;
-	if (d->stopping || d->upgrade || d->yield || d->promotion || d->witness || d->lent) {
+	if (d->stopping || d->upgrade || d->yield || d->promotion || d->witness || d->lent ||
+	    d->move) {
 		bm_fail(&error, BM_E_BUSY, "disk %s is being %s already", d->name,
 			d->stopping  ? "stopped"
 			: d->lent    ? "slipped under its VMM, or taken out,"

@@ -38,6 +38,8 @@
 #define AGAIN     500000000ull
 #define LAST_CALL 1000000000ull /* ns in which a guest that left may come again, to flush */
 #define ANSWERED  5000000ull
+/* Generations by which the other host begins above ours: a next process of ours may write some. */
+#define MOVE_AHEAD 1000
 
 enum stage {
 	LETS_GO, /* a job with an open window ends */
@@ -48,6 +50,7 @@ enum stage {
 	RELEASES, /* its storage is closed: the other host reaches it itself */
 	RELEASED, /* ... and a session that is just being opened again waited for */
 	DOUBTS,   /* a record may be durable, and may not */
+	STAYS,    /* fenced and flushed: its machine's move decides (move.c) */
 	LEAVES,   /* for a process that serves it as what it is now */
 };
 
@@ -59,6 +62,7 @@ struct yield {
 	bool may_keep;      /* who asks knows where the image that is here will be */
 	bool pair;          /* the disk is on both hosts, equal; neither has to be the authority */
 	bool keeps;         /* ... and stays so */
+	bool moves;         /* with its machine */
 	uint64_t asked;     /* generation of who asks */
 	struct offer offer; /* to come back, as it is written with the decision */
 	uint64_t end;
@@ -280,6 +284,11 @@ static void decide(struct yield *y)
 	bm_timer_clear(d->loop, &y->timer);
 	if (gate_held_changes(d->gate)) {
 		split(y);
+	} else if (y->moves) {
+		y->stage = STAYS;
+		bm_rpc_reply(bm_steal(y->call), json_pack("{s:I s:b}", "generation",
+							  (json_int_t)d->generation + MOVE_AHEAD,
+							  "kept", (int)y->keeps));
 	} else {
 		y->stage = DECIDES;
 		begin_record(y, y->keeps ? BM_ROLE_STANDBY : BM_ROLE_RETIRED);
@@ -331,7 +340,7 @@ static void is_idle(struct bm_task *task)
 }
 
 /* Whether its storage is there, or, as was said when it was offered, reached from there. */
-static bool is_on(const struct disk *d, const char *host)
+bool yield_is_on(const struct disk *d, const char *host)
 {
 	bm_free char *there =
 		remote_is(d->record.uri) ? bm_uri_parameter(d->record.uri, BM_URI_HOST) : NULL;
@@ -356,7 +365,7 @@ static void fence(struct yield *y)
 {
 	struct disk *d = y->disk;
 
-	if ((!y->pair && !is_on(d, y->to)) || !is_offered(d, y->to)) {
+	if ((!y->pair && !yield_is_on(d, y->to)) || (!y->moves && !is_offered(d, y->to))) {
 		give_up(y, BM_E_NOT_READY, "its storage is there no more, or its offer has ended");
 		return;
 	}
@@ -382,13 +391,17 @@ static void let_go(struct yield *y)
 	y->pair = back_is_pair(d, y->to) && back_in_sync(d);
 	y->keeps =
 		y->pair && y->may_keep && !d->job->options.delete_source && !d->job->release_wanted;
-	y->pair = y->keeps || (y->pair && !is_on(d, y->to));
+	y->pair = y->keeps || (y->pair && !yield_is_on(d, y->to));
+	if (y->moves && y->keeps != move_keeps(d)) {
+		give_up(y, BM_E_BUSY, "its copies are not equal just now");
+		return;
+	}
 	if (y->pair) {
 		back_hold(d);
 		fence(y);
 		return;
 	}
-	if (!is_on(d, y->to)) {
+	if (!yield_is_on(d, y->to)) {
 		give_up(y, BM_E_BUSY, "its copies are not equal just now");
 		return;
 	}
@@ -427,19 +440,23 @@ static bool moves(const struct job *job)
 	       job->phase != PHASE_MARKING && !(job->switched && job->phase > PHASE_WINDOW);
 }
 
-static int may_yield(const struct disk *d, const char *to, struct bm_error *error)
+static int may_yield(const struct disk *d, const char *to, const char *move, struct bm_error *error)
 {
+	int r = move_allows(d, move, error);
+
+	if (r < 0)
+		return r;
 	if (d->stopping || d->upgrade || d->yield || d->offering || d->witness)
 		return bm_fail(error, BM_E_BUSY, "disk %s is being stopped, upgraded or passed on",
 			       d->name);
 	if (d->record.role != BM_ROLE_ACTIVE)
 		return bm_fail(error, BM_E_RETIRED, "disk %s is on host %s", d->name,
 			       d->record.peer);
-	if (!is_on(d, to) && !back_is_pair(d, to))
+	if (!yield_is_on(d, to) && !back_is_pair(d, to))
 		return bm_fail(error, BM_E_NOT_READY,
 			       "disk %s has its storage not on host %s: relocate it there first",
 			       d->name, to);
-	if (!is_offered(d, to))
+	if (!move && !is_offered(d, to))
 		return bm_fail(error, BM_E_ACCESS,
 			       "disk %s was not offered to host %s, or not until now", d->name, to);
 	if (moves(d->job))
@@ -477,10 +494,24 @@ static void answer_again(struct disk *d, struct bm_rpc_call *call, uint64_t aske
 	promote(d, NULL, false);
 }
 
+/* The process that decides for the whole machine is another one now. */
+static bool answer_move_again(struct disk *d, struct bm_rpc_call *call, const char *move)
+{
+	bool stays = d->yield && d->yield->stage == STAYS;
+
+	if (!move || !move_is(d, move) || (!stays && !move_fences(d)))
+		return false;
+	bm_rpc_reply(call,
+		     json_pack("{s:I s:b}", "generation", (json_int_t)d->generation + MOVE_AHEAD,
+			       "kept", (int)move_keeps(d)));
+	return true;
+}
+
 void yield_begin(void *arg, struct bm_rpc_call *call, json_t *params)
 {
 	struct disk *d = arg;
-	const char *to = json_string_value(json_object_get(params, "to"));
+	const char *to = json_string_value(json_object_get(params, "to")),
+		   *move = json_string_value(json_object_get(params, "move"));
 	uint64_t asked = (uint64_t)json_integer_value(json_object_get(params, "generation"));
 	struct bm_error error;
 	struct yield *y;
@@ -489,9 +520,11 @@ void yield_begin(void *arg, struct bm_rpc_call *call, json_t *params)
 		answer_again(d, call, asked);
 		return;
 	}
+	if (json_is_true(json_object_get(params, "again")) && answer_move_again(d, call, move))
+		return;
 	if (!to)
 		bm_fail(&error, BM_E_USAGE, "to (a host) is wanted");
-	if (!to || may_yield(d, to, &error) < 0) {
+	if (!to || may_yield(d, to, move, &error) < 0) {
 		bm_rpc_fail(call, &error);
 		return;
 	}
@@ -501,11 +534,18 @@ void yield_begin(void *arg, struct bm_rpc_call *call, json_t *params)
 	y->to = bm_need(strdup(to));
 	y->may_keep = json_is_true(json_object_get(params, "keep"));
 	y->asked = asked;
+	y->moves = move;
 	y->end = bm_loop_now(d->loop) + PATIENCE;
 	y->timer.run = timed_out;
 	y->idle.run = is_idle;
 	y->record = (struct bm_work){.run = write_record, .done = written};
 	let_go(y);
+}
+
+void yield_take_back(struct disk *d)
+{
+	if (d->yield)
+		yield_free(d->yield);
 }
 
 void yield_close(struct disk *d)
@@ -536,6 +576,8 @@ void yield_offer(void *arg, struct bm_rpc_call *call, json_t *params)
 		bm_fail(&error, BM_E_BUSY, "disk %s is just being passed on", d->name);
 	else if (d->record.role != BM_ROLE_ACTIVE)
 		bm_fail(&error, BM_E_RETIRED, "disk %s is on host %s", d->name, d->record.peer);
+	else if (d->move)
+		move_allows(d, NULL, &error);
 	else if (until && shared && remote_is(d->record.uri))
 		bm_fail(&error, BM_E_USAGE,
 			"disk %s has its storage on another host: there is nothing to share",
@@ -544,7 +586,7 @@ void yield_offer(void *arg, struct bm_rpc_call *call, json_t *params)
 		bm_fail(&error, BM_E_BUSY,
 			"disk %s is being moved, or can still be undone: release it first",
 			d->name);
-	else if (until && !shared && !is_on(d, to) && !back_is_pair(d, to))
+	else if (until && !shared && !yield_is_on(d, to) && !back_is_pair(d, to))
 		bm_fail(&error, BM_E_NOT_READY,
 			"disk %s has its storage not on host %s: relocate it there first", d->name,
 			to);

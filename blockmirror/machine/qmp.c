@@ -32,6 +32,8 @@ struct bm_qmp {
 	size_t used, room;
 	void (*guard)(void *arg);
 	void *arg;
+	void (*event)(void *arg, const char *name, const json_t *data, uint64_t at);
+	void *event_arg;
 };
 
 static uint64_t now_ms(void)
@@ -130,6 +132,40 @@ static int no_answer(const struct bm_qmp *q, int r, const char *command, struct 
 	return r;
 }
 
+static bool tell_event(struct bm_qmp *q, const json_t *line)
+{
+	const char *name = json_string_value(json_object_get(line, "event"));
+	json_int_t seconds = 0, us = 0;
+
+	if (!name)
+		return false;
+	json_unpack((json_t *)line, "{s:{s:I s:I}}", "timestamp", "seconds", &seconds,
+		    "microseconds", &us);
+	if (q->event)
+		q->event(q->event_arg, name, json_object_get(line, "data"),
+			 (uint64_t)seconds * 1000000000u + (uint64_t)us * 1000);
+	return true;
+}
+
+void bm_qmp_set_events(struct bm_qmp *q,
+		       void (*event)(void *arg, const char *name, const json_t *data, uint64_t at),
+		       void *arg)
+{
+	q->event = event;
+	q->event_arg = arg;
+}
+
+int bm_qmp_listen(struct bm_qmp *q, int ms, struct bm_error *error)
+{
+	json_t *line = NULL;
+	int r = read_line(q, now_ms() + (uint64_t)ms, &line);
+
+	if (!r)
+		tell_event(q, line);
+	json_decref(line);
+	return r && r != -ETIMEDOUT ? no_answer(q, r, "events", error) : 0;
+}
+
 int bm_qmp_call(struct bm_qmp *q, const char *command, json_t *arguments, json_t **result,
 		struct bm_error *error)
 {
@@ -146,6 +182,10 @@ int bm_qmp_call(struct bm_qmp *q, const char *command, json_t *arguments, json_t
 
 		r = read_line(q, until, &line);
 		/* Events, and the answer to a command that we did not wait for. */
+		if (!r && tell_event(q, line)) {
+			json_decref(line);
+			continue;
+		}
 		if (r || json_integer_value(json_object_get(line, "id")) != id) {
 			json_decref(line);
 			continue;

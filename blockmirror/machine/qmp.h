@@ -11,6 +11,7 @@
 
 #include <jansson.h>
 #include <stdbool.h>
+#include <stdint.h>
 #include <sys/socket.h>
 
 #include "blockmirror/error.h"
@@ -42,6 +43,17 @@ void bm_qmp_set_guard(struct bm_qmp *qmp, void (*guard)(void *arg), void *arg);
  */
 int bm_qmp_call(struct bm_qmp *qmp, const char *command, json_t *arguments, json_t **result,
 		struct bm_error *error);
+
+/*
+ * Events, with their data and the time that QEMU gives them (ns since 1970), as they are read by
+ * any of the functions here. NULL: nobody wants them.
+ */
+void bm_qmp_set_events(struct bm_qmp *qmp,
+		       void (*event)(void *arg, const char *name, const json_t *data, uint64_t at),
+		       void *arg);
+
+/* Reads events, and returns when there was one, or after ms. -errno: QEMU has ended. */
+int bm_qmp_listen(struct bm_qmp *qmp, int ms, struct bm_error *error);
 
 /* Whether QEMU has closed the connection: it has ended. Does not wait. */
 bool bm_qmp_ended(struct bm_qmp *qmp);

@@ -84,6 +84,24 @@ void promote_take(void *arg, struct bm_rpc_call *call, json_t *params)
 	daemon_adopt(arg, call, params);
 }
 
+void move_join(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	daemon_adopt(arg, call, params);
+}
+
+void move_leave(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	daemon_adopt(arg, call, params);
+}
+
+int move_allows(const struct disk *d, const char *id, struct bm_error *error)
+{
+	(void)d;
+	(void)id;
+	(void)error;
+	return 0;
+}
+
 bool remote_is(const char *uri)
 {
 	(void)uri;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * QEMU's stream, as somebody else sends it: it comes out as it went in, or is refused. The first byte
- * chooses how it is cut into pieces, and the size of the cache.
+ * QEMU's stream, as somebody else sends it: it comes out as it went in, or is refused. The first
+ * byte chooses how it is cut into pieces, and the size of the cache.
  */
 #include <string.h>
 

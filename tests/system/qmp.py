@@ -4,6 +4,7 @@
 
     qmp.py SOCKET COMMAND [ARGUMENTS-AS-JSON]     prints what it returns
     qmp.py --fake SOCKET MAJOR MINOR              a QEMU that greets as that version, and does nothing
+    qmp.py --events SOCKET                        prints the name of each event, until QEMU ends
     qmp.py --hold SOCKET                          keeps the socket taken, and says "taken" when it is
 """
 import json
@@ -49,7 +50,21 @@ def fake(path, major, minor):
             f.flush()
 
 
+def events(path):
+    s = socket.socket(socket.AF_UNIX)
+    s.connect(path)
+    f = s.makefile("rwb")
+    f.readline()
+    call(f, "qmp_capabilities")
+    print("connected", flush=True)
+    for line in f:
+        if "event" in json.loads(line):
+            print(json.loads(line)["event"], flush=True)
+
+
 def main():
+    if sys.argv[1] == "--events":
+        return events(sys.argv[2])
     if sys.argv[1] == "--fake":
         fake(*sys.argv[2:])
     if sys.argv[1] == "--hold":

@@ -1,0 +1,146 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * Program blockmirror-move: the move of one machine, on one of the two hosts (docs/machine.md).
+ * Shared by its files. It is not in any disk's data path, so it may block: one thread goes through
+ * the protocol, step by step, two carry the machine's memory, and the loop answers who asks how far
+ * it is.
+ *
+ *   move_main.c    arguments, the control socket
+ *   move.c         the plan, the log, what is told of it
+ *   move_source.c  the host that the machine comes from: the order of things
+ *   move_end.c     there: how it ends, or is taken back; a process that follows one that has died
+ *   move_disks.c   there: the machine's disks
+ *   move_target.c  the host that it goes to
+ *   move_door.c    there: how the other host comes in
+ *   move_relay.c   the memory's way, and the gate in it
+ *   move_vm.c      the VMM, by QMP
+ *   move_hook.c    hooks: what the host does of it
+ */
+#ifndef BM_MACHINE_MOVE_H
+#define BM_MACHINE_MOVE_H
+
+#include <jansson.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <sys/types.h>
+
+#include "blockmirror/base/move_log.h"
+#include "blockmirror/client.h"
+#include "blockmirror/machine/qmp.h"
+
+enum { MOVE_DISKS = 16 };
+
+struct move {
+	const char *folder, *run, *state; /* STATE/moves/ID, RUN, STATE */
+	json_t *plan;
+	const char *id, *machine, *peer, *hooks; /* the plan's */
+	int door;                                /* listens for the other host; -1: none */
+	struct bm_move_log log;
+	atomic_bool cancelled;
+	pthread_mutex_t lock; /* of what follows */
+	json_t *report;       /* as show tells it, and the daemon afterwards */
+};
+
+/* move.c: all block. */
+int move_read(struct move *m, struct bm_error *error);
+void move_clear(struct move *m);
+/* What is told: phase, and anything else. Takes value over. Any thread. */
+void move_tell(struct move *m, const char *key, json_t *value);
+void move_phase(struct move *m, const char *phase);
+/* The plan, with what was found out since. */
+int move_save(struct move *m, struct bm_error *error);
+/* Until it is durable, however long that takes. */
+void move_must_log(struct move *m, enum bm_move_state state);
+/* This host's daemon, and a disk. params is taken over. */
+int move_ask_daemon(struct move *m, const char *method, json_t *params, json_t **result,
+		    struct bm_error *error);
+int move_ask_disk(struct move *m, const char *disk, const char *method, json_t *params,
+		  json_t **result, struct bm_error *error);
+int move_open_disk(struct move *m, const char *disk, struct bm_client **client,
+		   struct bm_error *error);
+/* The daemon knows what has come of it, and the folder is gone. */
+void move_forget(struct move *m, json_t *params);
+uint64_t move_now(void); /* ns, monotonic */
+void move_sleep(uint64_t ns);
+/* BM_E_CANCELLED: somebody said so. */
+int move_may_go_on(struct move *m, struct bm_error *error);
+/*
+ * A step has come. For tests: when the file that $BLOCKMIRROR_MOVE_STEP names says "SIDE-STEP die",
+ * or "stop", that is done, once.
+ */
+void move_step(struct move *m, const char *step);
+
+/* The two sides: all there is to do. */
+void move_source(struct move *m);
+void move_target(struct move *m);
+
+/* move_vm.c: a QEMU. */
+struct vm {
+	struct bm_qmp *qmp;  /* NULL: not connected */
+	bool stopped;        /* since it was told to migrate, it has stopped its guest */
+	bool ended;          /* the guest was shut down */
+	uint64_t stopped_at; /* when we knew; ns, monotonic */
+	char migration[24];  /* as the last event had it; "" */
+	uint64_t stopped_ns, resumed_ns; /* when it says it did; ns since 1970 */
+};
+int vm_connect(struct vm *vm, const char *path, struct bm_error *error);
+void vm_close(struct vm *vm);
+/* "running", "paused", "postmigrate" …, malloc()ed; NULL: it cannot be asked. */
+char *vm_status(struct vm *vm, struct bm_error *error);
+/* "none", "active", "completed" …, malloc()ed. info: all that is told of it, or NULL. */
+char *vm_migration(struct vm *vm, json_t **info, struct bm_error *error);
+int vm_capability(struct vm *vm, const char *name, bool on, struct bm_error *error);
+int vm_call(struct vm *vm, const char *command, json_t *arguments, struct bm_error *error);
+/* NAMES of disks of ours that it has open; an error names what it has beside. */
+int vm_find_disks(struct vm *vm, const char *run, json_t **disks, struct bm_error *error);
+/* Its command line, as a list; NULL: it cannot be found. */
+json_t *vm_arguments(struct vm *vm);
+/* Runs on, when it is stopped for a migration that came to nothing. */
+void vm_go_on(struct vm *vm);
+
+/* move_relay.c */
+struct relay {
+	int vm;                                                /* a socket of the VMM's */
+	ssize_t (*recv)(void *arg, void *data, size_t length); /* of the other host */
+	int (*send)(void *arg, const void *data, size_t length);
+	void *arg;
+	int link;   /* its socket */
+	bool gated; /* the source's side: what ends the return path waits for relay_open() */
+	pthread_t threads[2];
+	pthread_mutex_t lock;
+	pthread_cond_t changed;
+	bool running, held, open, dropped;
+	_Atomic uint64_t bytes;
+};
+int relay_start(struct relay *r, struct bm_error *error);
+void relay_open(struct relay *r);
+bool relay_holds(struct relay *r); /* the target has all, and says so */
+/* Nothing passes any more; the VMM sees its connection end. Twice is once. */
+void relay_drop(struct relay *r);
+void relay_stop(struct relay *r);
+
+/* move_door.c */
+struct visitor; /* one connection of the other host, which has proven to be that */
+struct door;
+int door_open(struct move *m, struct door **door, struct bm_error *error);
+void door_close(struct door *door);
+/* NULL: nobody came, or not who should. Waits for ms. */
+struct visitor *door_wait(struct door *door, int ms);
+void visitor_leave(struct visitor *v); /* NULL is allowed */
+int visitor_socket(const struct visitor *v);
+/* A call: its method, params and id. 0: none within ms; 1; -errno: it is gone. */
+int visitor_call(struct visitor *v, int ms, json_t **call);
+int visitor_reply(struct visitor *v, const json_t *call, json_t *result);
+int visitor_fail(struct visitor *v, const json_t *call, const struct bm_error *error);
+int visitor_alive(struct visitor *v); /* tells that it is being worked on */
+ssize_t visitor_recv(void *visitor, void *data, size_t length);
+int visitor_send(void *visitor, const void *data, size_t length);
+
+/*
+ * move_hook.c: runs HOOKS/NAME with a file of that JSON; what it prints is JSON, too. -ENOENT:
+ * there is no such hook. params is taken over.
+ */
+int move_hook(struct move *m, const char *name, json_t *params, json_t **result,
+	      struct bm_error *error);
+
+#endif

@@ -1,0 +1,313 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * How a move ends on the host that the machine comes from: it is there, or it is here; and how a
+ * process that follows one that has died finds out which.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "blockmirror/base/cleanup.h"
+#include "blockmirror/base/file_util.h"
+#include "blockmirror/base/log.h"
+#include "blockmirror/base/memory.h"
+#include "blockmirror/base/tls_client.h"
+#include "blockmirror/machine/graph.h"
+#include "blockmirror/machine/move_source.h"
+
+enum { LARGEST_KEY = 1024 };
+#define STEP    200000000ull
+#define REACH   5000000000ull
+#define COMMIT  120000000000ull /* ns that the target may take until it runs the machine */
+#define TELL    10000000000ull
+#define RELEASE 5000000000ull
+#define OFTEN   30000000000ull /* ns between two words about the same trouble */
+
+/* USER:KEY */
+static int read_key(const char *path, char **user, char **key, struct bm_error *error)
+{
+	bm_free char *text = NULL;
+	int r = bm_read_text(path, LARGEST_KEY, &text);
+	char *colon = r ? NULL : strchr(text, ':');
+
+	if (!colon)
+		return bm_fail(error, BM_E_ACCESS, "cannot read the key in %s", path);
+	*colon = '\0';
+	colon[1 + strcspn(colon + 1, "\r\n")] = '\0';
+	*user = bm_need(strdup(text));
+	*key = bm_need(strdup(colon + 1));
+	explicit_bzero(colon + 1, strlen(colon + 1));
+	return 0;
+}
+
+int source_reach(struct source *s, struct bm_client **client, struct bm_error *error)
+{
+	const json_t *target = json_object_get(s->m->plan, "target"),
+		     *trust = json_object_get(target, "trust");
+	const char *key_file = json_string_value(json_object_get(trust, "key_file"));
+	bm_free char *user = NULL, *key = NULL;
+	struct bm_tls_trust how = {
+		.certificates = json_string_value(json_object_get(trust, "certificates")),
+		.name = json_string_value(json_object_get(trust, "identity"))};
+	bool for_memory = client == &s->memory;
+	int r = key_file ? read_key(key_file, &user, &key, error) : 0;
+
+	if (r < 0)
+		return r;
+	how.user = user;
+	how.hex = key;
+	r = bm_client_connect_tls(graph_text(target, "address"), &how, REACH, client, error);
+	if (key)
+		explicit_bzero(key, strlen(key));
+	if (!r && !for_memory)
+		r = bm_client_call(*client, "hello", NULL, NULL, error);
+	if (r < 0 && *client) {
+		bm_client_close(*client);
+		*client = NULL;
+	}
+	return r;
+}
+
+int source_call(struct source *s, const char *method, json_t *params, uint64_t limit,
+		json_t **result, struct bm_error *error)
+{
+	bm_client_set_timeout(s->talk, limit);
+	return bm_client_call(s->talk, method, params, result, error);
+}
+
+void source_close(struct source *s)
+{
+	relay_stop(&s->relay);
+	bm_client_close(s->memory);
+	bm_client_close(s->talk);
+	for (int i = 0; i < MOVE_DISKS; i++)
+		bm_client_close(s->disk[i]);
+	vm_close(&s->vm);
+	json_decref(s->commit);
+}
+
+/* Calls the target by a connection that works. */
+static int call_anew(struct source *s, const char *method, json_t *params, uint64_t limit,
+		     json_t **result, struct bm_error *error)
+{
+	int r = s->talk ? 0 : source_reach(s, &s->talk, error);
+
+	if (r < 0) {
+		json_decref(params);
+		return r;
+	}
+	r = source_call(s, method, params, limit, result, error);
+	/* An answer leaves the connection good. */
+	if (r < 0 && error->code == BM_E_UNREACHABLE) {
+		bm_client_close(s->talk);
+		s->talk = NULL;
+	}
+	return r;
+}
+
+static const char *state_of(json_t *result)
+{
+	return graph_text(result, "state");
+}
+
+/* 1: it runs there; 0: it never will; -errno: not known. */
+static int try_commit(struct source *s, struct bm_error *error)
+{
+	json_t *result = NULL;
+	bool gone;
+	int r = s->commit ? 0 : disks_ask_again(s, error);
+
+	if (!r)
+		r = call_anew(s, "commit", json_pack("{s:O}", "disks", s->commit), COMMIT, &result,
+			      error);
+	json_decref(result);
+	if (!r)
+		return 1;
+	if (error->code == BM_E_UNREACHABLE || !s->talk)
+		return r;
+	result = NULL;
+	if (call_anew(s, "hello", NULL, TELL, &result, error) < 0)
+		return -EHOSTUNREACH;
+	gone = !strcmp(state_of(result), "gone");
+	r = !strcmp(state_of(result), "done") ? 1 : gone ? 0 : -EAGAIN;
+	json_decref(result);
+	return r;
+}
+
+bool source_commit(struct source *s, struct bm_error *error)
+{
+	uint64_t told = 0;
+
+	move_phase(s->m, "passed");
+	for (;;) {
+		int r = try_commit(s, error);
+
+		if (!r)
+			bm_fail(error, BM_E_INTERRUPTED,
+				"host %s has lost the machine before it ran there", s->m->peer);
+		if (r >= 0) {
+			source_part(s, "start_ns");
+			s->resumed = move_now();
+		}
+		if (r >= 0)
+			return r;
+		move_tell(s->m, "doubt", json_string(error->text));
+		if (move_now() > told + OFTEN) {
+			bm_log(BM_LOG_ERROR,
+			       "%s: it is not known whether machine %s runs on host %s: %s; its "
+			       "disks here wait",
+			       s->m->id, s->m->machine, s->m->peer, error->text);
+			told = move_now();
+		}
+		move_sleep(STEP);
+	}
+}
+
+/* Its VMM here has nothing to do any more. */
+static void release(struct source *s)
+{
+	uint64_t end = move_now() + RELEASE;
+	struct bm_error error;
+
+	if (move_hook(s->m, "release",
+		      json_pack("{s:O}", "qmp", json_object_get(s->m->plan, "qmp")), NULL,
+		      &error) >= 0)
+		return;
+	if (error.code != BM_E_NOT_FOUND)
+		bm_log(BM_LOG_WARN, "%s: %s", s->m->id, error.text);
+	if (!s->vm.qmp && vm_connect(&s->vm, graph_text(s->m->plan, "qmp"), &error) < 0)
+		return;
+	(void)vm_call(&s->vm, "quit", NULL, &error);
+	while (!bm_qmp_ended(s->vm.qmp) && move_now() < end)
+		move_sleep(STEP / 10);
+}
+
+static json_t *final_report(struct source *s, const char *state, const struct bm_error *why)
+{
+	json_t *report;
+
+	move_tell(s->m, "state", json_string(state));
+	if (why)
+		move_tell(s->m, "error",
+			  json_pack("{s:s s:s}", "code", bm_code_name(why->code), "message",
+				    why->text));
+	if (s->begun)
+		move_tell(s->m, "took_ns", json_integer((json_int_t)(move_now() - s->begun)));
+	pthread_mutex_lock(&s->m->lock);
+	report = json_deep_copy(s->m->report);
+	pthread_mutex_unlock(&s->m->lock);
+	return report;
+}
+
+void source_done(struct source *s)
+{
+	struct bm_error error;
+	json_t *report;
+
+	if (s->vm.stopped_at)
+		move_tell(s->m, "pause_ns",
+			  json_integer((json_int_t)(s->resumed - s->vm.stopped_at)));
+	if (s->m->log.state != BM_MOVE_DONE)
+		move_must_log(s->m, BM_MOVE_DONE);
+	move_step(s->m, "done");
+	move_phase(s->m, "finishing");
+	release(s);
+	disks_leave(s);
+	move_step(s->m, "left");
+	while (call_anew(s, "done", NULL, TELL, NULL, &error) < 0) {
+		json_t *result = NULL;
+		bool known = true;
+
+		/* It may have forgotten all about it already. */
+		if (!move_ask_daemon(s->m, "remote.move-state",
+				     json_pack("{s:s s:s}", "peer", s->m->peer, "move", s->m->id),
+				     &result, &error))
+			known = json_is_true(json_object_get(result, "known"));
+		json_decref(result);
+		if (!known)
+			break;
+		move_sleep(STEP);
+	}
+	report = final_report(s, "done", NULL);
+	move_forget(s->m, json_pack("{s:s s:s s:o}", "name", s->m->machine, "away", s->m->peer,
+				    "last", report));
+}
+
+/* Until it has heard, or does not know of it: it may have voted, and then waits for us. */
+static void tell_abort(struct source *s)
+{
+	struct bm_error error = {0};
+	uint64_t told = move_now();
+
+	while (json_object_get(s->m->plan, "target") &&
+	       call_anew(s, "abort", NULL, TELL, NULL, &error) < 0) {
+		json_t *result = NULL;
+		bool known = true;
+
+		if (!move_ask_daemon(s->m, "remote.move-state",
+				     json_pack("{s:s s:s}", "peer", s->m->peer, "move", s->m->id),
+				     &result, &error))
+			known = json_is_true(json_object_get(result, "known"));
+		json_decref(result);
+		if (!known)
+			return;
+		if (move_now() > told + OFTEN) {
+			bm_log(BM_LOG_WARN,
+			       "%s: host %s does not know yet that nothing comes of "
+			       "it: %s",
+			       s->m->id, s->m->peer, error.text);
+			told = move_now();
+		}
+		move_sleep(STEP);
+	}
+}
+
+void source_abort(struct source *s, const struct bm_error *why)
+{
+	struct bm_error error;
+
+	bm_log(BM_LOG_NOTICE, "%s: %s", s->m->id, why->text);
+	relay_drop(&s->relay);
+	if (s->m->log.state != BM_MOVE_ABORTED)
+		move_must_log(s->m, BM_MOVE_ABORTED);
+	move_phase(s->m, "aborting");
+	if (!s->vm.qmp && vm_connect(&s->vm, graph_text(s->m->plan, "qmp"), &error) < 0)
+		s->vm.qmp = NULL;
+	if (s->vm.qmp && s->relay.running)
+		(void)vm_call(&s->vm, "migrate_cancel", NULL, &error);
+	disks_leave(s);
+	if (s->vm.qmp)
+		vm_go_on(&s->vm);
+	if (s->vm.stopped_ns && s->vm.resumed_ns > s->vm.stopped_ns)
+		move_tell(s->m, "pause_ns",
+			  json_integer((json_int_t)(s->vm.resumed_ns - s->vm.stopped_ns)));
+	relay_stop(&s->relay);
+	tell_abort(s);
+	disks_give_up(s);
+	move_forget(s->m, json_pack("{s:s s:o}", "name", s->m->machine, "last",
+				    final_report(s, s->rehearsed ? "rehearsed" : "aborted",
+						 s->rehearsed ? NULL : why)));
+}
+
+void source_recover(struct source *s)
+{
+	struct bm_error error = {BM_E_INTERRUPTED, "the process of the move has died"};
+
+	s->disks = json_object_get(s->m->plan, "disks");
+	bm_log(BM_LOG_WARN, "%s: its process has died: its log says \"%s\"", s->m->id,
+	       bm_move_state_name(s->m->log.state));
+	switch (s->m->log.state) {
+	case BM_MOVE_PASSED:
+		if (source_commit(s, &error))
+			source_done(s);
+		else
+			source_abort(s, &error);
+		return;
+	case BM_MOVE_DONE:
+		source_done(s);
+		return;
+	default:
+		source_abort(s, &error);
+	}
+}

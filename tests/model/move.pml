@@ -1,0 +1,252 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * A machine with two disks moves from S to T: the end of it, from the moment that all disks have joined and the
+ * memory goes, as a model that spin explores whole (docs/machine.md). tests/model/promela.sh runs it, and its
+ * broken variants. move_source.c and move_end.c are S's process, move_target.c is T's, disk/move.c the disks'.
+ *
+ * What holds:
+ *  - The machine never runs on both hosts, nor on S once it has run on T.
+ *  - No disk is served on both. Where the machine runs, all disks are.
+ *  - When nothing more can happen all disks are on one host, and the machine runs there, unless that
+ *    host was started anew.
+ *
+ * The gate waits for the vote, so that before it nobody has to be alive for the machine to run on; here whoever
+ * died comes again, and nothing would be wrong without. Nor is there a rule that S's "aborted" is durable before
+ * it is acted on: who reads it makes it so, too.
+ *
+ * What the model is, and leaves out:
+ *  - Of QEMU: stopped for the stream (DEV) it runs on by itself when that ends, unless SHUT has come through;
+ *    then it completes (POST), or still fails; POST never ends by itself. All seen on 7.2.
+ *  - A log entry is there, and then durable. S's may report an error and be there all the same. T's are
+ *    durable at once, or the rule that says so is left out.
+ *  - Disks' data: who fences has it equal on both (handover.pml).
+ *  - FAULTS things fail: a process is killed, the network is cut (it comes back), a host is started anew.
+ */
+#define MOST 3
+
+/* The rules of the code; pan is without the one whose number is in its environment as BROKEN. */
+byte broken;
+#define RULE(name) (broken != name)
+#define complete_then_pass 1  /* move_source.c await_stopped() */
+#define all_are_fenced     2  /* ... decide(): disks_fence() */
+#define durable_then_tell  3  /* ... decide(): bm_move_log_append() */
+#define found_is_rewritten 4  /* move_log.c bm_move_log_open() */
+#define undecided_aborts   5  /* move_end.c source_recover() */
+#define join_outlives      6  /* disk/move.c move_find() */
+#define starts_in_log      7  /* move_target.c commit(): started, then take_disks() */
+#define gone_in_log        8  /* ... commit(): gone, then the answer */
+#define gone_stays_gone    9  /* ... commit(): of one that is gone nothing comes */
+#define disks_then_cont    10 /* ... commit(): take_disks(), then run_machine() */
+#define waits_to_be_told   11 /* ... set_up_vm(): QEMU was started with -S */
+#define passed_is_not_done 12 /* disk/move.c settle(): only "done" counts */
+#define log_decides_leave  13 /* ... disks_leave(): what is fenced opens by the log alone */
+
+byte faults;
+#define FAULT (faults < MOST)
+
+/* QEMU */
+#define RUN    0
+#define DEV    1
+#define POST   2
+#define WAIT   3
+#define LOADED 4
+#define OFF    5
+byte svm = RUN, tvm = WAIT;
+bit shut, ran, sboot, tboot, link = 1;
+
+/* logs */
+#define BEGUN   0
+#define PASSED  1
+#define ABORTED 2
+#define DONE    3
+#define VOTED   4
+#define STARTED 5
+#define GONE    6
+byte sl = BEGUN, sld = BEGUN, tl = BEGUN, tld = BEGUN;
+
+/* S's process, and what it is at */
+#define MEMORY  0
+#define GATED   1
+#define WRITES  2
+#define COMMITS 3
+#define ABORTS  4
+#define LEAVES  5
+#define TELLS   6
+#define ENDS    7
+bit sp = 1, tp = 1, yes, asks, starts;
+bit late; /* a commit of a process that is gone, or by a connection */
+byte at = MEMORY, answer; /* answer: RUN or GONE + 1; 0: none */
+
+/* disks on S: the process lives, its gate is open, this process of S's has its word, FOLDER/move, passed on */
+bit live[2] = 1, open[2] = 1, fenced[2], joined[2] = 1, passed[2];
+bit talks[2] = 1; /* S's process, with that process of the disk */
+bit taken[2]; /* T's */
+
+#define STREAM (sp && tp && link)
+#define ALL(x) (x[0] && x[1])
+#define ANY(x) (x[0] || x[1])
+
+inline holds() {
+	assert(!(svm == RUN && tvm == RUN) && !(svm == RUN && ran));
+	assert(!(open[0] && taken[0]) && !(open[1] && taken[1]));
+	assert(tvm != RUN || ALL(taken));
+	assert(!(ANY(passed) && sld == ABORTED))
+}
+
+inline source_starts() {
+	sp = 1; fenced[0] = 0; fenced[1] = 0; talks[0] = 1; talks[1] = 1; yes = 0; answer = 0;
+	if
+	:: RULE(found_is_rewritten) -> sld = sl
+	:: else
+	fi;
+	if
+	:: sl == BEGUN && RULE(undecided_aborts) -> at = ABORTS
+	:: sl == BEGUN && !RULE(undecided_aborts) -> at = GATED
+	:: sl == PASSED -> at = COMMITS
+	:: sl == ABORTED -> at = LEAVES
+	:: sl == DONE -> at = ENDS
+	fi
+}
+
+inline disk_starts(d) {
+	live[d] = 1;
+	open[d] = !passed[d] && (!joined[d] || !RULE(join_outlives))
+}
+
+/* What the log says; it is made durable first. */
+inline follow(d) {
+	if
+	:: sl == DONE || (sl == PASSED && !RULE(passed_is_not_done)) -> sld = sl; passed[d] = 1; joined[d] = 0; open[d] = 0
+	:: sl == ABORTED -> sld = sl; joined[d] = 0; open[d] = 1
+	:: else
+	fi
+}
+
+inline target_gone() { tl = GONE; tld = GONE; tvm = OFF }
+
+/* Its VMM may be there, and not be reached at the moment. */
+inline commit_comes() {
+	if
+	:: tl == GONE && RULE(gone_stays_gone) -> answer = GONE
+	:: tl == BEGUN || (tl == VOTED && (tvm == OFF || FAULT)) ->
+		if
+		:: tvm != OFF -> faults++
+		:: else
+		fi;
+		if
+		:: RULE(gone_in_log) -> tl = GONE; tld = GONE
+		:: else
+		fi;
+		answer = GONE
+	:: tl == STARTED || ((tl == VOTED || (tl == GONE && !RULE(gone_stays_gone))) && tvm == LOADED) ->
+		if
+		:: tl != STARTED && RULE(starts_in_log) -> tl = STARTED; tld = STARTED
+		:: else
+		fi;
+		starts = 1
+	fi
+}
+
+proctype Source() {
+end:	do
+	/* memory */
+	:: atomic { sp && at == MEMORY && svm == RUN && !shut && link && sl == BEGUN && tvm == WAIT -> svm = DEV }
+	:: atomic { svm == DEV && (!STREAM || tvm == OFF) -> svm = RUN; holds() }
+	:: atomic { sp && at == MEMORY && svm == DEV && link && yes -> shut = 1; at = GATED }
+	:: atomic { svm == DEV && shut -> svm = POST }
+	/* the decision */
+	:: atomic { sp && at == GATED && talks[0] && !fenced[0] && (svm == POST || !RULE(complete_then_pass)) -> open[0] = 0; fenced[0] = 1 }
+	:: atomic { sp && at == GATED && talks[1] && !fenced[1] && (svm == POST || !RULE(complete_then_pass)) -> open[1] = 0; fenced[1] = 1 }
+	:: atomic { sp && at == GATED && (ALL(fenced) || !RULE(all_are_fenced)) && (svm == POST || !RULE(complete_then_pass)) ->
+		sl = PASSED; at = WRITES }
+	:: atomic { sp && at == WRITES -> sld = PASSED; at = COMMITS }
+	:: atomic { sp && at == WRITES && FAULT -> faults++; at = ABORTS } /* it may be there, and may become durable */
+	:: atomic { sp && at == WRITES && FAULT -> faults++; sld = PASSED; at = ABORTS }
+	:: atomic { sp && at == WRITES && !RULE(durable_then_tell) -> at = COMMITS }
+	:: atomic { sp && at == COMMITS && link && tp && !asks && !starts && !answer -> asks = 1 }
+	:: atomic { sp && at == COMMITS && link && answer == GONE -> answer = 0; at = ABORTS }
+	:: atomic { sp && at == COMMITS && link && answer == STARTED -> answer = 0; sl = DONE; sld = DONE; at = ENDS }
+	/* or not */
+	:: atomic { sp && at == MEMORY && (!STREAM || tvm == OFF || !ALL(talks) || svm == RUN) -> at = ABORTS }
+	:: atomic { sp && at == GATED && (!ALL(talks) || svm == RUN) -> at = ABORTS }
+	:: atomic { sp && at == ABORTS -> sl = ABORTED; sld = ABORTED; at = LEAVES; holds() }
+	:: atomic { sp && at == LEAVES && live[0] && joined[0] -> follow(0); holds() }
+	:: atomic { sp && at == LEAVES && live[1] && joined[1] -> follow(1); holds() }
+	:: atomic { sp && at == LEAVES && !ANY(joined) ->
+		if
+		:: svm == POST || svm == DEV -> svm = RUN
+		:: else
+		fi;
+		at = TELLS; holds() }
+	:: atomic { sp && at == TELLS && link && tp -> at = ENDS;
+		if
+		:: tl != STARTED -> target_gone()
+		:: else
+		fi; holds() }
+	:: atomic { sp && at == ENDS && live[0] && joined[0] -> follow(0); holds() }
+	:: atomic { sp && at == ENDS && live[1] && joined[1] -> follow(1); holds() }
+	od
+}
+
+proctype Target() {
+end:	do
+	:: atomic { svm == DEV && STREAM && tvm == WAIT ->
+		if
+		:: RULE(waits_to_be_told) -> tvm = LOADED
+		:: else -> tvm = RUN; ran = 1
+		fi; holds() }
+	:: atomic { tp && tvm == LOADED && tl == BEGUN && STREAM && at == MEMORY -> tl = VOTED; tld = VOTED; yes = 1 }
+	:: atomic { tp && asks -> asks = 0; commit_comes(); holds() }
+	:: atomic { tp && late -> late = 0; commit_comes(); holds() }
+	:: atomic { tp && starts && !taken[0] -> taken[0] = 1; holds() }
+	:: atomic { tp && starts && !taken[1] -> taken[1] = 1; holds() }
+	:: atomic { tp && starts && (ALL(taken) || !RULE(disks_then_cont)) -> starts = 0; answer = STARTED;
+		if
+		:: tvm == LOADED -> tvm = RUN; ran = 1
+		:: else
+		fi; holds() }
+	/* of a stream that has ended nothing comes */
+	:: atomic { tp && tl == BEGUN && !link && tvm != OFF -> target_gone() }
+	od
+}
+
+proctype Faults() {
+end:	do
+	:: atomic { FAULT && sp && at != ENDS -> faults++; sp = 0; late = late || asks; asks = 0; answer = 0 }
+	:: atomic { !sp -> source_starts(); holds() }
+	:: atomic { FAULT && tp -> faults++; tp = 0; starts = 0; asks = 0; late = 0; answer = 0 }
+	:: atomic { !tp -> tp = 1;
+		if
+		:: tl == BEGUN -> target_gone()
+		:: else -> tld = tl
+		fi; holds() }
+	:: atomic { FAULT && live[0] -> faults++; live[0] = 0; talks[0] = 0; open[0] = 0 }
+	:: atomic { !live[0] -> disk_starts(0);
+		if
+		:: joined[0] && RULE(log_decides_leave) -> follow(0)
+		:: joined[0] && !RULE(log_decides_leave) && sl == PASSED -> joined[0] = 0; open[0] = 1
+		:: else
+		fi; holds() }
+	:: atomic { FAULT && live[1] -> faults++; live[1] = 0; talks[1] = 0; open[1] = 0 }
+	:: atomic { !live[1] -> disk_starts(1);
+		if
+		:: joined[1] -> follow(1)
+		:: else
+		fi; holds() }
+	:: atomic { FAULT && link -> faults++; link = 0; late = late || asks; asks = 0; answer = 0 }
+	:: atomic { !link -> link = 1 }
+	:: atomic { FAULT && !sboot -> faults++; sboot = 1; sp = 0; svm = OFF; sl = sld; answer = 0;
+		live[0] = 0; live[1] = 0; talks[0] = 0; talks[1] = 0; open[0] = 0; open[1] = 0 }
+	:: atomic { FAULT && !tboot -> faults++; tboot = 1; tp = 0; tvm = OFF; tl = tld; starts = 0; asks = 0; late = 0; answer = 0 }
+	od
+}
+
+active proctype Main() {
+	c_code { now.broken = getenv("BROKEN") ? atoi(getenv("BROKEN")) : 0; };
+	atomic {
+		run Source(); run Target(); run Faults()
+	}
+	timeout;
+	assert((ALL(open) && !ANY(taken)) || (ALL(taken) && !ANY(open)));
+	assert(svm == RUN || tvm == RUN || (sboot && ALL(open)) || (tboot && ALL(taken)))
+}

@@ -1,0 +1,35 @@
+#!/bin/bash
+# SPDX-License-Identifier: BSD-3-Clause
+# A whole machine moves to a host that shares no storage with its own, and back: a real Linux with two
+# disks, by its memory and both of them, in one pause; no record is lost, and no request fails. $ROUNDS
+# there and back, by default one, LONG=1: 20.
+# shellcheck source-path=SCRIPTDIR source=machine.bash
+. "$(dirname "$0")/machine.bash"
+
+need_machine
+rounds=${ROUNDS:-${LONG:+20}}
+pauses=()
+
+# goes FROM TO [OPTION…]: it moves, is there alone, has lost nothing, and was stopped once.
+goes() {
+	check "it is watched" watch
+	check "$1 to $2: it moves" move "$1" "$2" "${@:3}"
+	[ "$lib_failed" -eq 0 ] || exit
+	pauses+=("$(sed -n 's/.*stopped for \(.*\), once.*/\1/p' "$dir/out")")
+	check "it runs there" wait_for 10 machine_is "$2" running
+	check "its disks are there, and nowhere else" wait_for 20 only_on "$2" "$1"
+	check "its guest goes on" goes_on
+	check "nothing is lost" sound_machine "$2"
+	check "$1 knows where it is" grep_out "on host host-$2" bm_on "$1" machine list
+	check "it was stopped once, and its QEMU on $1 is gone" stopped_once
+	echo "# its pause: $(bm_on "$1" machine show vm --json | jq -c .last.pause)"
+}
+grep_out() { "${@:2}" | grep "$1"; }
+
+
+machine_up
+for _ in $(seq "${rounds:-1}"); do
+	goes a b
+	goes b a
+done
+echo "# pauses: ${pauses[*]}"
