@@ -469,6 +469,8 @@ static int machine(const struct request *q, const char *name)
 		return cli_usage(q->cli, "migrate %s: --to HOST is wanted", name);
 	if (q->into && *q->into != '/')
 		return cli_usage(q->cli, "--into %s: an absolute path is wanted", q->into);
+	if (q->shared)
+		return cli_usage(q->cli, "--shared goes with \"migrate arm\" alone");
 	return cli_migrate_machine(q->cli, name, q->to,
 				   json_pack("{s:s* s:b s:b s:I s:I}", "into", q->into, "overwrite",
 					     (int)q->overwrite, "rehearse", (int)q->rehearse,

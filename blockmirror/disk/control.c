@@ -512,7 +512,7 @@ static const struct bm_rpc_table methods[] = {
 	{"claim", beside_claim},
 	{"let-go", beside_let_go},
 	{"upgrade", upgrade_begin},
-	{"offer", yield_offer},
+	{"offer", offer_method},
 	{"yield", yield_begin},
 	{"arm", promote_arm},
 	{"take", promote_take},

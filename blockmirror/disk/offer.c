@@ -191,6 +191,54 @@ void offer_withdraw(struct disk *d)
 		offer_begin(d, NULL, &ended, NULL);
 }
 
+/* until 0: it is withdrawn. */
+void offer_method(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	struct disk *d = arg;
+	const char *to = NULL, *group = NULL;
+	struct bm_error error = {0};
+	json_int_t until = 0;
+	int returns = 0, shared = 0;
+
+	if (json_unpack(params, "{s:s s:I s?b s?b s?s}", "to", &to, "until", &until, "returns",
+			&returns, "shared", &shared, "group", &group) ||
+	    until < 0)
+		bm_fail(&error, BM_E_USAGE, "to (a host) and until (ns since 1970) are wanted");
+	else if (d->yield)
+		bm_fail(&error, BM_E_BUSY, "disk %s is just being passed on", d->name);
+	else if (d->record.role != BM_ROLE_ACTIVE)
+		bm_fail(&error, BM_E_RETIRED, "disk %s is on host %s", d->name, d->record.peer);
+	else if (d->move)
+		move_allows(d, NULL, &error);
+	else if (until && shared && remote_is(d->record.uri))
+		bm_fail(&error, BM_E_USAGE,
+			"disk %s has its storage on another host: there is nothing to share",
+			d->name);
+	else if (until && shared && job_runs(d->job))
+		bm_fail(&error, BM_E_BUSY,
+			"disk %s is being moved, or can still be undone: release it first",
+			d->name);
+	else if (until && !shared && !yield_is_on(d, to) && !back_is_pair(d, to))
+		bm_fail(&error, BM_E_NOT_READY,
+			"disk %s has its storage not on host %s: relocate it there first", d->name,
+			to);
+	if (error.code)
+		bm_rpc_fail(call, &error);
+	else if (until && shared)
+		witness_take(d, call,
+			     &(struct offer){.host = (char *)to,
+					     .until = (uint64_t)until,
+					     .group = (char *)group,
+					     .shared = true});
+	else
+		offer_begin(d, call,
+			    &(struct offer){.host = (char *)to,
+					    .until = (uint64_t)until,
+					    .group = (char *)group,
+					    .returns = returns},
+			    NULL);
+}
+
 void offer_close(struct disk *d)
 {
 	const struct bm_error error = {BM_E_INTERRUPTED, "the disk's process ends"};

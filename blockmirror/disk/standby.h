@@ -32,6 +32,7 @@ void offer_remove(const struct disk *disk);
 void offer_begin(struct disk *disk, struct bm_rpc_call *call, const struct offer *offer,
 		 json_t *result);
 void offer_withdraw(struct disk *disk);
+bm_rpc_method offer_method;
 void offer_close(struct disk *disk);
 
 /*
@@ -53,7 +54,7 @@ uint8_t *back_map(const struct disk *disk, uint64_t generation);
 int back_take(struct disk *disk, uint8_t *map, uint64_t generation, struct bm_error *error);
 
 /* yield.c */
-bm_rpc_method yield_begin, yield_offer;
+bm_rpc_method yield_begin;
 void yield_clients_changed(void *arg); /* of the disk: one that was passed on ends with the last */
 void yield_close(struct disk *disk);
 

@@ -64,7 +64,7 @@ bool back_is_pair(const struct disk *d, const char *host)
 	return false;
 }
 
-void yield_offer(void *arg, struct bm_rpc_call *call, json_t *params)
+void offer_method(void *arg, struct bm_rpc_call *call, json_t *params)
 {
 	daemon_adopt(arg, call, params);
 }

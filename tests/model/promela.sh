@@ -38,10 +38,10 @@ noticed() {
 }
 
 for model in ${MODELS:-switch map handover wayback shared move}; do
-	check "$model: it can be explored" prepare $model
-	check "$model: everything holds, whoever dies when" holds $model
+	check "$model: it can be explored" prepare "$model"
+	check "$model: everything holds, whoever dies when" holds "$model"
 	sed -n 's/.* \([0-9]* states, stored\)/# \1/p; s/^ *\([0-9]* states, stored\)/# \1/p' "$dir/report"
 	while read -r _ rule number _; do
-		check "$model: without \"$rule\" that is noticed" noticed $model "$number"
-	done < <(grep -E '^#define [a-z_]+ +[0-9]+ +/\*' tests/model/$model.pml)
+		check "$model: without \"$rule\" that is noticed" noticed "$model" "$number"
+	done < <(grep -E '^#define [a-z_]+ +[0-9]+ +/\*' "tests/model/$model.pml")
 done
