@@ -44,7 +44,7 @@ struct daemon {
 	struct peers *peers;
 	struct machines *machines;
 	struct moves *moves;
-	const char *hooks; /* folder of hooks, for machines that name none */
+	const char *machine_hooks; /* folder of hooks, for machines that name none */
 };
 
 /*

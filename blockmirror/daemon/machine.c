@@ -60,7 +60,7 @@ const char *machine_hooks(const struct daemon *d, const char *name)
 {
 	const char *hooks = text_of(machine_find(d, name), "hooks");
 
-	return hooks ? hooks : d->hooks;
+	return hooks ? hooks : d->machine_hooks;
 }
 
 /* Files */

@@ -9,7 +9,7 @@
 
 #include "blockmirror/daemon/peer.h"
 
-#define HOOKS_DEFAULT "/etc/blockmirror/hooks"
+#define MACHINE_HOOKS "/etc/blockmirror/hooks"
 
 /* machine.c */
 int machines_open(struct daemon *d, struct bm_error *error);

@@ -42,8 +42,8 @@ static const char help[] =
 	"                   had died, to have a machine go on that was stopped for it; default: "
 	"what\n"
 	"                   asks libvirt; none: nothing\n"
-	"  --hooks DIR      for machines that come here and name none of their own (default\n"
-	"                   " HOOKS_DEFAULT ")\n"
+	"  --machine-hooks DIR  for machines that come here and name none of their own (default\n"
+	"                   " MACHINE_HOOKS ")\n"
 	"  --help, --version\n"
 	"\n"
 	"\"blockmirror serve\" adds a disk. On SIGTERM it ends, and the disks go on.\n";
@@ -126,7 +126,7 @@ static void found(void *arg, const char *name, json_t *limits, json_t *received)
 struct arguments {
 	const char *run, *state, *resume_with;
 	struct peers_options peers;
-	const char *hooks;
+	const char *machine_hooks;
 };
 
 static int daemon_open(struct daemon *d, const struct arguments *args, struct bm_error *error)
@@ -187,7 +187,9 @@ static void daemon_close(struct daemon *d)
 static int serve(struct bm_loop *loop, const struct arguments *args)
 {
 	bm_free char *manager = getenv("NOTIFY_SOCKET") ? strdup(getenv("NOTIFY_SOCKET")) : NULL;
-	struct daemon d = {.loop = loop, .resume_with = args->resume_with, .hooks = args->hooks};
+	struct daemon d = {.loop = loop,
+			   .resume_with = args->resume_with,
+			   .machine_hooks = args->machine_hooks};
 	struct bm_error error = {0};
 	int r;
 
@@ -223,13 +225,13 @@ int main(int argc, char **argv)
 		{"bind", required_argument, NULL, 'b'},
 		{"tls-dir", required_argument, NULL, 't'},
 		{"resume-with", required_argument, NULL, 'R'},
-		{"hooks", required_argument, NULL, 'k'},
+		{"machine-hooks", required_argument, NULL, 'k'},
 		{"help", no_argument, NULL, 'h'},
 		{"version", no_argument, NULL, 'V'},
 		{0},
 	};
 	struct arguments args = {
-		.run = bm_run_dir(), .state = bm_state_dir(), .hooks = HOOKS_DEFAULT};
+		.run = bm_run_dir(), .state = bm_state_dir(), .machine_hooks = MACHINE_HOOKS};
 	struct signals signals = {.signals.run = on_signal};
 	struct bm_loop *loop;
 	int c, status;
@@ -259,7 +261,7 @@ int main(int argc, char **argv)
 			args.resume_with = optarg;
 			break;
 		case 'k':
-			args.hooks = optarg;
+			args.machine_hooks = optarg;
 			break;
 		case 'h':
 			fputs(help, stdout);

@@ -19,13 +19,13 @@ refused() {
 	wait_for 5 test -S "$dir/false.qmp"
 	check_fails "who answers is no QEMU" 3 "E_QMP: .*not QEMU" bm_on a machine add other --qmp "$dir/false.qmp"
 	check_fails "a machine that is on no host can not be cancelled" 4 "is not being moved" bm_on a machine cancel vm
-	check "b is without hooks" restart_b --hooks "$dir/none"
+	check "b is without hooks" restart_b --machine-hooks "$dir/none"
 	check_fails "it takes no machine" 3 "E_ACCESS: host host-b does not take machines: it has no hook" move a b
 	check "b has its hooks again" restart_b
 	mkdir "$dir/hooks"
 	printf '#!/bin/sh\necho it cannot >&2\nexit 3\n' >"$dir/hooks/start-target"
 	chmod +x "$dir/hooks/start-target"
-	check "b has one that fails" restart_b --hooks "$dir/hooks"
+	check "b has one that fails" restart_b --machine-hooks "$dir/hooks"
 	check_fails "nothing comes of it" 1 "E_IO: hook start-target of machine vm failed .status 3.: it cannot" move a b
 	check "b has its hooks again" restart_b
 	stays "after that"
