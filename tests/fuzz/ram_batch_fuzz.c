@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Frames and batches as another host sends them. The first byte: bit 0 a header, bit 1 zstd, bit 2 an
- * answer of a QEMU, else records. The next three are the weight that the batch is said to have.
+ * Frames and batches as another host sends them. The first byte: bit 0 a header, bit 1 zstd, bit 2
+ * an answer of a QEMU, else records. The next three are the weight that the batch is said to have.
  */
 #include <string.h>
 #include <zstd.h>
