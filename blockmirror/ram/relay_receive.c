@@ -23,7 +23,10 @@
 #include "blockmirror/ram/relay.h"
 #include "blockmirror/ram/stream.h"
 
-/* A QEMU that closes its side has loaded all, or died; which it was, the sender's soon tells. */
+/*
+ * A QEMU that has loaded all says SHUT and closes its side, and then waits for as long as it takes.
+ * One that closes it without has no return path, and the stream ends soon; or it has died.
+ */
 #define GRACE 2000000000ull
 
 struct bm_receiver {
@@ -44,6 +47,8 @@ struct bm_receiver {
 	uint64_t number, taken, batches, compressed;
 
 	uint8_t answer[BM_LINK_OWN];
+	struct bm_return answers;
+	bool loaded;          /* it has said SHUT */
 	uint64_t qemu_closed; /* when */
 	bool ended, answered, over, told_over, closed;
 	struct bm_error error;
@@ -115,11 +120,12 @@ static void refuse(struct bm_receiver *r, const struct bm_link *link, const char
 static void set_watch(struct bm_receiver *r)
 {
 	bool answers = r->back && !r->qemu_closed && bm_link_idle(r->back);
+	uint32_t events = answers ? EPOLLIN : 0;
 
-	if (!r->closed)
-		bm_watch_set(r->setup.loop, &r->watch, r->setup.qemu,
-			     (answers ? EPOLLIN : 0) |
-				     (r->out_at < r->builder.used ? EPOLLOUT : 0));
+	if (r->out_at < r->builder.used)
+		events |= EPOLLOUT;
+	if (!r->closed && events != r->watch.events)
+		bm_watch_set(r->setup.loop, &r->watch, r->setup.qemu, events);
 }
 
 static void write_out(struct bm_receiver *r)
@@ -139,6 +145,16 @@ static void write_out(struct bm_receiver *r)
 	}
 }
 
+/* What it says passes as it is; it is only listened for the SHUT. */
+static void listen_in(struct bm_receiver *r, size_t length)
+{
+	uint8_t scratch[BM_LINK_OWN + 16];
+	const uint8_t *data = r->answer;
+
+	bm_return_pass(&r->answers, &data, &length, scratch);
+	r->loaded |= r->answers.shut;
+}
+
 static void read_answer(struct bm_receiver *r)
 {
 	struct bm_ram_header header = {.type = BM_RAM_FRAME_BACK};
@@ -153,6 +169,7 @@ static void read_answer(struct bm_receiver *r)
 		r->qemu_closed = bm_loop_now(r->setup.loop);
 		return;
 	}
+	listen_in(r, (size_t)n);
 	header.length = header.plain = (uint32_t)n;
 	bm_link_send(r->back, &header, r->answer, false);
 }
@@ -366,7 +383,7 @@ static void on_tick(struct bm_timer *timer)
 		bm_link_beat(&r->links[i], BM_LINK_BEAT, r->setup.silence, r->hello_wait);
 	if (!r->over && waits_for_ever(r))
 		refuse(r, &r->links[0], "the batch that is next is on none of them");
-	if (r->qemu_closed && !r->ended && now - r->qemu_closed > GRACE)
+	if (r->qemu_closed && !r->loaded && !r->ended && now - r->qemu_closed > GRACE)
 		fail_qemu(r, ECONNRESET, "go on: it has closed its connection");
 }
 

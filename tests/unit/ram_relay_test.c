@@ -15,6 +15,7 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+#include "blockmirror/base/cap.h"
 #include "blockmirror/ram/link.h"
 #include "blockmirror/ram/record.h"
 #include "blockmirror/ram/relay_thread.h"
@@ -358,6 +359,96 @@ static void a_lost_connection_ends_all(void **state)
 		assert_non_null(strstr(b.from.error.text, "connection"));
 		both_close(&b);
 	}
+	free(in.data);
+}
+
+/* QEMU closes its side when it has loaded all; it may wait for the gate for as long as it takes. */
+static void a_target_that_has_loaded_all_may_close_its_side(void **state)
+{
+	struct bytes in = recorded(&all, "return");
+	struct both b;
+
+	(void)state;
+	both_begin(&b, 2, 65536);
+	b.setup.gate = true;
+	both_open(&b);
+	turn_until(&b, &in, b.out.used == in.used);
+	for (int i = 0; i < 16; i++) {
+		assert_int_equal(send(b.to.qemu, pong_and_shut + i, 1, 0), 1);
+		turns(&b, &in, 2);
+	}
+	shutdown(b.to.qemu, SHUT_WR);
+	turn_until(&b, &in, b.from.held);
+	turns(&b, &in, 2500);
+	assert_int_equal(b.from.failed + b.to.failed, 0);
+	bm_sender_open_gate(b.sender);
+	turn_until(&b, &in, b.back.used == 16);
+	close(b.from.qemu);
+	b.from.qemu = -1;
+	turn_until(&b, &in, b.from.done && b.to.done);
+	both_close(&b);
+}
+
+/* And one that closes it without a word is not waited for. */
+static void a_target_that_closes_its_side_early_ends_all(void **state)
+{
+	struct bytes in = recorded(&all, "return");
+	struct both b;
+
+	(void)state;
+	both_begin(&b, 2, 65536);
+	b.setup.gate = true;
+	both_open(&b);
+	turn_until(&b, &in, b.out.used == in.used);
+	assert_int_equal(send(b.to.qemu, pong_and_shut, 12, 0), 12);
+	shutdown(b.to.qemu, SHUT_WR);
+	both_fail(&b, BM_E_UNREACHABLE, BM_E_UNREACHABLE);
+	both_close(&b);
+}
+
+/* Two MiB a second for all of this host: four take almost two seconds, unless they get smaller. */
+static void the_cap_is_kept_and_then_batches_are_compressed(void **state)
+{
+	char run[] = "/tmp/blockmirror-ram.XXXXXX", path[64];
+	struct bm_relay_stats stats;
+	struct bytes in = {0};
+	uint64_t begun, ns;
+	struct both b;
+
+	(void)state;
+	assert_non_null(mkdtemp(run));
+	make_noise(&in, 1000);
+	for (int packed = 0; packed < 2; packed++) {
+		/* Then three quarters of each page are all the same. */
+		for (size_t i = 100; packed && i < in.used - 4200; i += 4104)
+			memset(in.data + i, 7, 3000);
+		both_begin(&b, 2, 65536);
+		assert_int_equal(bm_cap_open(run, &b.setup.cap), 0);
+		bm_cap_set(b.setup.cap, 2 << 20);
+		both_open(&b);
+		begun = now_ns();
+		turn_until(&b, &in, b.given == in.used);
+		close(b.from.qemu);
+		b.from.qemu = -1;
+		turn_until(&b, &in, b.from.done && b.to.done);
+		ns = now_ns() - begun;
+		same_as(&b, &in);
+		bm_sender_stats(b.sender, &stats);
+		printf("# %llu bytes on the wire, %llu of %llu batches compressed, %llu ms\n",
+		       (unsigned long long)stats.wire, (unsigned long long)stats.compressed,
+		       (unsigned long long)stats.batches, (unsigned long long)(ns / MS));
+		assert_true(ns > (stats.wire - 500000) * 1000 / (2 << 20) * MS);
+		if (packed)
+			assert_true(stats.compressed > 3 && stats.wire < in.used * 4 / 5);
+		else
+			assert_true(!stats.compressed && stats.wire > in.used - 10000 &&
+				    ns > 1600 * MS);
+		bm_cap_close(b.setup.cap);
+		both_close(&b);
+	}
+	snprintf(path, sizeof(path), "%s/cap", run);
+	unlink(path);
+	rmdir(run);
 	free(in.data);
 }
 
@@ -787,6 +878,9 @@ int main(void)
 		cmocka_unit_test(a_stream_without_a_gate_ends_when_it_ends),
 		cmocka_unit_test(no_more_is_taken_than_goes_on),
 		cmocka_unit_test(a_lost_connection_ends_all),
+		cmocka_unit_test(a_target_that_has_loaded_all_may_close_its_side),
+		cmocka_unit_test(a_target_that_closes_its_side_early_ends_all),
+		cmocka_unit_test(the_cap_is_kept_and_then_batches_are_compressed),
 		cmocka_unit_test(a_source_that_gives_up_is_not_taken_for_one_that_has_ended),
 		cmocka_unit_test(a_target_that_dies_ends_all),
 		cmocka_unit_test(what_is_dropped_is_seen_at_the_other_end),
