@@ -55,7 +55,7 @@ nothing_left() {
 	[ -z "$left" ] || { ls -lA "$states"/* "$BLOCKMIRROR_RUN_DIR/disks"; return 1; }
 	! pgrep -f "blockmirror-disk.*$dir" || return 1
 	lib_gone "$qemu" || { monitor query-named-block-nodes '{"flat":true}' >"$dir/nodes" &&
-		! grep -E '"node-name": "b[mp]-' "$dir/nodes"; }
+		! grep -oE '"node-name": "b[mp]-[^"]*"' "$dir/nodes"; }
 }
 has_node() { # a pattern
 	monitor query-named-block-nodes '{"flat":true}' | jq -r '.[]."node-name"' | grep -qE "$1"
