@@ -63,9 +63,9 @@ once() {
 }
 
 commands() { # MODE
-	local k status tried=0
-	for ((k = 1; k < 200; k++)); do
-		[ -n "${LONG:-}" ] || ((RANDOM % 12 == 0)) || continue
+	local k status tried=0 first=1 step=1
+	[ -n "${LONG:-}" ] || first=$((1 + RANDOM % 12)) step=12
+	for ((k = first; k < 200; k += step)); do
 		once "$1" $k >"$dir/told" 2>&1
 		status=$?
 		[ $status -ne 2 ] || break
@@ -84,6 +84,26 @@ check "a QEMU" qemu_idle -blockdev "driver=file,node-name=f0,filename=$dir/a/dis
 	-blockdev driver=raw,node-name=disk0,file=f0 -device virtio-blk-pci,id=vd0,drive=disk0 \
 	-blockdev "driver=file,node-name=bare-file,filename=$dir/a/bare.img" \
 	-device virtio-blk-pci,id=bare,drive=bare-file -drive "if=virtio,file=$dir/a/virt.qcow2"
-for drive in vd0 bare virtio0; do
-	for mode in before after refuse; do commands $mode; done
+# One of each with arguments: slip_qmp.sh vd0 after.
+for drive in ${1:-vd0 bare virtio0}; do
+	for mode in ${2:-before after refuse}; do commands "$mode"; done
 done
+
+# Nothing is asked just then: the job goes on, and QEMU has the disk back by another connection.
+lost_while_it_copies() {
+	local to=$dir/b job
+	[ "$(dirname "$(image_of vd0)")" = "$dir/a" ] || to=$dir/a
+	rm -f "$dir/via" "$to/disk.img"
+	io vd0 "write -P 77 0 6M" && start_proxy never 0 || return
+	log=$dir/first spawn "$bm" relocate --qmp "$dir/via" --drive vd0 "$to" --rate 2M
+	job=$pid
+	wait_for 30 test -e "$to/disk.img" || return
+	sleep 0.5
+	kill -USR1 "$proxy"
+	wait_for 60 lib_gone "$job" || return
+	lib_forget "$job"
+	wait "$job" || { cat "$dir/first"; return 1; }
+	stop "$proxy"
+	nothing_left && [ "$(image_of vd0)" = "$to/disk.img" ] && io vd0 "read -P 77 0 6M"
+}
+check "lost while it copies: it goes on to its end" lost_while_it_copies

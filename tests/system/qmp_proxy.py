@@ -8,10 +8,11 @@ At the NUMBER-th command of all that clients send:
     before   both connections are closed; QEMU has not heard of it
     after    QEMU has carried it out; they are closed instead of the answer
     refuse   the client is told an error; QEMU has not heard of it
-Prints which command that was. What comes later passes.
+Prints which command that was. What comes later passes. SIGUSR1 closes the connections of now.
 """
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -25,6 +26,8 @@ class Proxy:
             os.unlink(listen)
         self.listener.bind(listen)
         self.listener.listen(8)
+        self.now = ()
+        signal.signal(signal.SIGUSR1, lambda *_: self.end(*self.now))
 
     def run(self):
         while True:
@@ -39,6 +42,7 @@ class Proxy:
 
     def serve(self, client, upstream):
         """One after the other, as QEMU has it."""
+        self.now = (client, upstream)
         self.lost = None  # id of the command whose answer ends all
         down = threading.Thread(target=self.answers, args=(client, upstream), daemon=True)
         down.start()

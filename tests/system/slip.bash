@@ -35,7 +35,7 @@ boot() {
 		-chardev "stdio,id=console,signal=off,logfile=$console,logappend=on" -serial chardev:console \
 		-qmp "unix:$dir/qmp,server=on,wait=off" -qmp "unix:$dir/own,server=on,wait=off" "$@"
 	qemu=$pid
-	wait_for 60 ticked 50
+	wait_for 120 ticked 50
 }
 ticks() { grep -c ^TICK "$console"; }
 ticked() { [ "$(ticks)" -ge "$1" ]; }
