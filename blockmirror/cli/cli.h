@@ -179,6 +179,9 @@ int cli_hand_over(const struct cli *cli, const char *name);
 int cli_follow(const struct cli *cli, struct bm_client **client, const char *id, bool stop_in_sync,
 	       bool one_off, json_t **job);
 
+/* From now on SIGINT is not the end, but noted for cli_begin() and cli_follow(). */
+void cli_catch_interrupt(void);
+
 /* All is copied but what cannot be read, and was to be left out: it comes no further by itself. */
 bool cli_left_out(const json_t *job);
 

@@ -196,7 +196,7 @@ static json_t *number_of(const char *id)
 	return dot ? json_pack("{s:i}", "number", atoi(dot + 1)) : json_object();
 }
 
-static void catch_interrupt(void)
+void cli_catch_interrupt(void)
 {
 	const struct sigaction action = {.sa_handler = on_interrupt};
 
@@ -260,7 +260,7 @@ int cli_begin(const struct cli *cli, struct bm_client *client, const char *metho
 	struct bm_error error;
 	int r;
 
-	catch_interrupt();
+	cli_catch_interrupt();
 	r = bm_client_call(client, method, params, job, &error);
 	if (!r)
 		return 0;
@@ -310,7 +310,7 @@ int cli_follow(const struct cli *cli, struct bm_client **client, const char *id,
 	char phase[32] = "";
 	json_t *now = NULL;
 
-	catch_interrupt();
+	cli_catch_interrupt();
 	for (int n = 0;; n++) {
 		if (interrupted || (cli->care && cli->care->stop(cli->care->arg)))
 			return interrupt(cli, *client, id, one_off || cli->care, job);

@@ -51,21 +51,14 @@ enum {
 /* Steps that are their own end in QEMU, and may have been done before. */
 static void remove_node(struct slip *s, const char *node)
 {
-	if (s->qmp && *node)
-		bm_qmp_call(s->qmp, "blockdev-del", json_pack("{s:s}", "node-name", node), NULL,
-			    NULL);
+	struct bm_error ignored;
+
+	slip_qmp_remove(s, node, &ignored);
 }
 
-static int reopen(struct slip *s, const char *node, struct bm_error *error)
+static void say(const struct bm_error *error)
 {
-	int r;
-
-	bm_qmp_set_guard(s->qmp, slip_disk_guard, s);
-	r = bm_drive_exchange(s->qmp, slip_text(s, "node"), json_object_get(s->plan, "reopen"),
-			      node, error);
-	bm_qmp_set_guard(s->qmp, NULL, NULL);
-	s->doubt = r == -ETIMEDOUT || r == -ECONNRESET;
-	return r;
+	fprintf(stderr, "blockmirror: %s: %s\n", bm_code_name(error->code), error->text);
 }
 
 /* The node by which QEMU tries whether it can open a target. */
@@ -107,13 +100,19 @@ static int add_file(struct slip *s, const char *node, const char *path, bool pro
 static int try_open(struct slip *s, const char *path, struct bm_error *error)
 {
 	char node[NODE_NAME + 1];
+	struct bm_error lost;
 	int r;
 
 	probe_node(s, node);
 	remove_node(s, node);
 	r = add_file(s, node, path, true, error);
-	if (!r)
+	/* The connection: once more, by another one. */
+	if (r < 0 && bm_qmp_ended(s->qmp) && !slip_qmp_again(s, &lost)) {
 		remove_node(s, node);
+		r = add_file(s, node, path, true, error);
+	}
+	if (!r)
+		r = slip_qmp_remove(s, node, error);
 	return r;
 }
 
@@ -174,33 +173,57 @@ static int add_nbd(struct slip *s, struct bm_error *error)
  *
  * So there is a process until the node is gone, though nothing is written through it any more.
  */
-static void disconnect(struct slip *s)
+static int disconnect(struct slip *s, struct bm_error *error)
 {
 	const char *node = slip_text(s, "nbd_node");
-	struct bm_error error;
+	struct bm_error ignored;
+	int r = s->qmp ? bm_drive_has_node(s->qmp, node, error) : 0;
 
-	if (!s->qmp || bm_drive_has_node(s->qmp, node, &error) <= 0)
-		return;
-	if (slip_disk_ensure_beside(s, &error) < 0)
-		fprintf(stderr, "blockmirror: %s: %s\n", bm_code_name(error.code), error.text);
+	if (r <= 0)
+		return r;
+	if (slip_disk_ensure_beside(s, &ignored) < 0)
+		say(&ignored);
 	bm_qmp_set_guard(s->qmp, slip_disk_guard_beside, s);
-	remove_node(s, node);
-	bm_qmp_set_guard(s->qmp, NULL, NULL);
+	r = slip_qmp_remove(s, node, error);
+	if (s->qmp)
+		bm_qmp_set_guard(s->qmp, NULL, NULL);
+	return r;
 }
 
-/* The guest is in QEMU: nothing of ours stays. */
-static void undo(struct slip *s)
+/*
+ * The guest is in QEMU: nothing of ours stays. When QEMU cannot be asked, or the process does not
+ * end, the plan does: who comes next begins here.
+ */
+static int undo(struct slip *s, struct bm_error *error)
 {
 	char probe[NODE_NAME + 1];
+	int r = slip_qmp_again(s, error);
+
+	if (!r) {
+		probe_node(s, probe);
+		r = slip_qmp_remove(s, probe, error);
+	}
+	if (!r)
+		r = disconnect(s, error);
+	if (!r || r == -ENOENT)
+		r = slip_disk_stop(s, error);
+	if (!r)
+		slip_forget(s);
+	return r;
+}
+
+/* What is left is nothing that the guest misses. */
+static void undo_or_say(struct slip *s)
+{
 	struct bm_error error;
 
-	probe_node(s, probe);
-	remove_node(s, probe);
-	disconnect(s);
-	if (slip_disk_stop(s, &error) < 0)
-		fprintf(stderr, "blockmirror: %s: %s\n", bm_code_name(error.code), error.text);
-	else
-		slip_forget(s);
+	if (undo(s, &error) < 0) {
+		say(&error);
+		fprintf(stderr,
+			"blockmirror: something is left of disk %s, on which no guest is; "
+			"'blockmirror hand-back %s' removes it\n",
+			s->name, s->name);
+	}
 }
 
 /* From when on the guest is on our disk. */
@@ -231,15 +254,15 @@ int slip_adopt(struct slip *s, const char *qmp, const char *drive_name,
 	if (!r)
 		r = add_nbd(s, error);
 	if (!r)
-		r = reopen(s, slip_text(s, "nbd_node"), error);
+		r = slip_qmp_exchange(s, slip_text(s, "nbd_node"), true, error);
 	if (r < 0) {
 		if (!s->doubt)
-			undo(s);
+			undo_or_say(s);
 		return r;
 	}
 	r = make_ours(s, error);
 	if (r < 0 && slip_hand_back(s, &path, &back) < 0)
-		fprintf(stderr, "blockmirror: %s: %s\n", bm_code_name(back.code), back.text);
+		say(&back);
 	return r;
 }
 
@@ -282,7 +305,7 @@ static int exchange(struct slip *s, const char *node, struct bm_error *error)
 
 		r = bm_client_call(s->disk, "let-go", NULL, NULL, error);
 		if (!r)
-			r = reopen(s, node, error);
+			r = slip_qmp_exchange(s, node, false, error);
 		if (!r || s->doubt || (!slip_disk_gone(s) && s->starts == starts))
 			return r;
 		r = slip_disk_ensure(s, error);
@@ -295,7 +318,7 @@ static int exchange(struct slip *s, const char *node, struct bm_error *error)
 int slip_hand_back(struct slip *s, char **path, struct bm_error *error)
 {
 	char node[NODE_NAME + 1];
-	struct bm_error ignored;
+	struct bm_error other;
 	int r = slip_disk_ensure(s, error);
 
 	file_node(s, node);
@@ -309,13 +332,15 @@ int slip_hand_back(struct slip *s, char **path, struct bm_error *error)
 		return r;
 	r = exchange(s, node, error);
 	if (r < 0 && !s->doubt) {
-		if (!slip_disk_ensure(s, &ignored))
-			bm_client_call(s->disk, "claim", NULL, NULL, NULL);
+		/* Its locks, which it has let go. */
+		if (slip_disk_ensure(s, &other) < 0 ||
+		    bm_client_call(s->disk, "claim", NULL, NULL, &other) < 0)
+			say(&other);
 		remove_node(s, node);
 	}
 	if (r < 0)
 		return r;
-	undo(s); /* steps 4 to 6 are the same for one who never came to have it */
+	undo_or_say(s); /* steps 4 to 6 are the same for one who never came to have it */
 	return 0;
 }
 
@@ -393,7 +418,10 @@ int slip_settle(struct slip *s, char **path, struct bm_error *error)
 		if (!r && (r = make_ours(s, error)) == -EBUSY)
 			r = 0;
 	} else if (place == SLIP_NOWHERE) {
-		r = give_up(s, error);
+		/* A device that was unplugged has left its node, connected. */
+		r = disconnect(s, error);
+		if (!r)
+			r = give_up(s, error);
 	}
 	if (!r && place != SLIP_ON_DISK) {
 		*path = image_path(s);
@@ -404,7 +432,7 @@ int slip_settle(struct slip *s, char **path, struct bm_error *error)
 				    s->name, *path, child.path, s->folder);
 	}
 	if (!r && place != SLIP_ON_DISK)
-		undo(s);
+		r = undo(s, error);
 	bm_child_clear(&child);
 	return r < 0 ? r : place;
 }

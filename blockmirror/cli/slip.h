@@ -8,6 +8,7 @@
  *   slip_plan.c  the plan, a small file beside the disk's record, from before the first step on
  *                until after the last
  *   slip_disk.c  the disk's process
+ *   slip_qmp.c   QEMU, also after the connection was lost
  *   slip_cmd.c   the commands
  *
  * QEMU's own graph says where its guest is: nothing here remembers that. The plan only says what
@@ -31,7 +32,7 @@ enum slip_place {
 
 struct slip {
 	const struct cli *cli;
-	struct bm_qmp *qmp; /* NULL: QEMU has ended */
+	struct bm_qmp *qmp; /* NULL: QEMU has ended. It may be lost: slip_qmp_again() */
 	char *name;         /* of the disk; NULL: there is no plan */
 	char *folder;       /* STATE/disks/NAME */
 	int lock;           /* of the plan: one command at a time; 0: none */
@@ -68,6 +69,21 @@ int slip_settle(struct slip *s, char **path, struct bm_error *error);
 
 /* Whether QEMU can open path, to write; a file gets the owner and mode of the image first. */
 int slip_probe(struct slip *s, const char *path, struct bm_error *error);
+
+/* slip_qmp.c */
+
+/*
+ * Connects again if the connection was lost. 0: it is there. -ENOENT: QEMU has ended, and s->qmp is
+ * NULL. Others: it is not known, since somebody else is connected.
+ */
+int slip_qmp_again(struct slip *s, struct bm_error *error);
+/* blockdev-del; that there is no such node, or that it is in use, is no error. */
+int slip_qmp_remove(struct slip *s, const char *node, struct bm_error *error);
+/*
+ * bm_drive_exchange() of the plan's drive. When the connection is lost meanwhile QEMU's graph says
+ * what has become of it; s->doubt: it could not be asked. beside: as of slip_disk_ensure_beside().
+ */
+int slip_qmp_exchange(struct slip *s, const char *node, bool beside, struct bm_error *error);
 
 /* slip_plan.c */
 char *slip_new_name(const char *drive);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* adopt, hand-back, relocate --qmp */
 #include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,6 +25,19 @@ static int take(int option, const char *value, void *arg)
 
 	*(option == OPT_QMP ? &a->qmp : option == OPT_DRIVE ? &a->drive : &a->name) = value;
 	return 0;
+}
+
+/*
+ * An interrupt is heard while a job is followed. Before and after, what is begun is a matter of
+ * moments, and half of it is no good to anybody.
+ */
+static void hold_interrupt(bool hold)
+{
+	sigset_t interrupt;
+
+	sigemptyset(&interrupt);
+	sigaddset(&interrupt, SIGINT);
+	sigprocmask(hold ? SIG_BLOCK : SIG_UNBLOCK, &interrupt, NULL);
 }
 
 static bool is_gone(int r)
@@ -169,6 +183,7 @@ int cmd_adopt(struct cli *cli, int argc, char **argv)
 		r = check_asked(&a);
 	if (r)
 		return r < 0 ? 0 : r;
+	hold_interrupt(true);
 	r = begin(&s, &a, false, &path, &error);
 	if (r == SLIP_IN_QEMU)
 		r = adopt(&s, &a, NULL, &error);
@@ -214,6 +229,7 @@ int cmd_hand_back(struct cli *cli, int argc, char **argv)
 		return r < 0 ? 0 : r;
 	if (!a.qmp)
 		a.name = argv[optind];
+	hold_interrupt(true);
 	r = begin(&s, &a, !a.qmp, &path, &error);
 	if (r >= 0 && !s.plan)
 		r = bm_fail(&error, BM_E_NOT_FOUND,
@@ -234,8 +250,9 @@ int cmd_hand_back(struct cli *cli, int argc, char **argv)
 static bool qemu_ended(void *arg)
 {
 	struct slip *s = arg;
+	struct bm_error ignored;
 
-	return bm_qmp_ended(s->qmp);
+	return slip_qmp_again(s, &ignored) == -ENOENT;
 }
 
 /* The new process does not know that the job was told to switch over. */
@@ -298,10 +315,12 @@ static int start_job(struct slip *s, const char *target, json_t *params, json_t 
 	r = path ? slip_probe(s, path, error)
 		 : bm_fail(error, BM_E_UNSUPPORTED,
 			   "a file or a block device is wanted: QEMU gets it back");
-	if (!r)
+	if (!r) {
 		r = bm_client_call(s->disk, "switch", NULL, NULL, error);
-	if (r == -ECONNRESET) /* its process has died: there is time for that, and another one */
-		r = 0;
+		if (r ==
+		    -ECONNRESET) /* its process has died: there is time for that, and another one */
+			r = 0;
+	}
 	if (r < 0)
 		bm_client_call(s->disk, "job.cancel", NULL, NULL, NULL);
 	return r;
@@ -310,12 +329,12 @@ static int start_job(struct slip *s, const char *target, json_t *params, json_t 
 /* QEMU gets it back, or has ended. */
 static int end(struct slip *s, char **path, struct bm_error *error)
 {
-	int r;
+	int r = slip_qmp_again(s, error);
 
-	if (!bm_qmp_ended(s->qmp))
+	if (!r)
 		return slip_hand_back(s, path, error);
-	bm_qmp_close(s->qmp);
-	s->qmp = NULL;
+	if (r != -ENOENT)
+		return r;
 	r = slip_settle(s, path, error);
 	return r < 0 ? r : machine_ended(slip_text(s, "qmp"), *path, error);
 }
@@ -344,7 +363,10 @@ static int follow(struct cli *cli, struct slip *s, const char *id)
 	int r, ended;
 
 	cli->care = &care;
+	cli_catch_interrupt();
+	hold_interrupt(false);
 	r = cli_follow(cli, &s->disk, id, false, false, &job);
+	hold_interrupt(true);
 	cli->care = NULL;
 	ended = end(s, &path, &error);
 	if (!r && job)
@@ -392,6 +414,7 @@ int cli_relocate_slipped(struct cli *cli, const char *qmp, const char *drive, co
 
 	if (r)
 		return r;
+	hold_interrupt(true);
 	r = there ? begin(&s, &a, false, &path, &error)
 		  : bm_fail(&error, BM_E_UNSUPPORTED,
 			    "%s: a file or a block device is wanted: QEMU gets it back", target);

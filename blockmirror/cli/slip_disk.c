@@ -121,11 +121,12 @@ static void wait_end(struct slip *s)
 {
 	for (int waited = 0; waited < END_MS && !slip_disk_gone(s); waited += STEP_MS)
 		poll(NULL, 0, STEP_MS);
+	/* One that hangs in the kernel is not waited for. */
+	if (s->pid > 0)
+		waitpid(s->pid, NULL, slip_disk_gone(s) ? 0 : WNOHANG);
+	s->pid = 0;
 	bm_client_close(s->disk);
 	s->disk = NULL;
-	if (s->pid > 0)
-		waitpid(s->pid, NULL, 0);
-	s->pid = 0;
 }
 
 int slip_disk_stop(struct slip *s, struct bm_error *error)

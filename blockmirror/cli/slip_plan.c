@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "blockmirror/base/cleanup.h"
@@ -66,22 +67,38 @@ static json_t *read_plan(const char *folder)
 	return path && !bm_read_text(path, LARGEST, &text) ? json_loads(text, 0, NULL) : NULL;
 }
 
-/* The lock is the folder's own descriptor with another one's type: the disk's process has flock. */
+/*
+ * The lock is the plan's own descriptor. A plan whose name is gone, or another one's, when it is
+ * locked was carried to its end meanwhile: -ENOENT.
+ */
 static int lock_plan(struct slip *s, struct bm_error *error)
 {
 	struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
 	bm_free char *path = file_in(s->folder, "slip");
-	int fd = path ? open(path, O_RDWR | O_CLOEXEC) : -1;
+	bm_close int fd = path ? open(path, O_RDWR | O_CLOEXEC) : -1;
+	struct stat held, named;
 
 	if (fd < 0)
 		return bm_fail_errno(error, path ? errno : ENOMEM, "%s", s->folder);
-	if (fcntl(fd, F_OFD_SETLK, &lock) < 0) {
-		close(fd);
+	if (fcntl(fd, F_OFD_SETLK, &lock) < 0)
 		return bm_fail(error, BM_E_BUSY, "another command works on disk %s just now",
 			       s->name);
-	}
-	s->lock = fd;
+	if (fstat(fd, &held) < 0 || stat(path, &named) < 0 || held.st_ino != named.st_ino)
+		return bm_fail(error, BM_E_NOT_FOUND, "disk %s was handed back just now", s->name);
+	s->lock = bm_steal_fd(fd);
 	return 0;
+}
+
+/* As it is now that nobody else works on it. */
+static int take_plan(struct slip *s, struct bm_error *error)
+{
+	int r = lock_plan(s, error);
+
+	json_decref(s->plan);
+	s->plan = r ? NULL : read_plan(s->folder);
+	if (!r && !s->plan)
+		r = bm_fail(error, BM_E_RECORD, "%s/slip cannot be read", s->folder);
+	return r;
 }
 
 static bool is_for(const json_t *plan, const char *qmp, const char *drive)
@@ -131,7 +148,12 @@ int slip_plan_find(struct slip *s, const char *name, const char *qmp, const char
 	} else {
 		r = find_by_drive(s, qmp, drive, error);
 	}
-	return r ? r : lock_plan(s, error);
+	if (!r && (r = take_plan(s, error)) == -ENOENT) {
+		free(s->name);
+		free(s->folder);
+		s->name = s->folder = NULL;
+	}
+	return r;
 }
 
 int slip_plan_write(struct slip *s, struct bm_error *error)

@@ -35,7 +35,7 @@ boot() {
 		-chardev "stdio,id=console,signal=off,logfile=$console,logappend=on" -serial chardev:console \
 		-qmp "unix:$dir/qmp,server=on,wait=off" -qmp "unix:$dir/own,server=on,wait=off" "$@"
 	qemu=$pid
-	wait_for 60 ticked 50
+	wait_for 120 ticked 50
 }
 ticks() { grep -c ^TICK "$console"; }
 ticked() { [ "$(ticks)" -ge "$1" ]; }
@@ -55,7 +55,7 @@ nothing_left() {
 	[ -z "$left" ] || { ls -lA "$states"/* "$BLOCKMIRROR_RUN_DIR/disks"; return 1; }
 	! pgrep -f "blockmirror-disk.*$dir" || return 1
 	lib_gone "$qemu" || { monitor query-named-block-nodes '{"flat":true}' >"$dir/nodes" &&
-		! grep -E '"node-name": "b[mp]-' "$dir/nodes"; }
+		! grep -oE '"node-name": "b[mp]-[^"]*"' "$dir/nodes"; }
 }
 has_node() { # a pattern
 	monitor query-named-block-nodes '{"flat":true}' | jq -r '.[]."node-name"' | grep -qE "$1"

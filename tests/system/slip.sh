@@ -31,6 +31,20 @@ interrupted() {
 	[ $status -eq 130 ] && [ ! -e "$dir/b/late.img" ]
 }
 
+# Ctrl-C before there is a job: the disk's process starts just now. Ctrl-C is heard when it can be.
+interrupted_early() {
+	local status
+	spawn "$bm" relocate --qmp "$dir/qmp" --drive vd0 "$dir/b/late.img" --rate 64k
+	wait_for 10 has_plan
+	kill -INT "$pid"
+	wait "$pid"
+	status=$?
+	lib_forget "$pid"
+	tail -n 2 "$dir/log"
+	[ $status -eq 130 ] && [ ! -e "$dir/b/late.img" ]
+}
+has_plan() { compgen -G "$states/*/slip" >/dev/null; }
+
 export GUEST_LOAD=512
 if have busybox && fixtures/guest/build.sh "$cache" >"$dir/out" 2>&1; then
 	truncate -s 64M "$dir/a/disk.img"
@@ -49,6 +63,9 @@ if have busybox && fixtures/guest/build.sh "$cache" >"$dir/out" 2>&1; then
 	check "the source is gone" test ! -e "$dir/b/disk.img"
 	check "the guest goes on" goes_on
 	check "interrupted, it is where it was" interrupted
+	check "nothing is left" nothing_left
+	check "QEMU has it" qemu_has "$dir/a/disk.img"
+	check "interrupted before it copies, too" interrupted_early
 	check "nothing is left" nothing_left
 	check "QEMU has it" qemu_has "$dir/a/disk.img"
 	check "in halves: adopt" "$bm" adopt --qmp "$dir/qmp" --drive vd0 --name web

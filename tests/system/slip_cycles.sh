@@ -94,6 +94,7 @@ try() {
 	image=$(monitor query-named-block-nodes '{"flat":true}' | jq -r '.[] | select(."node-name" == "f0").file')
 	check "$name: QEMU has it" locked "$image"
 	check "$name: the guest ends in good order" end_guest
+	echo "# $(ticks) records"
 	case $kind in qcow2 | linked) check "$name: qemu-img check" qemu-img check -q -f qcow2 "$image" ;; esac
 	if [ "$kind" = qcow2 ]; then
 		check "$name: the snapshot is what it was" snapshot_kept "$image"

@@ -74,7 +74,14 @@ check "a device without a format node" goes_round bare plain.img
 check "its node's name will do, too" "$bm" relocate --qmp "$dir/qmp" --drive plain "$dir/a"
 check "a SCSI device without one" goes_round sd sd.img
 graph >"$dir/graph.2"
-check "what has names is built as it was" cmp "$dir/graph.1" "$dir/graph.2"
+unplugged() { [ "$(found sd)" = null ]; }
+taken_back() { "$bm" hand-back sd | grep "the disk is on $dir/b/sd.img"; }
+check "the SCSI disk is adopted" "$bm" adopt --qmp "$dir/qmp" --drive sd --name sd
+check "and unplugged" monitor device_del '{"id":"sd"}'
+check "it is gone" wait_for 10 unplugged
+check "what is left is taken back, and it is said where the disk is" taken_back
+check "nothing is left" nothing_left
+check "what has names was built as before" cmp "$dir/graph.1" "$dir/graph.2"
 stop "$qemu"
 
 # As a guest has it, with an I/O thread.
