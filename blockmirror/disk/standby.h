@@ -59,8 +59,8 @@ void yield_take_back(struct disk *disk);
 
 /*
  * move.c: a disk of a machine that moves. find: blocks; has_port: for a standby. fences: it is not
- * known yet where it is. is: that one. keeps: its copy stays here. allows: what that move (NULL: somebody else)
- * wants of it.
+ * known yet where it is. is: that one. keeps: its copy stays here. allows: what that move (NULL:
+ * somebody else) wants of it.
  */
 int move_find(struct disk *disk, bool has_port, struct bm_error *error);
 bool move_fences(const struct disk *disk);
