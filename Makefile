@@ -160,6 +160,7 @@ install: all
 	install $(BUILD)/blockmirror-move $(DESTDIR)$(sbindir)
 	install $(BUILD)/blockmirror-nbd $(DESTDIR)$(sbindir)
 	install $(BUILD)/blockmirrord $(DESTDIR)$(sbindir)
+	install -D etc/hooks/qemu/start-target $(DESTDIR)$(prefix)/share/blockmirror/hooks/qemu/start-target
 	install -D etc/libvirt/qemu.d/blockmirror $(DESTDIR)$(sysconfdir)/libvirt/hooks/qemu.d/blockmirror
 	sed 's|@sbindir@|$(sbindir)|' etc/blockmirrord.service >$(DESTDIR)$(unitdir)/blockmirrord.service
 	install -m 644 $(BUILD)/libblockmirror.a $(DESTDIR)$(libdir)

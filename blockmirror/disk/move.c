@@ -337,6 +337,21 @@ static void goes(struct bm_timer *timer)
 	bm_loop_stop(d->loop);
 }
 
+/* Nothing of it is here; its VMM, which ends, is still connected. */
+static void is_retired(struct moving *m)
+{
+	struct disk *d = m->disk;
+
+	free(d->record.peer);
+	d->record.peer = bm_need(strdup(d->move->to));
+	d->record.role = BM_ROLE_RETIRED;
+	d->record.generation = d->generation;
+	yield_take_back(d);
+	move_clear(d);
+	end(m);
+	yield_retire(d);
+}
+
 static void followed(struct bm_work *work)
 {
 	struct moving *m = bm_container(work, struct moving, work);
@@ -349,6 +364,10 @@ static void followed(struct bm_work *work)
 		return;
 	}
 	bm_rpc_reply(call, json_pack("{s:b}", "passed", m->result));
+	if (m->result && !d->move->keep) {
+		is_retired(m);
+		return;
+	}
 	if (m->result) {
 		bm_log(BM_LOG_NOTICE, "%s: host %s has the disk, and its machine", d->name,
 		       d->move->to);

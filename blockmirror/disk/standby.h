@@ -61,6 +61,7 @@ void yield_close(struct disk *disk);
 /* Whether its storage is there. take_back: one that a machine's move has fenced goes on. */
 bool yield_is_on(const struct disk *disk, const char *host);
 void yield_take_back(struct disk *disk);
+void yield_retire(struct disk *disk); /* its record says so */
 
 /*
  * move.c: a disk of a machine that moves. find: blocks; has_port: for a standby. fences: it is not

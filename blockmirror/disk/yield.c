@@ -135,22 +135,27 @@ void yield_clients_changed(void *arg)
 		(void)bm_timer_set(d->loop, &d->retired_timer, bm_loop_now(d->loop) + LAST_CALL);
 }
 
+void yield_retire(struct disk *d)
+{
+	bm_log(BM_LOG_NOTICE, "%s: host %s has the disk, by generation %" PRIu64, d->name,
+	       d->record.peer, d->record.generation);
+	gate_set_role(d->gate, GATE_RETIRED);
+	storage_set_roles(d);
+	offer_clear(d);
+	bm_rpc_notify(d->rpc, "role",
+		      json_pack("{s:s s:s s:s}", "name", d->name, "role", "retired", "peer",
+				d->record.peer));
+	d->retired_timer.run = last_call;
+	yield_clients_changed(d);
+}
+
 static void retired(struct yield *y)
 {
 	struct disk *d = y->disk;
 
-	bm_log(BM_LOG_NOTICE, "%s: host %s has the disk, by generation %" PRIu64, d->name, y->to,
-	       d->record.generation);
-	gate_set_role(d->gate, GATE_RETIRED);
-	storage_set_roles(d);
-	offer_clear(d);
 	answer(y, NULL);
-	bm_rpc_notify(d->rpc, "role",
-		      json_pack("{s:s s:s s:s}", "name", d->name, "role", "retired", "peer",
-				d->record.peer));
 	yield_free(y);
-	d->retired_timer.run = last_call;
-	yield_clients_changed(d);
+	yield_retire(d);
 }
 
 /* What is asked of the storage still, by a guest that flushes, ends first. */

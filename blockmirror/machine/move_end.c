@@ -164,7 +164,10 @@ bool source_commit(struct source *s, struct bm_error *error)
 	}
 }
 
-/* Its VMM here has nothing to do any more. */
+/*
+ * Its VMM here has nothing to do any more. Its last flush needs disks that know where they are:
+ * storage on the other host is closed to them by now.
+ */
 static void release(struct source *s)
 {
 	uint64_t end = move_now() + RELEASE;
@@ -212,8 +215,8 @@ void source_done(struct source *s)
 		move_must_log(s->m, BM_MOVE_DONE);
 	move_step(s->m, "done");
 	move_phase(s->m, "finishing");
-	release(s);
 	disks_leave(s);
+	release(s);
 	move_step(s->m, "left");
 	while (call_anew(s, "done", NULL, TELL, NULL, &error) < 0) {
 		json_t *result = NULL;

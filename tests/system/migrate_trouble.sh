@@ -133,6 +133,23 @@ nowhere() {
 }
 gate() { on a show "$1" .gate; }
 
+# A disk whose storage is on b already, and served by a.
+storage_there() {
+	mkdir -p "$(in_store b sub)"
+	check "disk1 has its storage on b" bm_on a relocate disk1 "bm://host-b$store/sub/" --guest-latency off
+	check "its guest goes on" goes_on
+	check "it moves" move a b
+	check "it is there, with its disks" wait_for 40 settles a b
+	check "there" [ "$now" = b ]
+	check "its guest goes on there" goes_on
+	check "a has disk1 no more" wait_for 10 retired_there
+	machine_qmp b stop >>"$dir/log"
+	check "disk1 has lost nothing" "$records" check "$(in_store b sub/disk1.img)" "$console.1"
+	check "disk0 neither" "$records" check "$(in_store b disk0.img)" "$console.0"
+}
+
+retired_there() { [ "$(role a disk1)" = retired ] && [ "$(gate disk1)" != active ]; }
+
 steps_known
 machine_up
 for part in ${PARTS:-refused rehearsed ended_early network decided}; do $part; done
