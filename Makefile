@@ -40,7 +40,7 @@ sources = $(wildcard $(addsuffix /*.c,$(1)))
 objects = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
 
 ALL_C := $(shell find blockmirror nbd-server include tests fixtures -name '*.[ch]')
-LIB_SRC := $(call sources,blockmirror/base blockmirror/dev blockmirror/mirror)
+LIB_SRC := $(call sources,blockmirror/base blockmirror/dev blockmirror/mirror blockmirror/ram)
 MAIN_SRC := $(wildcard nbd-server/main*.c)
 NBD_SRC := $(filter-out $(MAIN_SRC),$(call sources,nbd-server))
 DISK_SRC := $(call sources,blockmirror/disk)
