@@ -52,8 +52,10 @@ LIBRARIES := $(BUILD)/libblockmirror.a $(BUILD)/libblockmirror.so
 UNIT_TESTS := $(patsubst tests/unit/%.c,$(BUILD)/tests/unit/%,$(wildcard tests/unit/*_test.c))
 HAMMER_SRC := $(call sources,fixtures/hammer)
 CONFORMANCE_SRC := $(call sources,fixtures/conformance)
+TINYVM_SRC := $(call sources,fixtures/tinyvm)
 FIXTURES := $(patsubst fixtures/%.c,$(BUILD)/fixtures/%,$(wildcard fixtures/*.c)) \
-	$(BUILD)/fixtures/hammer $(BUILD)/fixtures/conformance $(BUILD)/fixtures/kth.so $(BUILD)/fixtures/record.so
+	$(BUILD)/fixtures/hammer $(BUILD)/fixtures/conformance $(BUILD)/fixtures/kth.so $(BUILD)/fixtures/record.so \
+	$(BUILD)/fixtures/tinyvm
 
 all: $(PROGRAMS) $(LIBRARIES)
 
@@ -105,6 +107,11 @@ $(BUILD)/fixtures/%: $(BUILD)/obj/fixtures/%.o $(BUILD)/libblockmirror.a
 	$(Q)$(CC) $(BM_LDFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
 
 $(BUILD)/fixtures/hammer: $(call objects,$(HAMMER_SRC)) $(BUILD)/libblockmirror.a
+	$(call say,LD,$@)
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CC) $(BM_LDFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+
+$(BUILD)/fixtures/tinyvm: $(call objects,$(TINYVM_SRC)) $(BUILD)/libblockmirror.a
 	$(call say,LD,$@)
 	$(Q)mkdir -p $(@D)
 	$(Q)$(CC) $(BM_LDFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)

@@ -46,6 +46,7 @@ static const struct {
 	[BM_E_QMP] = {"E_QMP", 3, EPROTO},
 	[BM_E_QMP_BUSY] = {"E_QMP_BUSY", 3, EBUSY},
 	[BM_E_LINKED] = {"E_LINKED", 3, EMLINK},
+	[BM_E_BUDGET] = {"E_BUDGET", 5, ETIME},
 };
 
 const char *bm_code_name(enum bm_code code)
