@@ -156,7 +156,8 @@ format:
 
 install: all
 	install -d $(DESTDIR)$(bindir) $(DESTDIR)$(sbindir) $(DESTDIR)$(libdir) \
-		$(DESTDIR)$(includedir)/blockmirror $(DESTDIR)$(mandir)/man1 $(DESTDIR)$(mandir)/man8 \
+		$(DESTDIR)$(includedir)/blockmirror $(DESTDIR)$(mandir)/man1 $(DESTDIR)$(mandir)/man3 \
+		$(DESTDIR)$(mandir)/man8 \
 		$(DESTDIR)$(unitdir)
 	install $(BUILD)/blockmirror $(BUILD)/blockmirror-disk $(DESTDIR)$(bindir)
 	install $(BUILD)/blockmirror-nbd $(DESTDIR)$(sbindir)
@@ -168,6 +169,7 @@ install: all
 	ln -sf libblockmirror.so.$(SOVERSION) $(DESTDIR)$(libdir)/libblockmirror.so
 	install -m 644 include/blockmirror/*.h $(DESTDIR)$(includedir)/blockmirror
 	install -m 644 man/*.1 $(DESTDIR)$(mandir)/man1
+	install -m 644 man/*.3 $(DESTDIR)$(mandir)/man3
 	install -m 644 man/*.8 $(DESTDIR)$(mandir)/man8
 
 include tests/tests.mk
