@@ -66,7 +66,7 @@ layers() { # arrows go down only (CONTRIBUTING.md)
 check "includes go down only" layers
 tidy() {
 	local flags
-	flags="-std=gnu17 -D_GNU_SOURCE -I. -Iinclude $(pkg-config --cflags libnbd libiscsi jansson libxxhash gnutls libxml-2.0)"
+	flags="-std=gnu17 -D_GNU_SOURCE -I. -Iinclude $(pkg-config --cflags libnbd libiscsi jansson libxxhash libzstd gnutls libxml-2.0)"
 	# shellcheck disable=SC2016 # for the shell that xargs starts
 	git ls-files 'blockmirror/*.c' 'nbd-server/*.c' | CHECKS=$1 FLAGS=$flags xargs -P 2 -n 8 sh -c \
 		'clang-tidy-14 --quiet "--checks=$CHECKS" "$@" -- $FLAGS "-DBM_VERSION=\"\"" 2>&1' sh
