@@ -1,74 +1,42 @@
 // SPDX-License-Identifier: BSD-3-Clause
-/* A pipe over one connection, nothing coded. */
+/*
+ * A pipe as a whole: its connections, its messages, its end. Messages are a stream of their own,
+ * kind, length and bytes: to the target among the records of batches, so that they keep their place
+ * between pages; back in frames of their own.
+ */
 #include "blockmirror/ram/pipe.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
+#include <zstd.h>
 
 #include "blockmirror/base/cleanup.h"
-#include "blockmirror/base/list.h"
+#include "blockmirror/ram/pipe_inside.h"
 
-enum { HEAD = 16, PAGES_ROOM = 1 << 20, PAGE_KIND = 255, READ = 256 << 10 };
+#define TICK    100000000ull /* ns */
+#define BEAT    500000000ull
+#define SILENCE 1500000000ull
+#define HELLO   10000000000ull
 
-struct head {
-	uint8_t kind, zero;
-	uint16_t region;
-	uint32_t length;
-	uint64_t index;
-};
-
-struct buffer {
-	uint8_t *data;
-	size_t used, room, done;
-};
-
-struct bm_pipe {
-	struct bm_loop *loop;
-	struct bm_watch watch;
-	struct bm_task later; /* what is told outside of calls */
-	const struct bm_pipe_ops *ops;
-	void *arg;
-	int fd;
-	bool hungry, dead, told;
-	struct bm_error error;
-	struct buffer out, in;
-	uint64_t wire;
-};
-
-static int make_room(struct buffer *b, size_t more)
-{
-	size_t room = b->room ? b->room : READ;
-	uint8_t *data;
-
-	memmove(b->data ? b->data : (uint8_t *)b, b->data ? b->data + b->done : (uint8_t *)b,
-		b->data ? b->used - b->done : 0);
-	b->used -= b->done;
-	b->done = 0;
-	while (room < b->used + more)
-		room *= 2;
-	if (room == b->room)
-		return 0;
-	data = realloc(b->data, room);
-	if (!data)
-		return -ENOMEM;
-	b->data = data;
-	b->room = room;
-	return 0;
-}
-
-static void fail(struct bm_pipe *p, const struct bm_error *error)
+void bm_pipe_fail(struct bm_pipe *p, const struct bm_error *error)
 {
 	if (p->dead)
 		return;
 	p->dead = true;
 	p->error = *error;
-	bm_watch_set(p->loop, &p->watch, p->fd, 0);
 	bm_loop_soon(p->loop, &p->later);
+}
+
+void bm_pipe_refuse(struct bm_pipe *p, const struct bm_link *link, const char *why)
+{
+	struct bm_error error;
+
+	bm_fail(&error, BM_E_UNREACHABLE, "connection %u that carries RAM: %s", link->number, why);
+	bm_pipe_fail(p, &error);
 }
 
 static void tell(struct bm_task *task)
@@ -78,137 +46,135 @@ static void tell(struct bm_task *task)
 	if (p->dead && !p->told) {
 		p->told = true;
 		p->ops->failed(p->arg, &p->error);
-	} else if (!p->dead && p->hungry && p->out.used - p->out.done < PAGES_ROOM / 2) {
+	} else if (!p->dead && p->hungry) {
 		p->hungry = false;
 		p->ops->ready(p->arg);
 	}
 }
 
-static void flush(struct bm_pipe *p)
+/* Messages */
+
+int bm_queue_add(struct pipe_queue *q, const void *data, size_t length)
 {
-	struct buffer *b = &p->out;
+	size_t room = q->room ? q->room : 4096;
+	uint8_t *bigger;
 
-	while (!p->dead && b->used > b->done) {
-		ssize_t n = send(p->fd, b->data + b->done, b->used - b->done, MSG_NOSIGNAL);
-		struct bm_error error;
-
-		if (n < 0 && errno == EAGAIN)
-			break;
-		if (n < 0 && errno != EINTR) {
-			bm_fail_errno(&error, errno, "the connection that carries RAM");
-			fail(p, &error);
-			return;
-		}
-		b->done += n > 0 ? (size_t)n : 0;
-		p->wire += n > 0 ? (size_t)n : 0;
+	if (q->at) {
+		memmove(q->data, q->data + q->at, q->end - q->at);
+		q->end -= q->at;
+		q->at = 0;
 	}
-	if (p->dead)
-		return;
-	bm_watch_set(p->loop, &p->watch, p->fd,
-		     EPOLLIN | (b->used > b->done ? (unsigned)EPOLLOUT : 0u));
-	if (p->hungry && b->used - b->done < PAGES_ROOM / 2)
-		bm_loop_soon(p->loop, &p->later);
-}
-
-static int hand_out(struct bm_pipe *p, const struct head *h, const uint8_t *data,
-		    struct bm_error *error)
-{
-	if (h->kind == PAGE_KIND && (!p->ops->page || h->length != BM_RAM_PAGE))
-		return bm_fail(error, BM_E_UNREACHABLE, "the other host sends a page of %u bytes",
-			       h->length);
-	return h->kind == PAGE_KIND ? p->ops->page(p->arg, h->region, h->index, data, error)
-				    : p->ops->message(p->arg, h->kind, data, h->length, error);
-}
-
-static int take_frames(struct bm_pipe *p, struct bm_error *error)
-{
-	struct buffer *b = &p->in;
-	int r = 0;
-
-	while (!r && b->used - b->done >= HEAD) {
-		struct head h;
-
-		memcpy(&h, b->data + b->done, sizeof(h));
-		if (h.length > BM_PIPE_MESSAGE)
-			return bm_fail(error, BM_E_UNREACHABLE,
-				       "the other host does not speak our protocol");
-		if (b->used - b->done - HEAD < h.length)
-			return make_room(b, HEAD + h.length);
-		b->done += HEAD + h.length;
-		r = hand_out(p, &h, b->data + b->done - h.length, error);
+	while (room < q->end + length)
+		room *= 2;
+	if (room > q->room) {
+		bigger = realloc(q->data, room);
+		if (!bigger)
+			return -ENOMEM;
+		q->data = bigger;
+		q->room = room;
 	}
-	return r;
+	if (length)
+		memcpy(q->data + q->end, data, length);
+	q->end += length;
+	return 0;
 }
 
-static void receive(struct bm_pipe *p)
+void bm_queue_take(struct pipe_queue *q, size_t length)
 {
-	struct buffer *b = &p->in;
-	struct bm_error error = {BM_E_INTERNAL, "out of memory"};
-	ssize_t n;
-	int r = make_room(b, READ / 2);
-
-	n = r ? r : recv(p->fd, b->data + b->used, b->room - b->used, 0);
-	if (n < 0 && (errno == EAGAIN || errno == EINTR))
-		return;
-	if (n > 0) {
-		b->used += (size_t)n;
-		r = take_frames(p, &error);
-	} else if (!r) {
-		r = bm_fail(&error, BM_E_UNREACHABLE, "the connection that carries RAM has ended");
-	}
-	if (r < 0)
-		fail(p, &error);
-}
-
-static void on_ready(struct bm_watch *watch, uint32_t events)
-{
-	struct bm_pipe *p = bm_container(watch, struct bm_pipe, watch);
-
-	if (events & (EPOLLIN | EPOLLHUP | EPOLLERR))
-		receive(p);
-	if (events & EPOLLOUT)
-		flush(p);
-}
-
-bool bm_pipe_page(struct bm_pipe *p, unsigned region, uint64_t index, const uint8_t *data)
-{
-	struct head h = {PAGE_KIND, 0, (uint16_t)region, BM_RAM_PAGE, index};
-	struct buffer *b = &p->out;
-
-	if (p->dead || b->used - b->done >= PAGES_ROOM || make_room(b, HEAD + BM_RAM_PAGE)) {
-		p->hungry = true;
-		flush(p);
-		return false;
-	}
-	memcpy(b->data + b->used, &h, HEAD);
-	memcpy(b->data + b->used + HEAD, data, BM_RAM_PAGE);
-	b->used += HEAD + BM_RAM_PAGE;
-	if (b->used - b->done >= PAGES_ROOM / 4)
-		flush(p);
-	return true;
+	q->at += length;
+	if (q->at == q->end)
+		q->at = q->end = 0;
 }
 
 int bm_pipe_message(struct bm_pipe *p, uint8_t kind, const void *data, size_t length)
 {
-	struct head h = {kind, 0, 0, (uint32_t)length, 0};
-	struct buffer *b = &p->out;
+	uint8_t head[PIPE_HEAD] = {kind};
+	int r;
 
-	if (make_room(b, HEAD + length))
-		return -ENOMEM;
-	memcpy(b->data + b->used, &h, HEAD);
-	memcpy(b->data + b->used + HEAD, data, length);
-	b->used += HEAD + length;
+	bm_put32(head + 1, (uint32_t)length);
+	r = bm_queue_add(&p->out, head, sizeof(head));
+	return r ? r : bm_queue_add(&p->out, data, length);
+}
+
+int bm_pipe_hear(struct bm_pipe *p, const uint8_t *data, size_t length, struct bm_error *error)
+{
+	struct pipe_queue *q = &p->in;
+	int r = bm_queue_add(q, data, length);
+
+	if (r < 0)
+		return bm_fail_errno(error, r, "a message of the other host");
+	while (q->end - q->at >= PIPE_HEAD) {
+		const uint8_t *head = q->data + q->at;
+		uint32_t bytes = bm_get32(head + 1);
+
+		if (bytes > BM_PIPE_MESSAGE)
+			return bm_fail(error, BM_E_UNREACHABLE,
+				       "the other host sends a message of %u bytes", bytes);
+		if (q->end - q->at - PIPE_HEAD < bytes)
+			break;
+		r = p->ops->message(p->arg, *head, head + PIPE_HEAD, bytes, error);
+		if (r < 0)
+			return r;
+		bm_queue_take(q, PIPE_HEAD + bytes);
+	}
 	return 0;
 }
 
 void bm_pipe_push(struct bm_pipe *p)
 {
-	flush(p);
+	if (p->dead)
+		return;
+	p->pushed = true;
+	if (p->source)
+		bm_pipe_pump(p);
+	else
+		bm_pipe_answer(p);
 }
 
 uint64_t bm_pipe_wire(const struct bm_pipe *p)
 {
-	return p->wire;
+	uint64_t bytes = 0;
+
+	for (unsigned i = 0; i < p->count; i++)
+		bytes += p->links[i].bytes_out;
+	return bytes;
+}
+
+/* Connections */
+
+static bool on_frame(struct bm_link *link)
+{
+	struct bm_pipe *p = link->arg;
+
+	if (p->dead)
+		return true;
+	return p->source ? bm_pipe_source_frame(link) : bm_pipe_target_frame(link);
+}
+
+static void on_idle(struct bm_link *link)
+{
+	struct bm_pipe *p = link->arg;
+
+	if (p->dead)
+		return;
+	if (p->source)
+		bm_pipe_source_idle(link);
+	else
+		bm_pipe_target_idle(link);
+}
+
+static void on_failed(struct bm_link *link, const struct bm_error *error)
+{
+	bm_pipe_fail(link->arg, error);
+}
+
+static void on_tick(struct bm_timer *timer)
+{
+	struct bm_pipe *p = bm_container(timer, struct bm_pipe, tick);
+
+	bm_timer_set(p->loop, timer, bm_loop_now(p->loop) + TICK);
+	for (unsigned i = 0; i < p->count; i++)
+		bm_link_beat(&p->links[i], BEAT, SILENCE, HELLO);
 }
 
 static int connect_to(const char *path, struct bm_error *error)
@@ -225,41 +191,96 @@ static int connect_to(const char *path, struct bm_error *error)
 	return bm_steal_fd(fd);
 }
 
+static int open_links(struct bm_pipe *p, const char *path, unsigned count, struct bm_error *error)
+{
+	static const struct bm_link_ops ops = {on_frame, on_idle, on_failed};
+
+	for (p->count = 0; p->count < count; p->count++) {
+		struct bm_link *link = &p->links[p->count];
+		struct bm_transport transport = {0};
+		bm_close int fd = connect_to(path, error);
+		int r = fd < 0 ? fd : bm_transport_open(&transport, fd, fd);
+
+		if (!r)
+			r = bm_link_open(link, p->loop, &transport, &ops, p);
+		if (r < 0)
+			return fd < 0 ? r : bm_fail_errno(error, r, "connection to %s", path);
+		bm_steal_fd(fd);
+		link->number = p->count;
+	}
+	return 0;
+}
+
 int bm_pipe_open(struct bm_loop *loop, const char *path, unsigned connections, const char *move,
 		 bool source, const struct bm_pipe_ops *ops, void *arg, struct bm_pipe **out,
 		 struct bm_error *error)
 {
 	struct bm_pipe *p = calloc(1, sizeof(*p));
+	XXH128_canonical_t id;
 	int r;
 
-	(void)connections, (void)move, (void)source;
 	if (!p)
-		return bm_fail_errno(error, ENOMEM, "RAM");
+		return bm_fail_errno(error, ENOMEM, "the way of RAM");
+	XXH128_canonicalFromHash(&id, XXH3_128bits(move, strlen(move)));
+	memcpy(p->id, id.digest, BM_RAM_ID);
 	p->loop = loop;
 	p->ops = ops;
 	p->arg = arg;
+	p->source = source;
 	p->later.run = tell;
-	p->watch.run = on_ready;
-	p->fd = connect_to(path, error);
-	r = p->fd < 0 ? p->fd : bm_watch_set(loop, &p->watch, p->fd, EPOLLIN);
+	p->tick.run = on_tick;
+	p->next.run = bm_pipe_next;
+	p->capped.run = bm_pipe_capped;
+	p->hash = XXH3_createState();
+	r = p->hash ? 0 : -ENOMEM;
+	if (!r)
+		r = source ? bm_pipe_make_sender(p) : bm_pipe_make_receiver(p);
+	if (!r)
+		r = bm_timer_set(loop, &p->tick, bm_loop_now(loop) + TICK);
+	if (r < 0)
+		bm_fail_errno(error, r, "the way of RAM");
+	else
+		r = open_links(p, path, connections, error);
 	if (r < 0) {
 		bm_pipe_close(p);
 		return r;
 	}
+	if (source)
+		bm_pipe_greet(p);
 	*out = p;
 	return 0;
+}
+
+void bm_pipe_free_all(struct bm_pipe *p)
+{
+	if (p->working)
+		return;
+	bm_workers_free(p->workers);
+	for (unsigned i = 0; i < PIPE_BATCHES; i++) {
+		free(p->batches[i].plain.data);
+		free(p->batches[i].packed.data);
+		ZSTD_freeCCtx(p->batches[i].zstd);
+	}
+	bm_encoder_free(p->encoder);
+	bm_decoder_free(p->decoder);
+	XXH3_freeState(p->hash);
+	ZSTD_freeDCtx(p->unzstd);
+	free(p->plain);
+	free(p->out.data);
+	free(p->in.data);
+	free(p);
 }
 
 void bm_pipe_close(struct bm_pipe *p)
 {
 	if (!p)
 		return;
+	p->dead = p->freed = true;
 	bm_task_cancel(&p->later);
-	if (p->fd >= 0) {
-		bm_watch_set(p->loop, &p->watch, p->fd, 0);
-		close(p->fd);
-	}
-	free(p->in.data);
-	free(p->out.data);
-	free(p);
+	bm_task_cancel(&p->next);
+	bm_timer_clear(p->loop, &p->tick);
+	bm_timer_clear(p->loop, &p->capped);
+	for (unsigned i = 0; i < p->count; i++)
+		bm_link_close(&p->links[i]);
+	bm_pipe_free_all(p);
 }

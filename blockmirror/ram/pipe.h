@@ -9,6 +9,7 @@
 
 #include "blockmirror/precopy.h"
 
+struct bm_cap;
 struct bm_pipe;
 
 enum { BM_PIPE_MESSAGE = 64 << 20 }; /* bytes of a message, at most */
@@ -33,6 +34,9 @@ struct bm_pipe_ops {
 int bm_pipe_open(struct bm_loop *loop, const char *path, unsigned connections, const char *move,
 		 bool source, const struct bm_pipe_ops *ops, void *arg, struct bm_pipe **pipe,
 		 struct bm_error *error);
+
+/* What all of this host may send together; NULL: no cap. It outlives the pipe. */
+void bm_pipe_cap(struct bm_pipe *pipe, struct bm_cap *cap);
 
 /* Calls nothing any more. What was put in may be lost. NULL is allowed. */
 void bm_pipe_close(struct bm_pipe *pipe);

@@ -135,10 +135,18 @@ static bool fits_budget(const struct bm_precopy *p)
 	return p->forced || (all <= p->rule.budget && more <= p->rule.budget - all);
 }
 
-/* The guest runs on, and so do the rounds: it wrote more than was foreseen. */
+/*
+ * The guest runs on, and so do the rounds: it wrote more than was foreseen, or took longer to stop.
+ * The latter is believed by half, so that it is not stopped for nothing again and again, nor never
+ * again after one delay.
+ */
 static void retreat(struct bm_precopy *p)
 {
+	uint64_t gone = bm_loop_now(p->loop) - p->stopped_at;
+
 	p->retreats++;
+	if (gone > p->rule.fixed)
+		p->rule.fixed += (gone - p->rule.fixed + 1) / 2;
 	bm_timer_clear(p->loop, &p->limit);
 	p->ops->resume(p->arg);
 	bm_precopy_enter(p, BM_PRECOPY_COPYING);
@@ -237,17 +245,6 @@ static void sent_all(struct bm_precopy *p)
 		say(p, BM_SAY_ROUND, number, sizeof(number));
 }
 
-/* Whether the cap lets more go now; else it comes again when it does. */
-static bool admitted(struct bm_precopy *p)
-{
-	uint64_t now = bm_loop_now(p->loop), again;
-
-	if (!p->cap || bm_cap_admit(p->cap, 0, now, &again))
-		return true;
-	bm_timer_set(p->loop, &p->rest, again);
-	return false;
-}
-
 /* The next page; false: the pipe is full, or there is none. */
 static bool send_page(struct bm_precopy *p)
 {
@@ -272,15 +269,10 @@ static bool send_page(struct bm_precopy *p)
 
 static void send_some(struct bm_precopy *p)
 {
-	uint64_t before = bm_pipe_wire(p->pipe);
 	bool more = true;
 
-	if (!admitted(p))
-		return;
 	for (int i = 0; more && i < PAGES_A_STEP; i++)
 		more = send_page(p);
-	if (p->cap)
-		bm_cap_charge(p->cap, bm_pipe_wire(p->pipe) - before, bm_loop_now(p->loop));
 	if (p->region == p->machine.count)
 		sent_all(p);
 	else if (more)
@@ -310,11 +302,8 @@ void bm_precopy_rested(struct bm_timer *timer)
 {
 	struct bm_precopy *p = bm_container(timer, struct bm_precopy, rest);
 
-	if (p->phase == BM_COPY_REST) {
-		p->region = 0;
-		p->phase = BM_COPY_TAKE;
-	}
-	bm_loop_soon(p->loop, &p->step);
+	p->region = 0;
+	go_on(p, BM_COPY_TAKE);
 }
 
 void bm_precopy_last_round(struct bm_precopy *p)
@@ -328,7 +317,6 @@ static void note_round(struct bm_precopy *p)
 	struct bm_precopy_round *round = &p->rounds[p->kept++ % BM_ROUNDS_KEPT];
 	uint64_t ns = bm_loop_now(p->loop) - p->began;
 
-	bm_rule_sent(&p->rule, p->pages * BM_RAM_PAGE, ns);
 	*round = (struct bm_precopy_round){
 		.round = p->round,
 		.pages = p->pages,
@@ -344,6 +332,7 @@ static void round_done(struct bm_precopy *p)
 {
 	bool hurry = !p->converged || p->ordered || p->automatic;
 
+	bm_rule_sent(&p->rule, p->pages * BM_RAM_PAGE, bm_loop_now(p->loop) - p->began);
 	note_round(p);
 	bm_precopy_tell(p);
 	p->region = 0;
@@ -355,6 +344,7 @@ static void round_done(struct bm_precopy *p)
 	bm_timer_set(p->loop, &p->rest, bm_loop_now(p->loop) + REST);
 }
 
+/* The time that loading takes is no measure of the link. */
 static void loaded(struct bm_precopy *p)
 {
 	p->loaded = bm_loop_now(p->loop) - p->stopped_at;
@@ -400,7 +390,7 @@ static void ready(void *arg)
 {
 	struct bm_precopy *p = arg;
 
-	if (p->phase == BM_COPY_SEND && !bm_timer_armed(&p->rest))
+	if (p->phase == BM_COPY_SEND)
 		bm_loop_soon(p->loop, &p->step);
 }
 
@@ -419,6 +409,7 @@ int bm_precopy_begin(struct bm_precopy *p, const char *path, unsigned connection
 
 	if (r < 0)
 		return r;
+	bm_pipe_cap(p->pipe, p->cap);
 	description = bm_precopy_describe(p);
 	text = json_dumps(description, JSON_COMPACT);
 	json_decref(description);

@@ -9,9 +9,10 @@ After each: at most one machine runs, and it is the one that the mover's log say
 no VMM was killed; RAM that arrived has the hash that it had at the source; no machine has ended by
 itself (it does when its memory, or the disk against it, is wrong: tinyvm.h); it goes on. A machine
 that was killed is powered on again where it was, from what is on the disk."""
-import argparse, os, random, re, signal, subprocess, sys, time
+import argparse, os, random, signal, subprocess, sys, time
 import nbd
-from native_move import Gone, Log, Machine
+from native_move import Log
+from native_vm import Bad, Vm
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 STEPS = ['begin', 'incoming', 'started', 'copying0', 'copying1', 'copying2', 'copying3', 'converged',
@@ -19,50 +20,9 @@ STEPS = ['begin', 'incoming', 'started', 'copying0', 'copying1', 'copying2', 'co
 HARMS = ['none', 'none', 'cancel', 'rehearse', 'cut', 'die', 'source', 'target']
 TRACKERS = ['async', 'sync', '']
 
-class Vm:
-    def __init__(self, c, host, incoming):
-        self.c, self.killed = c, False
-        c.vms += 1
-        self.control, self.log = f'{c.o.dir}/vm{c.vms}.sock', f'{c.o.dir}/vm{c.vms}.log'
-        tracker = c.random.choice(TRACKERS)
-        self.process = subprocess.Popen(
-            [c.o.tinyvm, '--control', self.control, '--disk', c.o.disk, '--host', str(host),
-             '--tracker', tracker, '--slow', str(c.random.choice([0, 0, 5]))] +
-            (['--incoming'] if incoming else []), stdout=open(self.log, 'w'),
-            stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
-        self.wait('ready')
-
-    def text(self):
-        return open(self.log).read()
-
-    def wait(self, word):
-        end = time.monotonic() + 20
-        while word not in self.text():
-            if self.process.poll() is not None or time.monotonic() > end:
-                self.c.bad(f'{self.log}: no "{word}": {self.text()[-300:]}')
-            time.sleep(0.01)
-
-    def state(self):
-        """running, waiting ...; None: it is dead."""
-        if self.process.poll() is not None:
-            return None
-        try:
-            return Machine(self.control).call('status')['state']
-        except Gone:
-            self.process.wait(10)
-            return None
-
-    def hashes(self, word):
-        return re.findall(rf'^{word} number (\d+) hash (\w+)', self.text(), re.M)
-
-    def end(self):
-        self.killed = True
-        self.process.kill()
-        self.process.wait()
-
 class Campaign:
     def __init__(self, options):
-        self.o, self.random, self.vms = options, random.Random(options.seed), 0
+        self.o, self.random = options, random.Random(options.seed)
         self.count, self.what = {}, ''
         self.host, self.source, self.target = 1, None, None
 
@@ -75,6 +35,10 @@ class Campaign:
             if vm:
                 vm.end()
         sys.exit(1)
+
+    def power_on(self, host, incoming):
+        return Vm(self.o, host, incoming, '--tracker', self.random.choice(TRACKERS), '--slow',
+                  str(self.random.choice([0, 0, 5])))
 
     def add(self, name):
         self.count[name] = self.count.get(name, 0) + 1
@@ -143,10 +107,10 @@ class Campaign:
             vm.killed = vm.process.poll() is not None
         if self.source.killed:
             self.add('powered on again')
-            self.source = Vm(self, self.host, False)
+            self.source = self.power_on(self.host, False)
         if self.target.killed or self.random.random() < 0.3:
             self.target.end()
-            self.target = Vm(self, self.host + 1, True)
+            self.target = self.power_on(self.host + 1, True)
 
     def goes_on(self):
         before, end = self.highest(), time.monotonic() + 10
@@ -173,9 +137,12 @@ class Campaign:
         self.goes_on()
 
     def run(self):
-        self.source, self.target = Vm(self, 1, False), Vm(self, 2, True)
+        self.source, self.target = self.power_on(1, False), self.power_on(2, True)
         for n in range(self.o.moves):
-            self.one(n)
+            try:
+                self.one(n)
+            except Bad as e:
+                self.bad(e)
         self.source.end(), self.target.end()
         print(f'{self.o.moves} moves:', ', '.join(f'{k} {v}' for k, v in sorted(self.count.items())))
 

@@ -72,10 +72,13 @@ class Machine:
 
 class Relay:
     """Pairs of connections between two unix sockets; may be cut."""
+    made = 0
+
     def __init__(self, folder):
+        Relay.made += 1
         self.paths, self.listeners, self.ends, self.is_cut = [], [], [], False
         for side in 'source', 'target':
-            path = f'{folder}/relay-{side}-{os.getpid()}.sock'
+            path = f'{folder}/relay-{side}-{os.getpid()}-{Relay.made}.sock'
             listener = socket.socket(socket.AF_UNIX)
             listener.bind(path)
             listener.listen(16)
