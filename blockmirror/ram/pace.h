@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
+/*
+ * What the way to the other host takes, and two things that follow from it: whether batches are
+ * compressed, and how much may be under way in here. Time is the caller's (ns); nothing else
+ * happens here.
+ *
+ * Compressing is worth it when the link, and not the codec, is what everything waits for. So both
+ * are measured: the link while something waits for it, the codec by batches that are compressed,
+ * one a second for a sample when the rest is not.
+ */
+#ifndef BM_RAM_PACE_H
+#define BM_RAM_PACE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum bm_pace_mode { BM_PACE_AUTO, BM_PACE_NEVER, BM_PACE_ALWAYS };
+
+struct bm_pace {
+	enum bm_pace_mode mode;
+	unsigned workers;
+	uint64_t begun; /* of the interval that is being measured */
+	uint64_t at;    /* to where times are added up */
+	bool link_waited, codec_waited;
+	uint64_t link_busy, codec_busy; /* ns of it that they were waited for */
+	uint64_t wire, weight;          /* bytes of it that were sent */
+	uint64_t sample_at, quiet_until;
+	bool compress;
+	/* Smoothed; 0: not known yet. */
+	double link_rate, raw_rate; /* bytes/s of the wire, and of what they stood for */
+	double codec_rate, ratio;   /* bytes/s of one worker; what is left of a byte */
+};
+
+void bm_pace_init(struct bm_pace *p, enum bm_pace_mode mode, unsigned workers, uint64_t now);
+
+/* From now on there is something that waits for the link, or that the link waits for. */
+void bm_pace_waits(struct bm_pace *p, uint64_t now, bool for_link, bool for_codec);
+
+/* A batch has left, or was compressed (in any case, also when it got no smaller). */
+void bm_pace_sent(struct bm_pace *p, uint64_t wire, uint64_t weight);
+void bm_pace_compressed(struct bm_pace *p, uint64_t from, uint64_t to, uint64_t ns);
+
+/* Whether to compress the next batch. */
+bool bm_pace_compress(struct bm_pace *p, uint64_t now);
+
+/* How many bytes may be under way: what the link takes in 20 ms, within bounds. */
+uint64_t bm_pace_window(const struct bm_pace *p);
+
+#endif
