@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: BSD-3-Clause
 """Orders to native machines, one case at a time: native_orders.py DIR DISK-URI TINYVM CASE"""
-import os, subprocess, sys, time, types
+import os, signal, subprocess, sys, time, types
 from native_move import Gone, Machine, Refused, Relay
 from native_vm import Bad, Vm
 
@@ -120,6 +120,32 @@ def released_stays():
     must(p.a.hashes('running')[-1] == number, 'it did not go on where it was')
     hash_is_the_same(p)
 
+def released_only_when_loaded():
+    """A target that hangs has not loaded, whatever was sent to it."""
+    p = Pair()
+    p.until(lambda s: s['converged'])
+    os.kill(p.b.process.pid, signal.SIGSTOP)
+    try:
+        p.source.call('pause', move='m', force=True)
+        p.until(lambda s: s['state'] == 'paused', 1)
+        refused('E_NOT_READY', p.source, 'release', move='m')
+    finally:
+        os.kill(p.b.process.pid, signal.SIGCONT)
+    p.until(lambda s: s['loaded'])
+    p.source.call('release', move='m')
+
+def a_target_that_hangs_is_left():
+    """The connections' silence of 1.5 s ends the pause, before pause_limit does."""
+    p = Pair()
+    p.until(lambda s: s['converged'])
+    os.kill(p.b.process.pid, signal.SIGSTOP)
+    try:
+        p.source.call('pause', move='m', force=True)
+        p.until(lambda s: s['state'] == 'running', 3)
+    finally:
+        os.kill(p.b.process.pid, signal.SIGCONT)
+    must('said nothing' in p.source.status['why'], p.source.status)
+
 def moved_and_moved_again():
     p = Pair()
     p.load()
@@ -229,8 +255,8 @@ def words_that_make_no_sense():
 
 
 def the_cap_is_kept():
-    """The host may send 64 KiB/s: the first round takes as long as that."""
-    rate = 64 << 10
+    """The host may send 256 KiB/s: the first round takes as long as that."""
+    rate = 256 << 10
     blockmirror = os.path.join(os.path.dirname(setup.tinyvm), '..', 'blockmirror')
     run = os.environ['BLOCKMIRROR_RUN_DIR']
     subprocess.run([blockmirror, 'rate', str(rate)], check=True, stdout=subprocess.DEVNULL)
