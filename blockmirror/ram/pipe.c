@@ -44,8 +44,10 @@ static void tell(struct bm_task *task)
 	struct bm_pipe *p = bm_container(task, struct bm_pipe, later);
 
 	if (p->dead && !p->told) {
+		const struct bm_error error = p->error; /* failed() may close the pipe */
+
 		p->told = true;
-		p->ops->failed(p->arg, &p->error);
+		p->ops->failed(p->arg, &error);
 	} else if (!p->dead && p->hungry) {
 		p->hungry = false;
 		p->ops->ready(p->arg);

@@ -88,6 +88,8 @@ void bm_uffd_unregister(int fd, const struct bm_ram_area *area)
 	struct uffdio_range r = {area->start, area->size};
 
 	ioctl(fd, UFFDIO_UNREGISTER, &r);
+	/* Linux wakes those that miss a page by that, and not those that wait to write to one. */
+	ioctl(fd, UFFDIO_WAKE, &r);
 }
 
 int bm_uffd_protect(int fd, uint64_t start, uint64_t length, bool on)

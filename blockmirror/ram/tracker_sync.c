@@ -109,7 +109,7 @@ static int take(struct bm_tracker *tracker, unsigned region, uint64_t *bits, str
 	return r < 0 ? bm_fail_errno(error, r, "userfaultfd") : 0;
 }
 
-/* Writers that wait go on when their area is not registered any more. */
+/* Writers that wait go on: their area is not registered any more, and they are woken. */
 static void stop(struct bm_tracker *tracker)
 {
 	struct sync *s = of(tracker);

@@ -94,7 +94,8 @@ class Campaign:
         paused, loaded = self.source.hashes('paused'), self.target.hashes('loaded')[self.loads:]
         if loaded and (not paused or loaded[-1] != paused[-1]):
             self.bad(f'paused {paused[-1:]}, loaded {loaded[-1:]}')
-        if moved and self.target.hashes('running')[:1] != loaded[-1:]:
+        ran = self.target.hashes('running')[:1]
+        if moved and ran != loaded[-1:] and (ran or harm != 'target'):
             self.bad('it did not go on where it was')
         return moved
 

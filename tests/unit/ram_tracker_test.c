@@ -327,6 +327,38 @@ static void what_is_reported_was_written_to(void **state)
 	of_every_kind(exactly_what_was_written);
 }
 
+/*
+ * Writers that wait for the tracker go on when it is stopped. Taking away the registration does not
+ * wake them (Linux 6.18, fs/userfaultfd.c: only those that miss a page).
+ */
+static void stops_under_writers(enum kind kind, bool shared)
+{
+	pthread_t thread[WRITERS];
+	struct rig rig;
+
+	if (set_up(&rig, kind, shared)) {
+		for (int i = 0; i < WRITERS; i++)
+			pthread_create(&thread[i], NULL, write_at_random, &rig);
+		for (int round = 0; round < 60; round++) {
+			start(&rig);
+			usleep(1000);
+			rig.tracker->ops->stop(rig.tracker);
+		}
+		rig.end = true;
+		alarm(20); /* a writer that is held for ever */
+		for (int i = 0; i < WRITERS; i++)
+			pthread_join(thread[i], NULL);
+		alarm(0);
+	}
+	tear_down(&rig);
+}
+
+static void a_tracker_that_is_stopped_holds_nobody(void **state)
+{
+	(void)state;
+	of_every_kind(stops_under_writers);
+}
+
 /* What the kernel writes for the process, and memory that is given back. */
 static void other_ways_to_change_memory(void **state)
 {
@@ -385,6 +417,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(who_copies_what_is_reported_has_all),
 		cmocka_unit_test(what_is_reported_was_written_to),
+		cmocka_unit_test(a_tracker_that_is_stopped_holds_nobody),
 		cmocka_unit_test(other_ways_to_change_memory),
 		cmocka_unit_test(what_cannot_be_tracked_is_refused),
 	};
