@@ -62,7 +62,7 @@ struct bm_precopy {
 	atomic_int paused_result;
 	uint64_t *bits[BM_RAM_REGIONS];           /* to be sent */
 	_Atomic uint64_t *extra[BM_RAM_REGIONS];  /* bm_precopy_dirty() */
-	unsigned region, round, retreats, kept;   /* kept: rounds in rounds[], all of them */
+	unsigned region, round, kept;             /* kept: rounds in rounds[], all of them */
 	uint64_t word, left, began;               /* where sending is; pages; ns */
 	uint64_t wire, pages, pause_limit;        /* of this round; ns */
 	uint64_t stopped_at, pause_bytes, loaded; /* ns; in the pause; ns it took */

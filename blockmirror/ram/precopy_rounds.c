@@ -135,18 +135,12 @@ static bool fits_budget(const struct bm_precopy *p)
 	return p->forced || (all <= p->rule.budget && more <= p->rule.budget - all);
 }
 
-/*
- * The guest runs on, and so do the rounds: it wrote more than was foreseen, or took longer to stop.
- * The latter is believed by half, so that it is not stopped for nothing again and again, nor never
- * again after one delay.
- */
+/* The guest runs on, and so do the rounds: it wrote more than was foreseen, or stopped slowly. */
 static void retreat(struct bm_precopy *p)
 {
-	uint64_t gone = bm_loop_now(p->loop) - p->stopped_at;
+	uint64_t now = bm_loop_now(p->loop);
 
-	p->retreats++;
-	if (gone > p->rule.fixed)
-		p->rule.fixed += (gone - p->rule.fixed + 1) / 2;
+	bm_rule_retreat(&p->rule, now, now - p->stopped_at);
 	bm_timer_clear(p->loop, &p->limit);
 	p->ops->resume(p->arg);
 	bm_precopy_enter(p, BM_PRECOPY_COPYING);
@@ -415,7 +409,7 @@ int bm_precopy_begin(struct bm_precopy *p, const char *path, unsigned connection
 	json_decref(description);
 	p->phase = BM_COPY_HELLO;
 	p->ordered = p->forced = p->converged = p->ending = false;
-	p->kept = p->retreats = p->round = 0;
+	p->kept = p->round = 0;
 	p->loaded = p->stopped_at = 0;
 	p->arrived = false;
 	p->error = (struct bm_error){0};

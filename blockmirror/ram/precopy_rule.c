@@ -7,7 +7,9 @@
 #include "blockmirror/ram/precopy_rule.h"
 
 #define SAMPLE_NS 50000000ull
+#define BACK_OFF  100000000ull /* ns after the first pause that was given up; then twice that … */
 enum {
+	BACK_OFF_MOST = 7, /* … so many times */
 	SAMPLE_BYTES = 1 << 20,
 	STALLS = 2, /* rounds in a row that gain less than a tenth */
 	THROTTLE_FIRST = 20,
@@ -20,7 +22,8 @@ void bm_rule_begin(struct bm_rule *rule, uint64_t now, uint64_t bytes)
 	rule->began = now;
 	rule->left = bytes;
 	rule->bandwidth = rule->sample_bytes = rule->sample_ns = 0;
-	rule->stalls = rule->throttle = 0;
+	rule->stalls = rule->throttle = rule->retreats = 0;
+	rule->not_before = 0;
 }
 
 static uint64_t per_second(uint64_t bytes, uint64_t ns)
@@ -88,7 +91,7 @@ enum bm_verdict bm_rule_judge(struct bm_rule *rule, uint64_t now, uint64_t bytes
 	rule->left = bytes;
 	if (bm_rule_predict(rule, bytes) <= rule->budget) {
 		rule->stalls = 0;
-		return BM_VERDICT_PAUSE;
+		return now < rule->not_before ? BM_VERDICT_GO_ON : BM_VERDICT_PAUSE;
 	}
 	if (rule->timeout && now - rule->began >= rule->timeout)
 		return rule->policy == BM_PRECOPY_FORCE ? BM_VERDICT_FORCE : BM_VERDICT_LATE;
@@ -101,9 +104,29 @@ enum bm_verdict bm_rule_judge(struct bm_rule *rule, uint64_t now, uint64_t bytes
 	return by_policy(rule);
 }
 
+/*
+ * By half, and never more than half of the budget: one pause that was slow, on a host that was
+ * busy, would else be the last one that is ever tried.
+ */
+static void learn(struct bm_rule *rule, uint64_t fixed)
+{
+	fixed = rule->fixed / 2 + fixed / 2;
+	rule->fixed = fixed < rule->budget / 2 ? fixed : rule->budget / 2;
+}
+
 void bm_rule_learn(struct bm_rule *rule, uint64_t bytes, uint64_t ns)
 {
 	uint64_t sending = bytes ? time_for(rule, bytes) : 0;
 
-	rule->fixed = ns > sending ? ns - sending : 0;
+	learn(rule, ns > sending ? ns - sending : 0);
+}
+
+void bm_rule_retreat(struct bm_rule *rule, uint64_t now, uint64_t ns)
+{
+	unsigned times = rule->retreats < BACK_OFF_MOST ? rule->retreats : BACK_OFF_MOST;
+
+	rule->retreats++;
+	rule->not_before = now + (BACK_OFF << times);
+	if (ns > rule->fixed)
+		learn(rule, ns);
 }

@@ -26,7 +26,8 @@ struct bm_rule {
 
 	/* The rule's own. */
 	uint64_t began, left, bandwidth, sample_bytes, sample_ns;
-	unsigned stalls, throttle; /* rounds without gain; percent */
+	uint64_t not_before;                 /* when a pause may be tried again */
+	unsigned stalls, throttle, retreats; /* rounds without gain; percent; pauses given up */
 };
 
 /* A copy begins, of so many bytes. The caller's part stays. */
@@ -43,5 +44,8 @@ enum bm_verdict bm_rule_judge(struct bm_rule *rule, uint64_t now, uint64_t bytes
 
 /* A pause was made: bytes were sent in it, and it took ns in all. */
 void bm_rule_learn(struct bm_rule *rule, uint64_t bytes, uint64_t ns);
+
+/* It was given up after ns, when it was seen that it would take too long. */
+void bm_rule_retreat(struct bm_rule *rule, uint64_t now, uint64_t ns);
 
 #endif

@@ -222,10 +222,39 @@ static void what_a_pause_cost_is_learned(void **state)
 	(void)state;
 	bm_rule_begin(&rule, 0, 100 * MIB);
 	bm_rule_sent(&rule, 100 * MIB, S);
-	bm_rule_learn(&rule, 10 * MIB, 150 * MS); /* 100 of it for the bytes */
-	assert_int_equal(rule.fixed / MS, 50);
-	bm_rule_learn(&rule, 10 * MIB, 90 * MS);
-	assert_int_equal(rule.fixed, 0);
+	for (int i = 0; i < 20; i++)
+		bm_rule_learn(&rule, 10 * MIB, 150 * MS); /* 100 of it for the bytes */
+	assert_in_range(rule.fixed, 49 * MS, 50 * MS);
+	/* One that was slow is not the end of it. */
+	bm_rule_learn(&rule, 0, 5 * S);
+	assert_int_equal(bm_rule_judge(&rule, S, 0), BM_VERDICT_PAUSE);
+	for (int i = 0; i < 40; i++)
+		bm_rule_learn(&rule, 10 * MIB, 90 * MS);
+	assert_int_equal(rule.fixed / MS, 0);
+}
+
+/* It stops in 100 ms, and may take 40: it is tried, and each time it is longer until it is again.
+ */
+static void a_pause_that_fails_is_not_tried_at_once_again(void **state)
+{
+	struct bm_rule rule = {.budget = 40 * MS};
+	uint64_t now = 0, last = 0, tries = 0;
+
+	(void)state;
+	bm_rule_begin(&rule, now, 100 * MIB);
+	bm_rule_sent(&rule, 100 * MIB, S);
+	for (now = S; now < 101 * S; now += 10 * MS) {
+		if (bm_rule_judge(&rule, now, 4096) != BM_VERDICT_PAUSE)
+			continue;
+		assert_true(!last || now - last >= 100 * MS << (tries - 1 < 7 ? tries - 1 : 7));
+		tries++;
+		last = now;
+		bm_rule_retreat(&rule, now, 100 * MS);
+	}
+	assert_in_range(tries, 10, 18);
+	assert_int_equal(rule.retreats, tries);
+	rule.budget = 200 * MS;
+	assert_int_equal(bm_rule_judge(&rule, now + 20 * S, 4096), BM_VERDICT_PAUSE);
 }
 
 int main(void)
@@ -240,6 +269,7 @@ int main(void)
 		cmocka_unit_test(a_budget_that_is_raised_is_met_at_once),
 		cmocka_unit_test(tiny_rounds_do_not_spoil_the_estimate),
 		cmocka_unit_test(what_a_pause_cost_is_learned),
+		cmocka_unit_test(a_pause_that_fails_is_not_tried_at_once_again),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
