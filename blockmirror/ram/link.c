@@ -51,6 +51,16 @@ static void fail_errno(struct bm_link *link, int err, const char *what)
 	link_fail(link, &error);
 }
 
+static void receive(struct bm_link *link);
+
+/* An end that has given up has closed its side, and said why before: that tells more. */
+static void send_failed(struct bm_link *link, int err)
+{
+	receive(link);
+	if (link->open)
+		fail_errno(link, err, "send");
+}
+
 static void send_more(struct bm_link *link)
 {
 	int flushed;
@@ -62,7 +72,7 @@ static void send_more(struct bm_link *link)
 		if (n == -EAGAIN)
 			break;
 		if (n < 0) {
-			fail_errno(link, (int)n, "send");
+			send_failed(link, (int)n);
 			return;
 		}
 		link->bytes_out += (uint64_t)n;
@@ -77,7 +87,7 @@ static void send_more(struct bm_link *link)
 	}
 	flushed = bm_transport_flush(&link->transport);
 	if (flushed < 0 && flushed != -EAGAIN) {
-		fail_errno(link, flushed, "send");
+		send_failed(link, flushed);
 		return;
 	}
 	link->sending = flushed < 0 || link->out[0].iov_len + link->out[1].iov_len;

@@ -14,8 +14,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include <cmocka.h>
 #include <zstd.h>
+#include <cmocka.h>
 
 #include "blockmirror/ram/stream.h"
 
@@ -258,7 +258,8 @@ static inline void assert_same(const struct way *w, const struct bytes *in)
 	assert_int_equal(w->out.used, in->used);
 	for (size_t i = 0; i < in->used; i++)
 		if (w->out.data[i] != in->data[i])
-			fail_msg("byte %zu is %02x instead of %02x", i, w->out.data[i], in->data[i]);
+			fail_msg("byte %zu is %02x instead of %02x", i, w->out.data[i],
+				 in->data[i]);
 }
 
 #endif

@@ -147,8 +147,11 @@ static void add_records(struct bytes *in)
 	for (unsigned i = 0; i < 200; i++) {
 		fill_page(page, i % 40 + 1);
 		page[i] ^= (uint8_t)i;
-		add_page(in, i % 7 ? NULL : i % 2 ? "pc.ram" : "pc.bios", (uint64_t)(i % 50) << BITS,
-			 page);
+		add_page(in,
+			 i % 7   ? NULL
+			 : i % 2 ? "pc.ram"
+				 : "pc.bios",
+			 (uint64_t)(i % 50) << BITS, page);
 		add_fill(in, NULL, (uint64_t)i << BITS, (uint8_t)(i % 9 ? 0 : i));
 		if (i % 20 == 0) {
 			add_number(in, (uint64_t)i << BITS | 0x40 | 0x20, 8);
