@@ -125,7 +125,11 @@ class Campaign:
         harm, more = self.choose()
         self.loads = len(self.target.hashes('loaded'))
         said = self.mover(*more)
-        if harm == 'none' and said.returncode:
+        # A busy host may be silent for as long as a dead one.
+        silent = 'said nothing for' in said.stdout
+        if silent:
+            self.add('silence')
+        if harm == 'none' and said.returncode and not silent:
             self.bad(f'without harm it ends with {said.returncode}: {said.stdout}{said.stderr}')
         if said.returncode not in (0, 5, -9):
             self.bad(f'the mover ended with {said.returncode}: {said.stdout}{said.stderr}')
@@ -145,6 +149,8 @@ class Campaign:
             except Bad as e:
                 self.bad(e)
         self.source.end(), self.target.end()
+        if self.count.get('silence', 0) * 2 > self.o.moves:
+            self.bad('most moves end in silence')
         print(f'{self.o.moves} moves:', ', '.join(f'{k} {v}' for k, v in sorted(self.count.items())))
 
 p = argparse.ArgumentParser()
