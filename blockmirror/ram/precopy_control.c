@@ -36,7 +36,7 @@ json_t *bm_precopy_status(const struct bm_precopy *p)
 			 bm_precopy_state_name(p->state), "move", p->move, "machine",
 			 p->machine.name, "tracker", p->tracker->ops->name, "converged",
 			 p->converged, "loaded", here || p->state == BM_PRECOPY_LOADED, "retreats",
-			 (int)p->rule.retreats, "left", (json_int_t)(p->left * BM_RAM_PAGE),
+			 (int)p->rule.retreats, "left", (json_int_t)p->left * BM_RAM_PAGE,
 			 "bandwidth", (json_int_t)p->rule.bandwidth, "fixed",
 			 (json_int_t)p->rule.fixed, "stopped", (json_int_t)p->loaded, "throttle",
 			 (int)p->rule.throttle, "rounds", rounds, "code",

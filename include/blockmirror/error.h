@@ -46,7 +46,7 @@ enum bm_code {
 	BM_E_QMP,         /* QEMU refuses, or who answers is not QEMU, or an old one */
 	BM_E_QMP_BUSY,    /* another client has the QMP socket */
 	BM_E_LINKED,      /* other images show through this one, or hold its data */
-	BM_E_BUDGET,      /* the pause or the time that was allowed is not enough */
+	BM_E_BUDGET,      /* more time, or a longer pause, than was allowed: rolled back */
 	BM_CODES
 };
 
