@@ -12,7 +12,7 @@ LONG_TESTS := tests/system/hammer_guest.sh tests/system/hammer_detects.sh tests/
 	tests/system/virsh_migrate.sh tests/system/libvirt_guest.sh tests/system/hosts.sh \
 	tests/fault/slip_death.sh tests/system/live_copy_guest.sh tests/system/slip_cycles.sh \
 	tests/fault/hand_over.sh tests/system/nbd_interop.sh tests/fault/ram_lost.sh \
-	tests/system/native_teeth.sh
+	tests/system/native_teeth.sh tests/system/native_kvm.sh
 # Hours by itself.
 EVERY_CALL := tests/fault/every_call.sh
 # They do more with LONG=1.
