@@ -220,7 +220,6 @@ int bm_link_open(struct bm_link *link, struct bm_loop *loop, const struct bm_tra
 	link->open = true;
 	link->watch.run = on_event;
 	link->again.run = on_again;
-	link->heard = link->said = bm_loop_now(loop);
 	/* TCP's; a unix socket has no such thing. */
 	setsockopt(transport->out, IPPROTO_TCP, TCP_NOTSENT_LOWAT, &not_sent, sizeof(not_sent));
 	link_watch(link);
@@ -255,11 +254,16 @@ void bm_link_resume(struct bm_link *link)
 void bm_link_beat(struct bm_link *link, uint64_t period, uint64_t silence, uint64_t hello)
 {
 	static const struct bm_ram_header beat = {.type = BM_RAM_FRAME_BEAT};
-	uint64_t now = bm_loop_now(link->loop), quiet = now - link->heard;
+	uint64_t now = bm_loop_now(link->loop), quiet;
 	struct bm_error error;
 
 	if (!link->open || link->dead)
 		return;
+	/* Not when it was opened: that may have been before the loop ran, whose clock stands then.
+	 */
+	if (!link->heard)
+		link->heard = now;
+	quiet = now - link->heard;
 	if (!link->held && quiet > (link->greeted ? silence : hello)) {
 		bm_fail(&error, BM_E_UNREACHABLE,
 			"connection %u: the other host has said nothing for %llu ms", link->number,

@@ -86,9 +86,9 @@ void bm_link_send(struct bm_link *link, const struct bm_ram_header *header, cons
 void bm_link_resume(struct bm_link *link);
 
 /*
- * The other host's silence, and ours: to be called every period. Says something where nothing was
- * said, and fails the link where nothing was heard for silence, or, before it was greeted, for
- * hello. All ns.
+ * The other host's silence, and ours: to be called every BM_LINK_TICK. Says something where nothing
+ * was said for period, and fails the link where nothing was heard for silence, or, before it was
+ * greeted, for hello. All ns.
  */
 void bm_link_beat(struct bm_link *link, uint64_t period, uint64_t silence, uint64_t hello);
 

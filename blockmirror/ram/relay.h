@@ -72,6 +72,12 @@ int bm_sender_new(const struct bm_relay_setup *setup, const struct bm_transport 
 /* Its memory goes when its workers have come to an end; the loop has to run until then. */
 void bm_sender_free(struct bm_sender *s);
 
+/*
+ * Drops it: its sockets close now, and no event comes any more. Returns whether its workers have
+ * ended, so that bm_sender_free() needs no loop.
+ */
+bool bm_sender_drop(struct bm_sender *s);
+
 /* The SHUT passes, now or when it comes. Twice is once. */
 void bm_sender_open_gate(struct bm_sender *s);
 

@@ -286,6 +286,16 @@ static void check_deadline(struct bm_sender *s)
 	bm_sender_fail(s, &error);
 }
 
+static void set_watch(struct bm_sender *s)
+{
+	uint32_t events = s->stalled || s->eof ? 0 : EPOLLIN;
+
+	if (s->answer_at < s->answer_end)
+		events |= EPOLLOUT;
+	if (events != s->watch.events)
+		bm_watch_set(s->setup.loop, &s->watch, s->setup.qemu, events);
+}
+
 void bm_sender_pump(struct bm_sender *s)
 {
 	if (s->over || s->greeted < s->setup.links)
@@ -306,7 +316,5 @@ void bm_sender_pump(struct bm_sender *s)
 	tell_pace(s);
 	check_deadline(s);
 	if (!s->over)
-		bm_watch_set(s->setup.loop, &s->watch, s->setup.qemu,
-			     (s->stalled || s->eof ? 0 : EPOLLIN) |
-				     (s->answer_at < s->answer_end ? EPOLLOUT : 0));
+		set_watch(s);
 }

@@ -23,7 +23,10 @@
 #include "blockmirror/ram/relay.h"
 #include "blockmirror/ram/stream.h"
 
-/* A QEMU that closes its side has loaded all, or died; which it was, the sender's soon tells. */
+/*
+ * A QEMU that has loaded all says SHUT and closes its side, and then waits for as long as it takes.
+ * One that closes it without has no return path, and the stream ends soon; or it has died.
+ */
 #define GRACE 2000000000ull
 
 struct bm_receiver {
@@ -32,6 +35,7 @@ struct bm_receiver {
 	struct bm_link *back; /* the sender's first one: answers go there */
 	uint32_t seen;        /* bits: which of the sender's connections */
 	uint32_t slots;
+	uint64_t hello_wait;
 	struct bm_watch watch;
 	struct bm_timer tick;
 	struct bm_task event, next;
@@ -43,6 +47,8 @@ struct bm_receiver {
 	uint64_t number, taken, batches, compressed;
 
 	uint8_t answer[BM_LINK_OWN];
+	struct bm_return answers;
+	bool loaded;          /* it has said SHUT */
 	uint64_t qemu_closed; /* when */
 	bool ended, answered, over, told_over, closed;
 	struct bm_error error;
@@ -114,11 +120,12 @@ static void refuse(struct bm_receiver *r, const struct bm_link *link, const char
 static void set_watch(struct bm_receiver *r)
 {
 	bool answers = r->back && !r->qemu_closed && bm_link_idle(r->back);
+	uint32_t events = answers ? EPOLLIN : 0;
 
-	if (!r->closed)
-		bm_watch_set(r->setup.loop, &r->watch, r->setup.qemu,
-			     (answers ? EPOLLIN : 0) |
-				     (r->out_at < r->builder.used ? EPOLLOUT : 0));
+	if (r->out_at < r->builder.used)
+		events |= EPOLLOUT;
+	if (!r->closed && events != r->watch.events)
+		bm_watch_set(r->setup.loop, &r->watch, r->setup.qemu, events);
 }
 
 static void write_out(struct bm_receiver *r)
@@ -138,6 +145,16 @@ static void write_out(struct bm_receiver *r)
 	}
 }
 
+/* What it says passes as it is; it is only listened for the SHUT. */
+static void listen_in(struct bm_receiver *r, size_t length)
+{
+	uint8_t scratch[BM_LINK_OWN + 16];
+	const uint8_t *data = r->answer;
+
+	bm_return_pass(&r->answers, &data, &length, scratch);
+	r->loaded |= r->answers.shut;
+}
+
 static void read_answer(struct bm_receiver *r)
 {
 	struct bm_ram_header header = {.type = BM_RAM_FRAME_BACK};
@@ -152,6 +169,7 @@ static void read_answer(struct bm_receiver *r)
 		r->qemu_closed = bm_loop_now(r->setup.loop);
 		return;
 	}
+	listen_in(r, (size_t)n);
 	header.length = header.plain = (uint32_t)n;
 	bm_link_send(r->back, &header, r->answer, false);
 }
@@ -362,10 +380,10 @@ static void on_tick(struct bm_timer *timer)
 
 	bm_timer_set(r->setup.loop, timer, now + BM_LINK_TICK);
 	for (unsigned i = 0; i < r->setup.links; i++)
-		bm_link_beat(&r->links[i], BM_LINK_BEAT, r->setup.silence, BM_LINK_HELLO);
+		bm_link_beat(&r->links[i], BM_LINK_BEAT, r->setup.silence, r->hello_wait);
 	if (!r->over && waits_for_ever(r))
 		refuse(r, &r->links[0], "the batch that is next is on none of them");
-	if (r->qemu_closed && !r->ended && now - r->qemu_closed > GRACE)
+	if (r->qemu_closed && !r->loaded && !r->ended && now - r->qemu_closed > GRACE)
 		fail_qemu(r, ECONNRESET, "go on: it has closed its connection");
 }
 
@@ -398,6 +416,7 @@ int bm_receiver_new(const struct bm_relay_setup *setup, const struct bm_transpor
 		return bm_fail(error, BM_E_INTERNAL, "no memory to take a machine's RAM");
 	r->setup = *setup;
 	r->setup.silence = setup->silence ? setup->silence : BM_LINK_SILENCE;
+	r->hello_wait = r->setup.silence > BM_LINK_HELLO ? r->setup.silence : BM_LINK_HELLO;
 	r->event.run = on_event;
 	r->next.run = on_next;
 	r->watch.run = on_qemu;

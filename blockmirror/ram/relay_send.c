@@ -138,7 +138,7 @@ static void on_tick(struct bm_timer *timer)
 
 	bm_timer_set(s->setup.loop, timer, bm_loop_now(s->setup.loop) + BM_LINK_TICK);
 	for (unsigned i = 0; i < s->setup.links; i++)
-		bm_link_beat(&s->links[i], BM_LINK_BEAT, s->setup.silence, BM_LINK_HELLO);
+		bm_link_beat(&s->links[i], BM_LINK_BEAT, s->setup.silence, s->hello_wait);
 	bm_sender_pump(s);
 }
 
@@ -227,6 +227,7 @@ int bm_sender_new(const struct bm_relay_setup *setup, const struct bm_transport 
 		goto fail;
 	s->setup = *setup;
 	s->setup.silence = setup->silence ? setup->silence : BM_LINK_SILENCE;
+	s->hello_wait = s->setup.silence > BM_LINK_HELLO ? s->setup.silence : BM_LINK_HELLO;
 	s->gate_open = !setup->gate;
 	s->event.run = on_event;
 	s->watch.run = on_qemu;
@@ -274,10 +275,17 @@ void bm_sender_free(struct bm_sender *s)
 {
 	if (!s)
 		return;
-	s->over = s->freed = true;
+	s->freed = true;
+	bm_sender_drop(s);
+	bm_sender_released(s);
+}
+
+bool bm_sender_drop(struct bm_sender *s)
+{
+	s->over = s->told_over = true;
 	close_all(s);
 	bm_task_cancel(&s->event);
-	bm_sender_released(s);
+	return !s->working;
 }
 
 void bm_sender_mark(struct bm_sender *s)

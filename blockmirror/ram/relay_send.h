@@ -36,6 +36,7 @@ struct bm_sender {
 	struct send_batch *on_link[BM_RAM_LINKS];
 	uint8_t hello[BM_RAM_LINKS][BM_RAM_HELLO];
 	unsigned greeted, last_link;
+	uint64_t hello_wait;
 
 	struct bm_watch watch; /* of the QEMU */
 	struct bm_timer tick, capped;

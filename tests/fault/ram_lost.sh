@@ -9,6 +9,7 @@
 truncate -s 64M "$image"
 check "a guest runs" machine b
 check "it writes records" wait_for 120 ticked b 10
+[ "$lib_failed" -eq 0 ] || exit
 
 silence=4000
 check "a path" path b c

@@ -6,8 +6,9 @@
 
 The guest is a boot sector that writes numbers into 64 pages of RAM over and over. FILE is made of,
 for each stream, a line "NAME BYTES" and the bytes, all of it compressed by zstd(1). Streams: plain (no
-return path, no target), return (with both) and return.back (what the target answered), xbzrle, ignore
-(x-ignore-shared), hotplug (a second block of RAM, with a long name).
+return path, no target), return (with both) and return.back (what the target answered), xbzrle (the
+capability; there is no such record in it), ignore (x-ignore-shared), hotplug (a second block of RAM, with
+a long name), huge (RAM in pages of 2 MiB; of those 4 have to be free: /proc/sys/vm/nr_hugepages).
 """
 import json
 import os
@@ -94,6 +95,9 @@ def pump(source, sink, log):
 
 def start(work, name, kind, *more):
     memory = ["-m", "4"]
+    if kind == "huge":
+        memory += ["-object", "memory-backend-memfd,id=ram0,size=4M,hugetlb=on",
+                   "-machine", "memory-backend=ram0"]
     if kind == "ignore":
         memory += ["-object", f"memory-backend-file,id=ram0,size=4M,mem-path={work}/ram,share=on",
                    "-machine", "memory-backend=ram0"]
@@ -159,7 +163,7 @@ def record(kind, packed):
 def main():
     with open(sys.argv[1], "wb") as out:
         zstd = subprocess.Popen(["zstd", "-q", "-19", "--long"], stdin=subprocess.PIPE, stdout=out)
-        for kind in ("plain", "return", "xbzrle", "ignore", "hotplug"):
+        for kind in ("plain", "return", "xbzrle", "ignore", "hotplug", "huge"):
             record(kind, zstd.stdin)
         zstd.stdin.close()
         sys.exit(zstd.wait())

@@ -8,6 +8,7 @@
 truncate -s 64M "$image"
 check "a guest runs" machine a
 check "it writes records" wait_for 120 ticked a 10
+[ "$lib_failed" -eq 0 ] || exit
 
 # A move
 check "there is a path to another QEMU" path a b

@@ -7,6 +7,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -14,9 +15,10 @@
 #define XXH_INLINE_ALL
 #include <xxhash.h>
 
+#include "blockmirror/base/cap.h"
 #include "blockmirror/ram/link.h"
 #include "blockmirror/ram/record.h"
-#include "blockmirror/ram/relay.h"
+#include "blockmirror/ram/relay_thread.h"
 
 #define MS 1000000ull
 
@@ -360,6 +362,96 @@ static void a_lost_connection_ends_all(void **state)
 	free(in.data);
 }
 
+/* QEMU closes its side when it has loaded all; it may wait for the gate for as long as it takes. */
+static void a_target_that_has_loaded_all_may_close_its_side(void **state)
+{
+	struct bytes in = recorded(&all, "return");
+	struct both b;
+
+	(void)state;
+	both_begin(&b, 2, 65536);
+	b.setup.gate = true;
+	both_open(&b);
+	turn_until(&b, &in, b.out.used == in.used);
+	for (int i = 0; i < 16; i++) {
+		assert_int_equal(send(b.to.qemu, pong_and_shut + i, 1, 0), 1);
+		turns(&b, &in, 2);
+	}
+	shutdown(b.to.qemu, SHUT_WR);
+	turn_until(&b, &in, b.from.held);
+	turns(&b, &in, 2500);
+	assert_int_equal(b.from.failed + b.to.failed, 0);
+	bm_sender_open_gate(b.sender);
+	turn_until(&b, &in, b.back.used == 16);
+	close(b.from.qemu);
+	b.from.qemu = -1;
+	turn_until(&b, &in, b.from.done && b.to.done);
+	both_close(&b);
+}
+
+/* And one that closes it without a word is not waited for. */
+static void a_target_that_closes_its_side_early_ends_all(void **state)
+{
+	struct bytes in = recorded(&all, "return");
+	struct both b;
+
+	(void)state;
+	both_begin(&b, 2, 65536);
+	b.setup.gate = true;
+	both_open(&b);
+	turn_until(&b, &in, b.out.used == in.used);
+	assert_int_equal(send(b.to.qemu, pong_and_shut, 12, 0), 12);
+	shutdown(b.to.qemu, SHUT_WR);
+	both_fail(&b, BM_E_UNREACHABLE, BM_E_UNREACHABLE);
+	both_close(&b);
+}
+
+/* Two MiB a second for all of this host: four take almost two seconds, unless they get smaller. */
+static void the_cap_is_kept_and_then_batches_are_compressed(void **state)
+{
+	char run[] = "/tmp/blockmirror-ram.XXXXXX", path[64];
+	struct bm_relay_stats stats;
+	struct bytes in = {0};
+	uint64_t begun, ns;
+	struct both b;
+
+	(void)state;
+	assert_non_null(mkdtemp(run));
+	make_noise(&in, 1000);
+	for (int packed = 0; packed < 2; packed++) {
+		/* Then three quarters of each page are all the same. */
+		for (size_t i = 100; packed && i < in.used - 4200; i += 4104)
+			memset(in.data + i, 7, 3000);
+		both_begin(&b, 2, 65536);
+		assert_int_equal(bm_cap_open(run, &b.setup.cap), 0);
+		bm_cap_set(b.setup.cap, 2 << 20);
+		both_open(&b);
+		begun = now_ns();
+		turn_until(&b, &in, b.given == in.used);
+		close(b.from.qemu);
+		b.from.qemu = -1;
+		turn_until(&b, &in, b.from.done && b.to.done);
+		ns = now_ns() - begun;
+		same_as(&b, &in);
+		bm_sender_stats(b.sender, &stats);
+		printf("# %llu bytes on the wire, %llu of %llu batches compressed, %llu ms\n",
+		       (unsigned long long)stats.wire, (unsigned long long)stats.compressed,
+		       (unsigned long long)stats.batches, (unsigned long long)(ns / MS));
+		assert_true(ns > (stats.wire - 500000) * 1000 / (2 << 20) * MS);
+		if (packed)
+			assert_true(stats.compressed > 3 && stats.wire < in.used * 4 / 5);
+		else
+			assert_true(!stats.compressed && stats.wire > in.used - 10000 &&
+				    ns > 1600 * MS);
+		bm_cap_close(b.setup.cap);
+		both_close(&b);
+	}
+	snprintf(path, sizeof(path), "%s/cap", run);
+	unlink(path);
+	rmdir(run);
+	free(in.data);
+}
+
 static void a_source_that_gives_up_is_not_taken_for_one_that_has_ended(void **state)
 {
 	struct bytes in = recorded(&all, "return");
@@ -657,6 +749,128 @@ static void a_pause_that_would_be_too_long_is_given_up(void **state)
 	free(in.data);
 }
 
+/* In threads, as a program uses it that blocks. */
+
+static void *feed(void *arg)
+{
+	const struct bytes *in = ((void **)arg)[0];
+	int fd = *(int *)((void **)arg)[1];
+
+	fcntl(fd, F_SETFL, 0);
+	for (size_t at = 0; at < in->used;) {
+		ssize_t n = send(fd, in->data + at, in->used - at, MSG_NOSIGNAL);
+
+		if (n <= 0)
+			break;
+		at += (size_t)n;
+	}
+	return NULL;
+}
+
+static void start_both(struct both *b, struct bm_relay **near, struct bm_relay **far)
+{
+	struct bm_error error;
+	int fds[2];
+
+	make_pair(fds, 65536);
+	b->from.qemu = fds[0];
+	b->setup.qemu = fds[1];
+	assert_int_equal(bm_relay_start(true, &b->setup, b->near, near, &error), 0);
+	make_pair(fds, 65536);
+	b->to.qemu = fds[0];
+	b->setup.qemu = fds[1];
+	assert_int_equal(bm_relay_start(false, &b->setup, b->far, far, &error), 0);
+	fcntl(b->to.qemu, F_SETFL, 0);
+}
+
+static void receive_all(struct both *b, size_t length)
+{
+	uint8_t piece[65536];
+
+	while (b->out.used < length) {
+		ssize_t n = recv(b->to.qemu, piece, sizeof(piece), 0);
+
+		assert_true(n > 0);
+		add(&b->out, piece, (size_t)n);
+	}
+}
+
+static void a_migration_by_threads(void **state)
+{
+	struct bytes in = recorded(&all, "return");
+	struct bm_relay *near, *far;
+	struct bm_relay_stats stats;
+	struct bm_error error;
+	uint8_t back[16];
+	pthread_t feeder;
+	struct both b;
+
+	(void)state;
+	both_begin(&b, 3, 65536);
+	b.setup.gate = true;
+	b.setup.compress = BM_PACE_ALWAYS;
+	start_both(&b, &near, &far);
+	void *arg[] = {&in, &b.from.qemu};
+	assert_int_equal(pthread_create(&feeder, NULL, feed, arg), 0);
+	receive_all(&b, in.used);
+	pthread_join(feeder, NULL);
+	same_as(&b, &in);
+	assert_int_equal(bm_relay_wait(near, BM_RELAY_HOLDS, 50, &error), BM_RELAY_RUNS);
+	assert_int_equal(send(b.to.qemu, pong_and_shut, 16, 0), 16);
+	assert_int_equal(bm_relay_wait(near, BM_RELAY_HOLDS, 20000, &error), BM_RELAY_HOLDS);
+	assert_int_equal(recv(b.from.qemu, back, 16, MSG_DONTWAIT), 8);
+	bm_relay_open_gate(near);
+	assert_int_equal(recv(b.from.qemu, back + 8, 8, MSG_WAITALL), 8);
+	assert_memory_equal(back, pong_and_shut, 16);
+	close(b.from.qemu);
+	b.from.qemu = -1;
+	assert_int_equal(bm_relay_wait(near, BM_RELAY_OVER, 20000, &error), BM_RELAY_OVER);
+	assert_int_equal(error.code, BM_OK);
+	assert_int_equal(bm_relay_wait(far, BM_RELAY_OVER, 20000, &error), BM_RELAY_OVER);
+	assert_int_equal(error.code, BM_OK);
+	bm_relay_stats(near, &stats);
+	assert_int_equal(stats.stream, in.used);
+	bm_relay_stop(near);
+	bm_relay_stop(far);
+	both_close(&b);
+}
+
+/* Dropped in the middle, with batches in workers; and one whose time is over. */
+static void threads_that_are_dropped(void **state)
+{
+	struct bytes in = {0};
+	struct bm_error error;
+
+	(void)state;
+	make_noise(&in, 3000);
+	for (int late = 0; late < 2; late++) {
+		struct bm_relay *near, *far;
+		pthread_t feeder;
+		struct both b;
+
+		both_begin(&b, 2, 65536);
+		b.setup.compress = BM_PACE_ALWAYS;
+		start_both(&b, &near, &far);
+		void *arg[] = {&in, &b.from.qemu};
+		assert_int_equal(pthread_create(&feeder, NULL, feed, arg), 0);
+		receive_all(&b, 1 << 20);
+		if (late) {
+			bm_relay_mark(near);
+			bm_relay_deadline(near, 20 * MS);
+			assert_int_equal(bm_relay_wait(near, BM_RELAY_OVER, 20000, &error),
+					 BM_RELAY_OVER);
+			assert_int_equal(error.code, BM_E_CANCELLED);
+		}
+		bm_relay_stop(near);
+		pthread_join(feeder, NULL);
+		assert_int_equal(bm_relay_wait(far, BM_RELAY_OVER, 20000, &error), BM_RELAY_OVER);
+		assert_int_equal(error.code, BM_E_UNREACHABLE);
+		bm_relay_stop(far);
+		both_close(&b);
+	}
+	free(in.data);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -664,6 +878,9 @@ int main(void)
 		cmocka_unit_test(a_stream_without_a_gate_ends_when_it_ends),
 		cmocka_unit_test(no_more_is_taken_than_goes_on),
 		cmocka_unit_test(a_lost_connection_ends_all),
+		cmocka_unit_test(a_target_that_has_loaded_all_may_close_its_side),
+		cmocka_unit_test(a_target_that_closes_its_side_early_ends_all),
+		cmocka_unit_test(the_cap_is_kept_and_then_batches_are_compressed),
 		cmocka_unit_test(a_source_that_gives_up_is_not_taken_for_one_that_has_ended),
 		cmocka_unit_test(a_target_that_dies_ends_all),
 		cmocka_unit_test(what_is_dropped_is_seen_at_the_other_end),
@@ -674,6 +891,8 @@ int main(void)
 		cmocka_unit_test(silence_is_death),
 		cmocka_unit_test(who_beats_lives),
 		cmocka_unit_test(a_pause_that_would_be_too_long_is_given_up),
+		cmocka_unit_test(a_migration_by_threads),
+		cmocka_unit_test(threads_that_are_dropped),
 	};
 
 	return cmocka_run_group_tests(tests, load, unload);

@@ -9,7 +9,7 @@
 #include <time.h>
 
 static struct bytes all;
-static const char *const names[] = {"plain", "return", "xbzrle", "ignore", "hotplug"};
+static const char *const names[] = {"plain", "return", "xbzrle", "ignore", "hotplug", "huge"};
 static uint64_t seed;
 
 static int load(void **state)
