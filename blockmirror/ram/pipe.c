@@ -17,11 +17,6 @@
 #include "blockmirror/base/cleanup.h"
 #include "blockmirror/ram/pipe_inside.h"
 
-#define TICK    100000000ull /* ns */
-#define BEAT    500000000ull
-#define SILENCE 1500000000ull
-#define HELLO   10000000000ull
-
 void bm_pipe_fail(struct bm_pipe *p, const struct bm_error *error)
 {
 	if (p->dead)
@@ -174,9 +169,9 @@ static void on_tick(struct bm_timer *timer)
 {
 	struct bm_pipe *p = bm_container(timer, struct bm_pipe, tick);
 
-	bm_timer_set(p->loop, timer, bm_loop_now(p->loop) + TICK);
+	bm_timer_set(p->loop, timer, bm_loop_now(p->loop) + BM_LINK_TICK);
 	for (unsigned i = 0; i < p->count; i++)
-		bm_link_beat(&p->links[i], BEAT, SILENCE, HELLO);
+		bm_link_beat(&p->links[i], BM_LINK_BEAT, BM_LINK_SILENCE, BM_LINK_HELLO);
 }
 
 static int connect_to(const char *path, struct bm_error *error)
@@ -238,7 +233,7 @@ int bm_pipe_open(struct bm_loop *loop, const char *path, unsigned connections, c
 	if (!r)
 		r = source ? bm_pipe_make_sender(p) : bm_pipe_make_receiver(p);
 	if (!r)
-		r = bm_timer_set(loop, &p->tick, bm_loop_now(loop) + TICK);
+		r = bm_timer_set(loop, &p->tick, bm_loop_now(loop) + BM_LINK_TICK);
 	if (r < 0)
 		bm_fail_errno(error, r, "the way of RAM");
 	else
