@@ -53,8 +53,10 @@ LIBRARIES := $(BUILD)/libblockmirror.a $(BUILD)/libblockmirror.so
 UNIT_TESTS := $(patsubst tests/unit/%.c,$(BUILD)/tests/unit/%,$(wildcard tests/unit/*_test.c))
 HAMMER_SRC := $(call sources,fixtures/hammer)
 CONFORMANCE_SRC := $(call sources,fixtures/conformance)
+TINYVM_SRC := $(call sources,fixtures/tinyvm)
 FIXTURES := $(patsubst fixtures/%.c,$(BUILD)/fixtures/%,$(wildcard fixtures/*.c)) \
-	$(BUILD)/fixtures/hammer $(BUILD)/fixtures/conformance $(BUILD)/fixtures/kth.so $(BUILD)/fixtures/record.so
+	$(BUILD)/fixtures/hammer $(BUILD)/fixtures/conformance $(BUILD)/fixtures/kth.so $(BUILD)/fixtures/record.so \
+	$(BUILD)/fixtures/tinyvm
 
 all: $(PROGRAMS) $(LIBRARIES)
 
@@ -114,6 +116,11 @@ $(BUILD)/fixtures/hammer: $(call objects,$(HAMMER_SRC)) $(BUILD)/libblockmirror.
 	$(Q)mkdir -p $(@D)
 	$(Q)$(CC) $(BM_LDFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
 
+$(BUILD)/fixtures/tinyvm: $(call objects,$(TINYVM_SRC)) $(BUILD)/libblockmirror.a
+	$(call say,LD,$@)
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CC) $(BM_LDFLAGS) $(LDFLAGS) -o $@ $^ $(LIBS)
+
 $(BUILD)/obj/fixtures/powerfs.o: BM_CFLAGS += $(shell pkg-config --cflags fuse3)
 $(BUILD)/fixtures/powerfs: LIBS += $(shell pkg-config --libs fuse3)
 
@@ -154,7 +161,8 @@ format:
 
 install: all
 	install -d $(DESTDIR)$(bindir) $(DESTDIR)$(sbindir) $(DESTDIR)$(libdir) \
-		$(DESTDIR)$(includedir)/blockmirror $(DESTDIR)$(mandir)/man1 $(DESTDIR)$(mandir)/man8 \
+		$(DESTDIR)$(includedir)/blockmirror $(DESTDIR)$(mandir)/man1 $(DESTDIR)$(mandir)/man3 \
+		$(DESTDIR)$(mandir)/man8 \
 		$(DESTDIR)$(unitdir)
 	install $(BUILD)/blockmirror $(BUILD)/blockmirror-disk $(DESTDIR)$(bindir)
 	install $(BUILD)/blockmirror-move $(DESTDIR)$(sbindir)
@@ -168,6 +176,7 @@ install: all
 	ln -sf libblockmirror.so.$(SOVERSION) $(DESTDIR)$(libdir)/libblockmirror.so
 	install -m 644 include/blockmirror/*.h $(DESTDIR)$(includedir)/blockmirror
 	install -m 644 man/*.1 $(DESTDIR)$(mandir)/man1
+	install -m 644 man/*.3 $(DESTDIR)$(mandir)/man3
 	install -m 644 man/*.8 $(DESTDIR)$(mandir)/man8
 
 include tests/tests.mk

@@ -7,7 +7,7 @@ mapfile -t scripts < <(git ls-files '*.sh' .ci/run tests/run etc/hooks)
 
 check "clang-format has nothing to change" clang-format-14 --dry-run -Werror "${sources[@]}"
 check "shellcheck is content" shellcheck -x -P SCRIPTDIR "${scripts[@]}"
-check "mandoc is content" mandoc -Tlint -Wwarning man/*.[18]
+check "mandoc is content" mandoc -Tlint -Wwarning man/*.[138]
 # The options that a program's help names and those that its manual page names are the same.
 options_of() { grep -oE -- '--[a-z][a-z-]+' | sort -u; }
 man_options() { grep -oE 'Fl -[a-z][a-z-]+' "$1" | sed 's/Fl /-/' | sort -u; }
@@ -58,6 +58,7 @@ check "no source file has outgrown its room" sizes
 layers() { # arrows go down only (CONTRIBUTING.md)
 	! grep -nE '#include "(blockmirror/(dev|mirror|disk|daemon|cli)|nbd-server)/' blockmirror/base/*.[ch] &&
 		! grep -nE '#include "(blockmirror/(mirror|disk|daemon|cli)|nbd-server)/' blockmirror/dev/*.[ch] &&
+		! grep -nE '#include "(blockmirror/(dev|mirror|disk|machine|daemon|cli)|nbd-server)/' blockmirror/ram/*.[ch] &&
 		! grep -nE '#include "(blockmirror/(disk|daemon|cli)|nbd-server)/' blockmirror/mirror/*.[ch] &&
 		! grep -nE '#include "(blockmirror/(dev|mirror|disk|daemon)|nbd-server)/' blockmirror/cli/*.[ch] &&
 		! grep -nE '#include "(blockmirror/(dev|mirror|disk|cli)|nbd-server)/' blockmirror/daemon/*.[ch] &&

@@ -54,6 +54,7 @@ struct bm_rpc {
 	struct bm_keyring *(*keyring)(void *arg); /* NULL: in clear */
 	struct bm_list clients;
 	unsigned count;
+	struct client *holder; /* bm_rpc_hold() */
 };
 
 static bool is_gone(const struct client *c)
@@ -101,6 +102,8 @@ static void drop(struct client *c)
 		end_call(cut);
 	c->calls--;
 	bm_list_remove(&c->link);
+	if (c->rpc->holder == c)
+		c->rpc->holder = NULL;
 	if (!c->calls)
 		free_client(c);
 	if (gone)
@@ -195,6 +198,16 @@ void bm_rpc_fail(struct bm_rpc_call *call, const struct bm_error *error)
 void bm_rpc_subscribe(struct bm_rpc_call *call)
 {
 	call->client->subscribed = true;
+}
+
+void bm_rpc_hold(struct bm_rpc_call *call, void (*gone)(void *arg))
+{
+	struct client *before = call->client->rpc->holder;
+
+	if (before)
+		before->gone = NULL;
+	call->client->gone = gone;
+	call->client->rpc->holder = call->client;
 }
 
 void bm_rpc_notify(struct bm_rpc *rpc, const char *event, json_t *params)

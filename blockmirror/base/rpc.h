@@ -79,6 +79,12 @@ void bm_rpc_fail(struct bm_rpc_call *call, const struct bm_error *error);
 /* From now on the client of call gets events. */
 void bm_rpc_subscribe(struct bm_rpc_call *call);
 
+/*
+ * gone() is called when the client of call ends, instead of when he ends who was asked for last.
+ * It may be called inside bm_rpc_notify() and bm_rpc_reply().
+ */
+void bm_rpc_hold(struct bm_rpc_call *call, void (*gone)(void *arg));
+
 /* Sends an event to all who subscribed; takes params over. */
 void bm_rpc_notify(struct bm_rpc *rpc, const char *event, json_t *params);
 
