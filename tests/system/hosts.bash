@@ -61,8 +61,8 @@ host_certify() {
 	[ $# -gt 0 ] || set -- "cn=$host" "dns_name=host-$host" "ip_address=${host_address[$host]}"
 	rm -f "$folder/server-key.pem"
 	certify "$folder" server "${AUTHORITY:-$dir/authority}" "$@" tls_www_client tls_www_server signing_key &&
-		chmod 600 "$folder/server-key.pem" && cp "$dir/authority/ca-cert.pem" "$folder/" &&
-		host_options[$host]="--tls-dir $folder"
+		chmod 600 "$folder/server-key.pem" && cp "$dir/authority/ca-cert.pem" "$folder/" || return
+	[[ ${host_options[$host]:-} == *"--tls-dir $folder"* ]] || host_options[$host]+=" --tls-dir $folder"
 }
 
 # host_make HOST: its namespaces, which a process holds, and its store, mounted in there only. That
