@@ -38,6 +38,7 @@ MODEL_OBJ := $(call objects,$(filter-out %_test.c,$(wildcard tests/model/*.c)))
 $(MODEL_TESTS): $(MODEL_OBJ)
 $(BUILD)/tests/unit/daemon_test: $(call objects,$(filter-out %/main.c,$(DAEMON_SRC)))
 $(BUILD)/tests/unit/machine_test: $(call objects,$(MACHINE_SRC))
+$(BUILD)/tests/unit/requests_test: $(call objects,blockmirror/cli/claim.c)
 $(BUILD)/tests/unit/gate_test: $(call objects,blockmirror/disk/gate.c)
 
 # Everything that a commit must pass, within ten minutes on two cores. What waits most is begun
