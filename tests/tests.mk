@@ -43,6 +43,7 @@ $(MODEL_TESTS): $(MODEL_OBJ)
 $(BUILD)/tests/unit/daemon_test: $(call objects,$(filter-out %/main.c,$(DAEMON_SRC)))
 $(BUILD)/tests/unit/drain_plan_test: $(call objects,blockmirror/cli/drain_plan.c)
 $(BUILD)/tests/unit/machine_test: $(call objects,$(MACHINE_SRC))
+$(BUILD)/tests/unit/requests_test: $(call objects,blockmirror/cli/claim.c)
 $(BUILD)/tests/unit/gate_test: $(call objects,blockmirror/disk/gate.c)
 $(BUILD)/tests/unit/slot_test: $(call objects,blockmirror/disk/slot.c)
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
-/* Where sockets and records are when nobody says otherwise. Any thread. */
+/* Where sockets, records and hooks are when nobody says otherwise. Any thread. */
 #ifndef BM_BASE_DIRS_H
 #define BM_BASE_DIRS_H
 
@@ -17,6 +17,13 @@ static inline const char *bm_state_dir(void)
 	const char *dir = getenv("BLOCKMIRROR_STATE_DIR");
 
 	return dir && *dir ? dir : "/var/lib/blockmirror";
+}
+
+static inline const char *bm_hooks_dir(void)
+{
+	const char *dir = getenv("BLOCKMIRROR_HOOKS");
+
+	return dir && *dir ? dir : "/etc/blockmirror/hooks.d";
 }
 
 #endif

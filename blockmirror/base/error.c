@@ -47,6 +47,8 @@ static const struct {
 	[BM_E_QMP_BUSY] = {"E_QMP_BUSY", 3, EBUSY},
 	[BM_E_LINKED] = {"E_LINKED", 3, EMLINK},
 	[BM_E_BUDGET] = {"E_BUDGET", 5, ETIME},
+	[BM_E_HOOK] = {"E_HOOK", 3, ECANCELED},
+	[BM_E_ID_REUSED] = {"E_ID_REUSED", 3, EEXIST},
 };
 
 const char *bm_code_name(enum bm_code code)

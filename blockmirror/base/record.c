@@ -207,12 +207,14 @@ int bm_record_write(const char *folder, const struct bm_record *record, struct b
 
 void bm_record_remove(const char *folder)
 {
-	static const char *const which[] = {NULL, "new", "forward", "back"};
+	static const char *const names[] = {"record",      "record.new", "record.forward",
+					    "record.back", "requests",   "requests.new",
+					    "told"};
 
-	for (size_t i = 0; i < sizeof(which) / sizeof(which[0]); i++) {
-		bm_free char *path = path_of(folder, which[i]);
+	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+		bm_free char *path = NULL;
 
-		if (path)
+		if (asprintf(&path, "%s/%s", folder, names[i]) >= 0)
 			unlink(path);
 	}
 }

@@ -54,7 +54,7 @@ int bm_record_prepare(const char *folder, const char *which, const struct bm_rec
 		      struct bm_error *error);
 int bm_record_commit(const char *folder, const char *which, struct bm_error *error);
 
-/* Removes FOLDER/record, and what was prepared. */
+/* Removes FOLDER/record, what was prepared, and what is kept of past jobs beside it. */
 void bm_record_remove(const char *folder);
 
 /* Whether a record can hold uri: it is UTF-8, and what it names outlives a process. */

@@ -107,7 +107,9 @@ static void tie_lifeline(const struct plan *plan)
 
 	if (plan->lifeline < 0)
 		return;
-	if (fcntl(fd, F_SETSIG, SIGKILL) < 0 || fcntl(fd, F_SETOWN, getpid()) < 0 ||
+	/* Its session is new: its group's number is its own. */
+	if (fcntl(fd, F_SETSIG, SIGKILL) < 0 ||
+	    fcntl(fd, F_SETOWN, plan->spawn->group ? -getpid() : getpid()) < 0 ||
 	    fcntl(fd, F_SETFL, O_ASYNC) < 0)
 		_exit(NOT_STARTED);
 	if (poll(&p, 1, 0)) /* it broke before it was tied */
@@ -121,8 +123,10 @@ static void become(struct plan *plan)
 
 	sigemptyset(&none);
 	sigprocmask(SIG_SETMASK, &none, NULL);
+	if (plan->spawn->group) /* a script's pipes end by it */
+		signal(SIGPIPE, SIG_DFL);
 	setsid();
-	dup2(null, STDIN_FILENO);
+	dup2(plan->spawn->input > 0 ? plan->spawn->input : null, STDIN_FILENO);
 	dup2(plan->output >= 0 ? plan->output : null, STDOUT_FILENO);
 	if (plan->log >= 0)
 		dup2(plan->log, STDERR_FILENO);
@@ -131,7 +135,9 @@ static void become(struct plan *plan)
 	write_own_pid(plan->pid);
 	if (chdir("/") == 0)
 		execvpe(plan->path, plan->spawn->argv,
-			plan->environment ? plan->environment : environ);
+			plan->environment          ? plan->environment
+			: plan->spawn->environment ? plan->spawn->environment
+						   : environ);
 	_exit(NOT_STARTED);
 }
 

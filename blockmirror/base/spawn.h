@@ -23,6 +23,9 @@ struct bm_spawn {
 	int *output;     /* what it prints can be read here; NULL: nobody wants to */
 	const int *fds;  /* that it has as BM_SPAWN_FIRST_FD and on; at most BM_SPAWN_FDS */
 	unsigned n_fds;
+	int input;                /* its standard input; 0: nothing */
+	char *const *environment; /* all of it; NULL: ours */
+	bool group;               /* all that it has started ends with it, by the lifeline */
 	const char *fd_names; /* they are listening sockets (sd_listen_fds(3)): "a:b"; or NULL */
 	/*
 	 * NULL, or two descriptors that are made. It ends with us: when the second one is closed it

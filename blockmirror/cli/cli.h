@@ -25,8 +25,19 @@ struct cli_care {
 	void *arg;
 };
 
+/*
+ * Who watches a disk of a running QEMU being moved (relocate --qmp): began() before its job may
+ * switch over, moved() when the disk is on its target, and QEMU has not got it back yet.
+ */
+struct cli_witness {
+	void (*began)(void *arg, const char *disk, const json_t *job);
+	void (*moved)(void *arg);
+	void *arg;
+};
+
 struct cli {
-	const struct cli_care *care; /* NULL: none */
+	const struct cli_care *care;       /* NULL: none */
+	const struct cli_witness *witness; /* NULL: none */
 	const char *run_dir, *state_dir;
 	bool json, run_dir_given;
 	enum progress_style progress;
@@ -167,6 +178,8 @@ int cli_relocate(const struct cli *cli, const char *name, json_t *params);
  */
 int cli_relocate_slipped(struct cli *cli, const char *qmp, const char *drive, const char *target,
 			 json_t *params);
+/* Whether something of that was left to be completed, or undone. */
+bool cli_slip_is_left(const struct cli *cli, const char *qmp, const char *drive);
 
 /* migrate.c: the host that has a disk's storage serves the disk, too. Returns an exit code. */
 int cli_hand_over(const struct cli *cli, const char *name);
@@ -184,6 +197,9 @@ void cli_catch_interrupt(void);
 
 /* All is copied but what cannot be read, and was to be left out: it comes no further by itself. */
 bool cli_left_out(const json_t *job);
+
+/* In sync, and not switched over, since a hook had something against it. */
+bool cli_held(const json_t *job);
 
 /* The last lines about a job; returns the exit code. */
 int cli_job_ended(const struct cli *cli, const json_t *job);

@@ -16,5 +16,7 @@ int cmd_hook(struct cli *cli, int argc, char **argv)
 		return hook_libvirt(cli, argc - optind - 1, argv + optind + 1);
 	if (!strcmp(argv[optind], "resume"))
 		return hook_resume(cli, argc - optind - 1, argv + optind + 1);
+	if (!strcmp(argv[optind], "relocate"))
+		return hook_relocate(cli, argc - optind - 1, argv + optind + 1);
 	return cli_usage(cli, "hook %s is not known", argv[optind]);
 }

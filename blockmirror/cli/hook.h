@@ -7,6 +7,9 @@
 
 /* hook_libvirt.c: arguments as libvirt has them; exit status. */
 int hook_libvirt(const struct cli *cli, int argc, char **argv);
+
+/* hook_relocate.c: an object on standard input, one on standard output. */
+int hook_relocate(struct cli *cli, int argc, char **argv);
 char *hook_disk_name(const char *socket);
 /*
  * Calls act() for each disk of a domain that has a socket like ours, by its host element and name,

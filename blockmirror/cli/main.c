@@ -228,8 +228,12 @@ const struct command commands[] = {
 	 "  --expires TIME    arm: for so long (default 1h)\n"
 	 "  --overwrite       what is there is given up, as an old copy of the disk\n",
 	 cmd_migrate},
-	{"hook", "libvirt DOMAIN OPERATION SUBOPERATION EXTRA | resume DISK",
+	{"hook", "relocate | libvirt DOMAIN OPERATION SUBOPERATION EXTRA | resume DISK",
 	 "what hypervisors and managers call",
+	 "  relocate  an object on standard input says what is to be moved, by which id and where\n"
+	 "            to; one on standard output how far that is. Asked again by the same id it "
+	 "is\n"
+	 "            not done again (docs/hooks.md)\n"
 	 "  libvirt  as /etc/libvirt/hooks/qemu.d/ calls it, the domain's XML on standard input:\n"
 	 "           \"prepare\" starts the disks that the domain has by our sockets, \"migrate\", "
 	 "where\n"

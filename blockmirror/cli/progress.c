@@ -234,12 +234,17 @@ bool cli_left_out(const json_t *job)
 	return json_is_true(json_object_get(job, "rest_copied"));
 }
 
+bool cli_held(const json_t *job)
+{
+	return json_object_get(job, "held") && !strcmp(cli_text(job, "phase"), "in-sync");
+}
+
 static bool over(const json_t *job, bool stop_in_sync)
 {
 	const char *phase = cli_text(job, "phase");
 
-	return cli_left_out(job) || !strcmp(phase, "ended") || !strcmp(phase, "undo-window") ||
-	       (stop_in_sync && !strcmp(phase, "in-sync"));
+	return cli_left_out(job) || cli_held(job) || !strcmp(phase, "ended") ||
+	       !strcmp(phase, "undo-window") || (stop_in_sync && !strcmp(phase, "in-sync"));
 }
 
 /* The disk's process ended: the one that follows goes on with the job. */
@@ -398,7 +403,8 @@ static void say_left_out(const struct cli *cli, const json_t *job)
 
 int cli_job_ended(const struct cli *cli, const json_t *job)
 {
-	const json_t *failure = json_object_get(job, "error");
+	const json_t *held = cli_held(job) ? json_object_get(job, "held") : NULL;
+	const json_t *failure = held ? held : json_object_get(job, "error");
 	struct bm_error error = {0};
 
 	if (failure) {
@@ -414,5 +420,17 @@ int cli_job_ended(const struct cli *cli, const json_t *job)
 		cli_fail(cli, &error);
 	else
 		print_summary(job);
-	return failure || cli_left_out(job) ? 1 : 0; /* a job that failed, whatever for */
+	if (held && !cli->json) {
+		bm_free char *hint = cli_hint(cli);
+		const char *id = cli_text(job, "id");
+
+		fprintf(stderr,
+			"The disk stays on %s, and is mirrored. '%s switch %.*s' asks again, '%s "
+			"job "
+			"cancel %s' gives it up.\n",
+			cli_text(job, "source"), hint, (int)(strrchr(id, '.') - id), id, hint, id);
+	}
+	return held                           ? bm_code_exit(error.code)
+	       : failure || cli_left_out(job) ? 1
+					      : 0; /* a job that failed, whatever for */
 }

@@ -123,7 +123,7 @@ static int finish(const struct request *q, const char *id, const json_t *job)
 	const struct cli *cli = q->cli;
 	bm_free char *hint = cli_hint(cli);
 
-	if (strcmp(cli_text(job, "phase"), "in-sync") != 0)
+	if (strcmp(cli_text(job, "phase"), "in-sync") != 0 || cli_held(job))
 		return cli_job_ended(cli, job);
 	if (cli->json)
 		cli_print_json(json_incref((json_t *)job));

@@ -311,6 +311,8 @@ static int start_job(struct slip *s, const char *target, json_t *params, json_t 
 	r = find_job(s, target, params, job, error);
 	if (r < 0)
 		return r;
+	if (s->cli->witness)
+		s->cli->witness->began(s->cli->witness->arg, s->name, *job);
 	path = bm_uri_path(cli_text(*job, "target"));
 	r = path ? slip_probe(s, path, error)
 		 : bm_fail(error, BM_E_UNSUPPORTED,
@@ -324,6 +326,13 @@ static int start_job(struct slip *s, const char *target, json_t *params, json_t 
 	if (r < 0)
 		bm_client_call(s->disk, "job.cancel", NULL, NULL, NULL);
 	return r;
+}
+
+/* The disk is at its target. */
+static void moved(const struct slip *s)
+{
+	if (s->cli->witness)
+		s->cli->witness->moved(s->cli->witness->arg);
 }
 
 /* QEMU gets it back, or has ended. */
@@ -368,6 +377,11 @@ static int follow(struct cli *cli, struct slip *s, const char *id)
 	r = cli_follow(cli, &s->disk, id, false, false, &job);
 	hold_interrupt(true);
 	cli->care = NULL;
+	/* A disk that is ours for its move only does not stay between. */
+	if (!r && cli_held(job))
+		bm_client_call(s->disk, "job.cancel", NULL, NULL, NULL);
+	if (!r && !strcmp(cli_text(job, "state"), "done"))
+		moved(s);
 	ended = end(s, &path, &error);
 	if (!r && job)
 		r = cli_job_ended(cli, job);
@@ -391,6 +405,8 @@ static int move(struct cli *cli, struct slip *s, const char *target, json_t *par
 		return follow(cli, s, id);
 	}
 	json_decref(job);
+	if (r == -EALREADY)
+		moved(s);
 	if (end(s, &path, &other) < 0) {
 		if (r != -EALREADY)
 			cli_fail(cli, &error);
@@ -400,6 +416,17 @@ static int move(struct cli *cli, struct slip *s, const char *target, json_t *par
 		return cli_fail(cli, &error);
 	say_back(cli, SLIP_IN_QEMU, path);
 	return 0;
+}
+
+bool cli_slip_is_left(const struct cli *cli, const char *qmp, const char *drive)
+{
+	struct slip s = {.cli = cli};
+	bm_free char *there = realpath(qmp, NULL);
+	struct bm_error error = {0};
+	int r = slip_plan_find(&s, NULL, there ? there : qmp, drive, &error);
+
+	slip_close(&s);
+	return r != -ENOENT;
 }
 
 int cli_relocate_slipped(struct cli *cli, const char *qmp, const char *drive, const char *target,

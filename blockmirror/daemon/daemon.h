@@ -33,10 +33,11 @@ struct moves;
 
 struct daemon {
 	struct bm_loop *loop;
-	char *run, *state;        /* absolute, without links */
-	char *sockets, *registry; /* RUN/disks, STATE/serve */
-	int lock;                 /* on the registry */
-	const char *resume_with;  /* a program; "none"; NULL: ours */
+	char *run, *state;              /* absolute, without links */
+	char *sockets, *registry;       /* RUN/disks, STATE/serve */
+	const char *hooks, *hook_limit; /* options for the disks' processes; NULL: not given */
+	int lock;                       /* on the registry */
+	const char *resume_with;        /* a program; "none"; NULL: ours */
 	struct bm_rpc *rpc;
 	struct bm_workers *writer; /* one thread: the registry's files, in order */
 	struct bm_watch adopt;     /* fd -1: none */

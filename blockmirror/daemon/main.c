@@ -19,6 +19,7 @@
 #include "blockmirror/base/log.h"
 #include "blockmirror/base/memory.h"
 #include "blockmirror/base/signals.h"
+#include "blockmirror/base/units.h"
 #include "blockmirror/daemon/machine.h"
 
 #define LOCK_WAIT 1000000000ull /* ns: a daemon that was killed is gone sooner */
@@ -31,6 +32,9 @@ static const char help[] =
 	"\n"
 	"  --run-dir DIR    sockets (default $BLOCKMIRROR_RUN_DIR, then /run/blockmirror)\n"
 	"  --state-dir DIR  records (default $BLOCKMIRROR_STATE_DIR, then /var/lib/blockmirror)\n"
+	"  --hooks DIR      programs that are asked, and told, when a disk moves (default\n"
+	"                   $BLOCKMIRROR_HOOKS, then /etc/blockmirror/hooks.d; none: none)\n"
+	"  --hook-timeout T how long each of them may take (default 30s)\n"
 	"  --name NAME      of this host, for other hosts (default: its host name)\n"
 	"  --listen ADDRESS:PORT  other hosts that are paired with this one come there, under TLS\n"
 	"  --bind ADDRESS   where the data of their disks comes to (default: that of --listen)\n"
@@ -124,7 +128,7 @@ static void found(void *arg, const char *name, json_t *limits, json_t *received)
 
 /* What the command line says. */
 struct arguments {
-	const char *run, *state, *resume_with;
+	const char *run, *state, *resume_with, *hooks, *hook_limit;
 	struct peers_options peers;
 	const char *machine_hooks;
 };
@@ -189,6 +193,8 @@ static int serve(struct bm_loop *loop, const struct arguments *args)
 	bm_free char *manager = getenv("NOTIFY_SOCKET") ? strdup(getenv("NOTIFY_SOCKET")) : NULL;
 	struct daemon d = {.loop = loop,
 			   .resume_with = args->resume_with,
+			   .hooks = args->hooks,
+			   .hook_limit = args->hook_limit,
 			   .machine_hooks = args->machine_hooks};
 	struct bm_error error = {0};
 	int r;
@@ -215,11 +221,31 @@ static int usage(void)
 	return 2;
 }
 
+/* What each disk's process would refuse. */
+static int check_hooks(const struct arguments *args)
+{
+	uint64_t ns;
+
+	if (args->hooks && args->hooks[0] != '/' && strcmp(args->hooks, "none") != 0) {
+		fprintf(stderr, "blockmirrord: --hooks %s: a path that begins with / is wanted\n",
+			args->hooks);
+		return -1;
+	}
+	if (args->hook_limit && (bm_parse_duration(args->hook_limit, &ns) < 0 || !ns)) {
+		fprintf(stderr, "blockmirrord: --hook-timeout %s: a time like 30s is wanted\n",
+			args->hook_limit);
+		return -1;
+	}
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	static const struct option options[] = {
 		{"run-dir", required_argument, NULL, 'r'},
 		{"state-dir", required_argument, NULL, 's'},
+		{"hooks", required_argument, NULL, 'H'},
+		{"hook-timeout", required_argument, NULL, 'W'},
 		{"name", required_argument, NULL, 'n'},
 		{"listen", required_argument, NULL, 'l'},
 		{"bind", required_argument, NULL, 'b'},
@@ -244,6 +270,12 @@ int main(int argc, char **argv)
 			break;
 		case 's':
 			args.state = optarg;
+			break;
+		case 'H':
+			args.hooks = optarg;
+			break;
+		case 'W':
+			args.hook_limit = optarg;
 			break;
 		case 'n':
 			args.peers.name = optarg;
@@ -273,7 +305,7 @@ int main(int argc, char **argv)
 			return usage();
 		}
 	}
-	if (argc > optind)
+	if (argc > optind || check_hooks(&args) < 0)
 		return usage();
 	bm_log_setup("blockmirrord", BM_LOG_NOTICE);
 	signals.loop = loop = bm_loop_new();

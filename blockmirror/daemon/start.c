@@ -10,18 +10,23 @@
 
 enum { ARGUMENTS = 32, NUMBER = 24 };
 
+static int put_option(char **argv, int n, const char *option, const char *value)
+{
+	if (!value)
+		return n;
+	argv[n] = (char *)option;
+	argv[n + 1] = (char *)value;
+	return n + 2;
+}
+
 static int put_limits(const struct served *s, char **argv, int n)
 {
 	static const char *const known[] = {"--max-connections", "--max-data",
 					    "--reconnect-timeout"};
 
 	for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++) {
-		const char *value = json_string_value(json_object_get(s->limits, known[i] + 2));
-
-		if (value) {
-			argv[n++] = (char *)known[i];
-			argv[n++] = (char *)value;
-		}
+		n = put_option(argv, n, known[i],
+			       json_string_value(json_object_get(s->limits, known[i] + 2)));
 	}
 	return n;
 }
@@ -110,6 +115,8 @@ int served_spawn(struct served *s, int *output)
 	argv[n++] = (char *)"--state-dir";
 	argv[n++] = s->daemon->state;
 	n = put_limits(s, argv, n);
+	n = put_option(argv, n, "--hooks", s->daemon->hooks);
+	n = put_option(argv, n, "--hook-timeout", s->daemon->hook_limit);
 	n = put_standby(s, argv, n, size);
 	if (s->first.create) {
 		snprintf(create, sizeof(create), "%" PRIu64, s->first.create);

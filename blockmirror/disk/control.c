@@ -101,7 +101,7 @@ static void start_job(struct disk *d, enum job_kind kind, struct bm_rpc_call *ca
 		fail(call, BM_E_USAGE, "target (a string) is wanted, and limits as documented");
 		return;
 	}
-	if (d->stopping || d->yield) {
+	if (d->stopping || d->stop_call || d->yield) {
 		fail(call, BM_E_BUSY,
 		     d->yield ? "the disk is being passed on" : "the disk is being stopped");
 		return;
@@ -134,6 +134,8 @@ static void start_job(struct disk *d, enum job_kind kind, struct bm_rpc_call *ca
 	options.skip = kind == JOB_RELOCATE && on_error && !strcmp(on_error, "skip");
 	options.window = kind == JOB_RELOCATE ? (uint64_t)window : 0;
 	options.target = bm_need(strdup(target));
+	if (kind == JOB_RELOCATE)
+		options.request = json_copy(json_object_get(params, "request"));
 	job_begin(d, &options, call);
 }
 
@@ -156,7 +158,7 @@ static bool is_offered(const struct disk *d, struct bm_rpc_call *call)
 
 static void method_relocate(void *arg, struct bm_rpc_call *call, json_t *params)
 {
-	if (is_offered(arg, call))
+	if (request_answer(arg, call, params) || is_offered(arg, call))
 		return;
 	start_job(arg, JOB_RELOCATE, call, params);
 }
@@ -174,7 +176,8 @@ static void method_copy(void *arg, struct bm_rpc_call *call, json_t *params)
 	start_job(arg, JOB_COPY, call, params);
 }
 
-static void wait_for(struct job *job, struct bm_rpc_call *call, enum job_goal goal)
+static void wait_for(struct job *job, struct bm_rpc_call *call, enum job_goal goal,
+		     enum job_event event)
 {
 	struct job_waiter *w = calloc(1, sizeof(*w));
 
@@ -184,6 +187,7 @@ static void wait_for(struct job *job, struct bm_rpc_call *call, enum job_goal go
 	}
 	w->call = call;
 	w->goal = goal;
+	w->event = event;
 	bm_list_append(&job->waiters, &w->link);
 	job_tell_waiters(job);
 }
@@ -241,12 +245,29 @@ static void method_verify(void *arg, struct bm_rpc_call *call, json_t *params)
 		fail(call, BM_E_INTERNAL, "out of memory");
 }
 
+/* The id of the request that it came of, where it is asked for by that; else NULL. */
+static const char *request_in(json_t *params)
+{
+	return json_string_value(json_object_get(params, "request"));
+}
+
+/* The running or last job, if it has that number; none given means that one. */
+static struct job *find_job(const struct disk *d, json_t *params)
+{
+	const json_t *number = json_object_get(params, "number");
+	struct job *job = job_of(d);
+
+	if (request_in(params))
+		return request_job(d, request_in(params));
+	return job && number && json_integer_value(number) != job->number ? NULL : job;
+}
+
 static void method_switch(void *arg, struct bm_rpc_call *call, json_t *params)
 {
 	struct disk *d = arg;
 
-	(void)params;
-	if (!job_runs(d->job) || d->job->options.kind != JOB_RELOCATE) {
+	if (!job_runs(d->job) || d->job->options.kind != JOB_RELOCATE ||
+	    find_job(d, params) != d->job) {
 		fail(call, BM_E_NOT_FOUND, "the disk is not being moved");
 		return;
 	}
@@ -277,8 +298,15 @@ static void end_window(struct disk *d, struct bm_rpc_call *call, enum job_event 
 		fail(call, BM_E_BUSY, PARKED);
 		return;
 	}
-	job_event(job, event);
-	wait_for(job, call, GOAL_END);
+	if (job->asking && job->asked_event != event) {
+		fail(call, BM_E_BUSY,
+		     "its hooks are just being asked about something else; try "
+		     "again");
+		return;
+	}
+	if (event != EV_RELEASE || hooks_agree(job, BEFORE_RELEASE, event))
+		job_event(job, event);
+	wait_for(job, call, GOAL_END, event);
 }
 
 static void method_undo(void *arg, struct bm_rpc_call *call, json_t *params)
@@ -305,13 +333,11 @@ static unsigned clients_of(const struct disk *d)
 	return count - gone;
 }
 
-static void method_stop(void *arg, struct bm_rpc_call *call, json_t *params)
+void control_stop(struct disk *d, struct bm_rpc_call *call)
 {
-	struct disk *d = arg;
 	struct bm_error error;
 	unsigned clients = clients_of(d);
 
-	(void)params;
 	if (is_moved(d, call))
 		return;
 	if (job_runs(d->job) && d->job->phase == PHASE_WINDOW)
@@ -324,7 +350,12 @@ static void method_stop(void *arg, struct bm_rpc_call *call, json_t *params)
 	else if (clients)
 		bm_fail(&error, BM_E_BUSY, "disk %s has %u client%s connected; disconnect %s first",
 			d->name, clients, clients > 1 ? "s" : "", clients > 1 ? "them" : "it");
-	else {
+	else if (d->stop_call)
+		bm_fail(&error, BM_E_BUSY, "disk %s is being stopped already", d->name);
+	else if (hooks_run(d)) { /* they are told the rest first */
+		d->stop_call = call;
+		return;
+	} else {
 		bm_rpc_reply(call, NULL);
 		disk_stop(d);
 		return;
@@ -332,30 +363,29 @@ static void method_stop(void *arg, struct bm_rpc_call *call, json_t *params)
 	bm_rpc_fail(call, &error);
 }
 
+static void method_stop(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	(void)params;
+	control_stop(arg, call);
+}
+
 /* Jobs */
 
-/* One that has ended; the last one when no number is given. */
+/* One that has ended, to be released; the last one when no number is given. */
 static json_t *past_job(const struct disk *d, json_t *params)
 {
 	const json_t *number = json_object_get(params, "number");
 	size_t i;
 	json_t *job;
 
+	if (request_in(params))
+		return request_past(d, request_in(params));
 	if (!number)
-		return json_array_get(d->past, json_array_size(d->past) - 1);
+		return json_incref(json_array_get(d->past, json_array_size(d->past) - 1));
 	json_array_foreach(d->past, i, job)
 		if (json_equal(json_object_get(job, "number"), number))
-			return job;
+			return json_incref(job);
 	return NULL;
-}
-
-/* The running or last job, if it has that number; none given means that one. */
-static struct job *find_job(const struct disk *d, json_t *params)
-{
-	const json_t *number = json_object_get(params, "number");
-	struct job *job = job_of(d);
-
-	return job && number && json_integer_value(number) != job->number ? NULL : job;
 }
 
 static void method_job_list(void *arg, struct bm_rpc_call *call, json_t *params)
@@ -373,16 +403,19 @@ static void method_job_list(void *arg, struct bm_rpc_call *call, json_t *params)
 static struct job *want_running(struct disk *d, struct bm_rpc_call *call, json_t *params)
 {
 	struct job *job = find_job(d, params);
+	json_t *past;
 	struct bm_error error;
 
 	if (job_runs(job) && !job->parked)
 		return job;
+	past = past_job(d, params);
 	if (job_runs(job))
 		bm_fail(&error, BM_E_BUSY, PARKED);
-	else if (job || past_job(d, params))
+	else if (job || past)
 		bm_fail(&error, BM_E_FINISHED, "the job has ended already");
 	else
 		bm_fail(&error, BM_E_NOT_FOUND, "disk %s has no such job", d->name);
+	json_decref(past);
 	bm_rpc_fail(call, &error);
 	return NULL;
 }
@@ -394,13 +427,14 @@ static void reply_any(struct disk *d, struct bm_rpc_call *call, json_t *params, 
 	json_t *past = past_job(d, params);
 
 	if (job && goal)
-		wait_for(job, call, goal);
+		wait_for(job, call, goal, EV_NONE);
 	else if (job)
 		bm_rpc_reply(call, report_job(job));
 	else if (past)
 		bm_rpc_reply(call, json_copy(past));
 	else
 		fail(call, BM_E_NOT_FOUND, "the disk has no such job");
+	json_decref(past);
 }
 
 void control_job_show(void *arg, struct bm_rpc_call *call, json_t *params)
@@ -464,7 +498,7 @@ void control_job_cancel(void *arg, struct bm_rpc_call *call, json_t *params)
 		return;
 	}
 	job_stop(job, BM_E_CANCELLED, "cancelled");
-	wait_for(job, call, GOAL_END);
+	wait_for(job, call, GOAL_END, EV_NONE);
 }
 
 static void method_job_set(void *arg, struct bm_rpc_call *call, json_t *params)

@@ -53,11 +53,13 @@ static int make_paths(struct disk *d, const struct disk_options *options, struct
 	r = bm_make_folders(disks);
 	if (r < 0)
 		return bm_fail_errno(error, r, "cannot create %s", disks);
+	d->run_dir = realpath(options->run_dir, NULL);
+	d->state_dir = realpath(options->state_dir, NULL);
 	d->folder = realpath(state, NULL);
 	d->records = d->folder ? strdup(d->folder) : NULL;
 	run = realpath(disks, NULL);
 	d->name = strdup(options->name);
-	if (!d->records || !run || !d->name ||
+	if (!d->records || !run || !d->run_dir || !d->state_dir || !d->name ||
 	    asprintf(&d->nbd_path, "%s/%s.nbd", run, d->name) < 0 ||
 	    asprintf(&d->control_path, "%s/%s.sock", run, d->name) < 0 ||
 	    asprintf(&d->daemon_path, "%s/../blockmirrord.sock", run) < 0 ||
@@ -379,7 +381,10 @@ int disk_open(struct bm_loop *loop, const struct disk_options *asked, struct dis
 		return bm_fail_errno(error, ENOMEM, "disk %s", options->name);
 	d->loop = loop;
 	d->reconnect = options->reconnect;
+	d->hooks = options->hooks;
+	d->hook_limit = options->hook_limit;
 	bm_list_init(&d->storage);
+	bm_list_init(&d->hook_calls);
 	d->folder_lock = -1;
 	d->past = json_array();
 	d->workers = bm_workers_new(OPENERS);
@@ -402,6 +407,8 @@ int disk_open(struct bm_loop *loop, const struct disk_options *asked, struct dis
 	/* Clients may connect from here on, and are served when the loop runs. */
 	if (!r)
 		r = build_server(d, options, error);
+	if (!r)
+		request_open(d);
 	if (!r && successor)
 		r = successor_clients(successor, error);
 	if (!r && d->fresh)
@@ -512,9 +519,11 @@ void disk_stop(struct disk *d)
 
 void disk_fini(struct disk *d)
 {
+	hooks_interrupt(d);
 	bm_workers_free(d->workers);
 	bm_workers_free(d->recorder);
 	bm_workers_free(d->keeper);
+	hooks_close(d);
 	yield_close(d);
 	promote_close(d);
 	witness_close(d);
@@ -524,6 +533,8 @@ void disk_fini(struct disk *d)
 	job_forget(d);
 	if (d->verify_call)
 		bm_rpc_reply(d->verify_call, NULL);
+	if (d->stop_call)
+		bm_rpc_reply(d->stop_call, NULL);
 	nbd_server_free(d->nbd);
 	nbd_server_free(d->data);
 	nbd_acl_free(d->acl);
@@ -539,9 +550,12 @@ void disk_fini(struct disk *d)
 	bm_rpc_free(d->rpc);
 	bm_record_clear(&d->record);
 	json_decref(d->past);
+	json_decref(d->requests);
 	free(d->name);
 	free(d->folder);
 	free(d->records);
+	free(d->run_dir);
+	free(d->state_dir);
 	free(d->nbd_path);
 	free(d->control_path);
 	free(d->daemon_path);

@@ -25,6 +25,8 @@
  *   away.c      a target that is lost, and how it comes back
  *   switch.c    the part of it in which authority passes, and may come back
  *   recover.c   going on with the job of a process that is gone
+ *   request.c   jobs that a manager gave an id
+ *   hooks.c     others' programs are asked before a step, and told after it
  *   steps.c     what a job does off the loop: records, marks, removal
  *   report.c    jobs and disks as JSON
  *   control.c   the control socket
@@ -73,6 +75,8 @@ struct disk_options {
 	bool force;             /* serve an old or incomplete copy */
 	bool beside;            /* a VMM has its image open, and lets go later, or has it again */
 	bool flatten;           /* ... a linked clone, with what shows through */
+	const char *hooks;      /* folder; NULL: none are run */
+	uint64_t hook_limit;    /* ns for each */
 	int nbd_fd, control_fd; /* sockets that listen already, and that the caller holds, too; 0 */
 	int predecessor;        /* take over from the process at the other end; 0 */
 	const char *standby_of; /* a new disk is that host's; NULL: it is ours */
@@ -90,6 +94,7 @@ struct disk {
 	struct bm_loop *loop;
 	char *name, *folder; /* STATE/disks/NAME; NULL for a one-off, which has no record */
 	char *records;       /* the same; of a one-off, STATE/disks/: whose images are whose */
+	char *run_dir, *state_dir;
 	char *nbd_path, *control_path;
 	char *map_path, *checkpoint_path; /* of the settled map: in RUN, and in the folder */
 	char *doubt_path;
@@ -126,10 +131,15 @@ struct disk {
 	struct nbd_server *data; /* for the mirror of another host; NULL */
 	struct nbd_acl *acl;     /* which certificate is whose; NULL: that host has a key */
 	struct bm_rpc *rpc;
-	struct job *job;                 /* running, or the last one; NULL: there was none */
-	unsigned jobs;                   /* number of the last one */
+	struct job *job;   /* running, or the last one; NULL: there was none */
+	unsigned jobs;     /* number of the last one */
+	const char *hooks; /* of disk_options */
+	uint64_t hook_limit;
+	struct bm_list hook_calls;       /* the first one is under way */
+	struct bm_rpc_call *stop_call;   /* waits until all of them have been made */
 	struct bm_rpc_call *verify_call; /* waits for both copies to be compared */
 	json_t *past;                    /* jobs that have ended, newest last */
+	json_t *requests;                /* those of before that have an id; NULL: not known */
 	struct upgrade *upgrade;         /* under way */
 	bool shared;                     /* a daemon holds the sockets, and has their paths */
 	int predecessor; /* the process that handed the disk over (upgrade.c); 0: none did */
@@ -205,6 +215,7 @@ void storage_fini(struct disk *disk);
 /* control.c */
 bool control_read_loss(const json_t *value, uint64_t *loss); /* NULL: unchanged */
 int control_listen(struct disk *disk, int fd, struct bm_error *error);
+void control_stop(struct disk *disk, struct bm_rpc_call *call);
 bm_rpc_method control_job_show, control_job_wait, control_job_cancel;
 
 /*
@@ -249,6 +260,15 @@ int successor_clients(struct successor *successor, struct bm_error *error);
 void successor_finish(struct successor *successor);
 void successor_give_up(struct successor *successor);
 void successor_free(struct successor *successor); /* NULL is allowed */
+
+/*
+ * hooks.c. run: whether one does. recover: what the process before may not have told is told again.
+ * interrupt: those that run are killed, in a moment. close: after the workers are gone.
+ */
+bool hooks_run(const struct disk *disk);
+void hooks_recover(struct disk *disk);
+void hooks_interrupt(struct disk *disk);
+void hooks_close(struct disk *disk);
 
 /* doubt.c: whether a flush has failed since the host was started; that one has. */
 bool doubt_found(const struct disk *disk);

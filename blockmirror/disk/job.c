@@ -60,6 +60,10 @@ void job_believe_record(struct job *job)
 	record->generation = job->step_generation;
 	free(record->uri);
 	record->uri = bm_need(strdup(job->final_uri));
+	if (json_object_get(record->job, "number") &&
+	    !json_equal(json_object_get(record->job, "number"),
+			json_object_get(job->snapshot, "number")))
+		request_ended(job->disk, record->job);
 	json_decref(record->job);
 	record->job = json_incref(job->snapshot);
 }
@@ -70,8 +74,10 @@ static enum job_phase end(struct job *job)
 {
 	struct disk *d = job->disk;
 
+	hooks_stop_asking(job);
 	job->ended = job_realtime();
 	job->phase = PHASE_ENDED;
+	hooks_tell(job, AFTER_RELOCATE);
 	if (job->start_call) {
 		bm_rpc_fail(job->start_call, &job->error);
 		job->start_call = NULL;
@@ -82,6 +88,12 @@ static enum job_phase end(struct job *job)
 		json_array_remove(d->past, 0);
 	away_clear_timers(job);
 	return PHASE_ENDED;
+}
+
+static enum job_phase agreed(struct job *job)
+{
+	job_run(job, job->disk->workers, &job->prepare);
+	return PHASE_PREPARING;
 }
 
 /* The target is no good, or nobody wants it any more: nothing was changed. */
@@ -313,6 +325,8 @@ static enum job_phase finished(struct job *job)
 		       job->step_error.text);
 	else if (job->disk->folder)
 		job_believe_record(job);
+	if (job_has_window(job))
+		hooks_tell(job, AFTER_RELEASE);
 	return end(job);
 }
 
@@ -333,7 +347,10 @@ static enum job_phase give_up(struct job *job)
 }
 
 static enum job_phase (*const table[PHASES][EVENTS])(struct job *job) = {
-	[PHASE_PREPARING] = {[EV_PREPARED] = prepared, [EV_STARTED] = started, [EV_STOP] = give_up},
+	[PHASE_PREPARING] = {[EV_AGREED] = agreed,
+			     [EV_PREPARED] = prepared,
+			     [EV_STARTED] = started,
+			     [EV_STOP] = give_up},
 	[PHASE_STARTING] = {[EV_STARTED] = started, [EV_STOP] = give_up},
 	[PHASE_COPYING] =
 		{[EV_IN_SYNC] = in_sync, [EV_SWITCH] = job_ask_switch, [EV_STOP] = job_detach},
@@ -365,6 +382,7 @@ static const char *const phase_names[PHASES] = {
 	[PHASE_ENDED] = "ended",
 };
 static const char *const event_names[EVENTS] = {
+	[EV_NONE] = "none",         [EV_AGREED] = "agreed",
 	[EV_PREPARED] = "prepared", [EV_STARTED] = "started",
 	[EV_IN_SYNC] = "in-sync",   [EV_VERIFIED] = "verified",
 	[EV_SWITCH] = "switch",     [EV_SWITCHED] = "switched",
@@ -404,6 +422,7 @@ void job_stop(struct job *job, enum bm_code code, const char *text)
 	if (job->error.code || !job_runs(job) || job->phase == PHASE_FINISHING)
 		return;
 	bm_fail(&job->error, code, "%s", text);
+	hooks_stop_asking(job);
 	job_event(job, EV_STOP);
 }
 
@@ -433,7 +452,7 @@ void job_tell_waiters(struct job *job)
 {
 	enum job_goal reached = job->phase == PHASE_ENDED                        ? GOAL_END
 				: job->phase == PHASE_WINDOW                     ? GOAL_DONE
-				: job_rest_copied(job)                           ? GOAL_DONE
+				: job_rest_copied(job) || job_is_held(job)       ? GOAL_DONE
 				: job->phase > PHASE_IN_SYNC || job_in_sync(job) ? GOAL_SYNC
 										 : GOAL_NONE;
 
@@ -471,7 +490,9 @@ void job_free(struct job *job)
 {
 	if (!job)
 		return;
+	hooks_forget(job);
 	free(job->options.target);
+	json_decref(job->options.request);
 	free(job->source);
 	free(job->target.uri);
 	free(job->final_uri);
@@ -549,6 +570,7 @@ void job_begin(struct disk *d, struct job_options *options, struct bm_rpc_call *
 		bm_fail_errno(&error, ENOMEM, "job");
 	if (!job) {
 		free(options->target);
+		json_decref(options->request);
 		bm_rpc_fail(call, &error);
 		return;
 	}
@@ -568,5 +590,6 @@ void job_begin(struct disk *d, struct job_options *options, struct bm_rpc_call *
 		.record = &d->record,
 		.folder = d->records,
 	};
-	job_run(job, d->workers, &job->prepare);
+	if (hooks_agree(job, BEFORE_RELOCATE, EV_AGREED))
+		job_run(job, d->workers, &job->prepare);
 }

@@ -30,6 +30,8 @@ enum job_phase {
 };
 
 enum job_event {
+	EV_NONE,
+	EV_AGREED, /* the hooks have nothing against it */
 	EV_PREPARED,
 	EV_STARTED,
 	EV_IN_SYNC,
@@ -47,6 +49,16 @@ enum job_event {
 	EVENTS
 };
 
+/* What hooks are asked about, and told of. */
+enum hook_step {
+	BEFORE_RELOCATE,
+	AFTER_RELOCATE,
+	BEFORE_SWITCH,
+	AFTER_SWITCH,
+	BEFORE_RELEASE,
+	AFTER_RELEASE
+};
+
 /* What a switch may come to: authority passes, or stays. */
 enum outcome { FORWARD, BACK };
 
@@ -62,6 +74,7 @@ struct job_options {
 	uint64_t window;   /* ns in which the switch can be undone */
 	uint64_t loss;     /* ns that the target may be away; or one of these: */
 	uint64_t deadline; /* ns that a guest's write waits for the target; 0: the default */
+	json_t *request;   /* {"id", "digest"} of who asked for it; NULL: it has none */
 };
 
 enum job_goal { GOAL_NONE, GOAL_SYNC, GOAL_DONE, GOAL_END };
@@ -71,6 +84,7 @@ struct job_waiter {
 	struct bm_list link;
 	struct bm_rpc_call *call;
 	enum job_goal goal;
+	enum job_event event; /* that it has asked for, and fails with; EV_NONE */
 };
 
 /* checkpoint.c: what a power cut leaves of the settled map, and the trouble with that. */
@@ -107,6 +121,11 @@ struct job {
 	bool paused, switch_wanted, undo_wanted, release_wanted;
 	bool attached;                  /* something may have been written to the target */
 	bool parked;                    /* it stays as it is, for another process to go on with */
+	bool tells;                     /* there were hooks when it began */
+	bool agreed;                    /* they have been asked about what is done just now */
+	struct hook_call *asking;       /* they are being asked; NULL */
+	enum job_event asked_event;     /* then this one comes again */
+	struct bm_error held;           /* why a step was not done; BM_OK */
 	bool refused;                   /* the target was no good: as if nobody had asked */
 	struct bm_error error;          /* why it stopped; BM_OK: it did not */
 	struct bm_rpc_call *start_call; /* waits until the target is known to be good */
@@ -251,6 +270,9 @@ static inline struct job *job_of(const struct disk *disk)
 
 bool job_in_sync(const struct job *job);
 
+/* In sync, and it comes no further by itself: hooks had something against the switch. */
+bool job_is_held(const struct job *job);
+
 /* All is copied but what cannot be read of the source: that is as far as it comes by itself. */
 bool job_rest_copied(const struct job *job);
 
@@ -299,6 +321,31 @@ json_t *report_record(const struct job *job, const char *state);
 const char *report_phase(const struct job *job);
 /* The job that the record speaks of, which has ended. */
 json_t *report_past(const struct disk *disk);
+
+/* The same of any that has, as a record has it. */
+json_t *report_ended(const struct disk *d, const json_t *job);
+
+/*
+ * request.c. open: at the start; blocks. ended: the record has another job now. job, past: what
+ * came of a request, the latter to be released; NULL: nothing. answer: whether call was answered,
+ * since its request is known, or no good.
+ */
+void request_open(struct disk *disk);
+void request_ended(struct disk *disk, json_t *job);
+struct job *request_job(const struct disk *disk, const char *id);
+json_t *request_past(const struct disk *disk, const char *id);
+bool request_answer(struct disk *disk, struct bm_rpc_call *call, const json_t *params);
+
+/*
+ * hooks.c. agree: whether the step may be done now; false: they are asked first, and then event
+ * comes again, or the job says why not (held). asked: about what just now, or NULL. tell: it was
+ * done. stop_asking: nobody wants the step any more. forget: the job is about to go.
+ */
+bool hooks_agree(struct job *job, enum hook_step step, enum job_event event);
+const char *hooks_asked(const struct job *job);
+void hooks_tell(struct job *job, enum hook_step step);
+void hooks_stop_asking(struct job *job);
+void hooks_forget(struct job *job);
 
 /* "forward" or "back": of which the name of a prepared record is made. */
 const char *job_outcome_name(enum outcome outcome);

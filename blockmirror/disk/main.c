@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "blockmirror/base/dirs.h"
+#include "blockmirror/base/hooks.h"
 #include "blockmirror/base/log.h"
 #include "blockmirror/base/memory.h"
 #include "blockmirror/base/signals.h"
@@ -37,6 +38,9 @@ static const char help[] =
 	"  --idle-timeout S       seconds after which a client that asks nothing is\n"
 	"                         disconnected (default 0: never)\n"
 	"  --take-over FD   take the place of the process at that socket (blockmirror upgrade)\n"
+	"  --hooks DIR      programs that are asked, and told, when it moves (default\n"
+	"                   $BLOCKMIRROR_HOOKS, then /etc/blockmirror/hooks.d; none: none)\n"
+	"  --hook-timeout T how long each of them may take (default 30s)\n"
 	"  --reconnect-timeout T  how long requests wait for storage that is lost (s, m, h;\n"
 	"                         default: for ever), then they fail\n"
 	"  --standby-of HOST  a new disk is another host's, and this is its copy here\n"
@@ -120,6 +124,8 @@ static const struct option known[] = {
 	{"handshake-timeout", required_argument, NULL, 'L'},
 	{"idle-timeout", required_argument, NULL, 'L'},
 	{"reconnect-timeout", required_argument, NULL, 'R'},
+	{"hooks", required_argument, NULL, 'H'},
+	{"hook-timeout", required_argument, NULL, 'W'},
 	{"standby-of", required_argument, NULL, 'S'},
 	{"disk-id", required_argument, NULL, 'I'},
 	{"size", required_argument, NULL, 'Z'},
@@ -154,9 +160,32 @@ static const char **text_option(int c, struct disk_options *disk)
 		return &disk->certificates;
 	case 'A':
 		return &disk->acl;
+	case 'H':
+		return &disk->hooks;
 	default:
 		return NULL;
 	}
+}
+
+static int take_time(int which, bool zero, uint64_t *ns)
+{
+	if (!bm_parse_duration(optarg, ns) && (*ns || zero))
+		return 0;
+	fprintf(stderr, "blockmirror-disk: --%s %s: a time like 5m is wanted\n", known[which].name,
+		optarg);
+	return 2;
+}
+
+/* It is run from elsewhere. */
+static int check_hooks(struct disk_options *disk)
+{
+	if (!strcmp(disk->hooks, "none"))
+		disk->hooks = NULL;
+	if (!disk->hooks || disk->hooks[0] == '/')
+		return 0;
+	fprintf(stderr, "blockmirror-disk: --hooks %s: a path that begins with / is wanted\n",
+		disk->hooks);
+	return 2;
 }
 
 /* One option, the which-th one that is known. Returns 0, -1 when all is done, or an exit status. */
@@ -197,12 +226,9 @@ static int take_option(int c, int which, struct disk_options *disk, int *control
 		disk->predecessor = atoi(optarg);
 		return 0;
 	case 'R':
-		if (!bm_parse_duration(optarg, &disk->reconnect))
-			return 0;
-		fprintf(stderr,
-			"blockmirror-disk: --reconnect-timeout %s: a time like 5m is wanted\n",
-			optarg);
-		return 2;
+		return take_time(which, true, &disk->reconnect);
+	case 'W':
+		return take_time(which, false, &disk->hook_limit);
 	case 'o':
 		*control = atoi(optarg);
 		return 0;
@@ -219,8 +245,11 @@ static int take_option(int c, int which, struct disk_options *disk, int *control
 
 int main(int argc, char **argv)
 {
-	struct disk_options disk = {
-		.run_dir = bm_run_dir(), .state_dir = bm_state_dir(), .reconnect = UINT64_MAX};
+	struct disk_options disk = {.run_dir = bm_run_dir(),
+				    .state_dir = bm_state_dir(),
+				    .reconnect = UINT64_MAX,
+				    .hooks = bm_hooks_dir(),
+				    .hook_limit = BM_HOOK_LIMIT};
 	struct signals signals = {.signals.run = on_signal};
 	struct bm_error error = {0};
 	struct bm_loop *loop;
@@ -233,6 +262,9 @@ int main(int argc, char **argv)
 		if (status)
 			return status < 0 ? 0 : status;
 	}
+	status = check_hooks(&disk);
+	if (status)
+		return status;
 	if (argv[optind]) { /* with its passwords it is for nobody to see */
 		disk.uri = image = bm_need(strdup(argv[optind]));
 		bm_uri_hide(argv[optind]);

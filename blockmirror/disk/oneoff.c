@@ -286,6 +286,7 @@ int oneoff_run(struct bm_loop *loop, int control, const char *state_dir, struct 
 		return bm_fail_errno(error, ENOMEM, "one-off");
 	d->loop = loop;
 	bm_list_init(&d->storage);
+	bm_list_init(&d->hook_calls);
 	d->folder_lock = -1;
 	d->past = json_array();
 	d->workers = bm_workers_new(2);

@@ -20,24 +20,25 @@
 /* What the record says of the job. Strings are the record's. */
 struct past {
 	const char *state, *kind, *source, *target;
-	int number, created, delete_source, manual, verify, accept_repair, skip, resumes;
+	int number, created, delete_source, manual, verify, accept_repair, skip, resumes, tells;
 	json_int_t rate, latency, window, window_ends, started, map, deadline;
-	json_t *loss;
+	json_t *loss, *request;
 };
 
 static bool read_past(const struct disk *d, struct past *p)
 {
 	*p = (struct past){.state = "", .kind = "", .latency = (json_int_t)BM_LATENCY_AUTO};
-	return !json_unpack(
-		d->record.job,
-		"{s:s s:s s:s s:s s:i s?b s?b s?b s?b s?b s?i s?I s?I s?I s?I s?I "
-		"s?I s?b s?I s?o}",
-		"state", &p->state, "kind", &p->kind, "source", &p->source, "target", &p->target,
-		"number", &p->number, "created", &p->created, "delete_source", &p->delete_source,
-		"manual", &p->manual, "verify", &p->verify, "accept_repair", &p->accept_repair,
-		"resumes", &p->resumes, "rate", &p->rate, "latency", &p->latency, "window",
-		&p->window, "window_ends", &p->window_ends, "started", &p->started, "map", &p->map,
-		"skip", &p->skip, "target_deadline", &p->deadline, "on_target_loss", &p->loss);
+	return !json_unpack(d->record.job,
+			    "{s:s s:s s:s s:s s:i s?b s?b s?b s?b s?b s?i s?I s?I s?I s?I s?I "
+			    "s?I s?b s?I s?o s?o s?b}",
+			    "state", &p->state, "kind", &p->kind, "source", &p->source, "target",
+			    &p->target, "number", &p->number, "created", &p->created,
+			    "delete_source", &p->delete_source, "manual", &p->manual, "verify",
+			    &p->verify, "accept_repair", &p->accept_repair, "resumes", &p->resumes,
+			    "rate", &p->rate, "latency", &p->latency, "window", &p->window,
+			    "window_ends", &p->window_ends, "started", &p->started, "map", &p->map,
+			    "skip", &p->skip, "target_deadline", &p->deadline, "on_target_loss",
+			    &p->loss, "request", &p->request, "tells", &p->tells);
 }
 
 static bool is_on_target(const struct disk *d, const struct past *p)
@@ -96,9 +97,11 @@ static struct job *job_again(struct disk *d, const struct past *p)
 	struct job *job;
 
 	control_read_loss(p->loss, &options.loss);
+	options.request = json_incref(p->request);
 	job = job_new(d, &options, (unsigned)p->number);
 	if (!job) {
 		free(options.target);
+		json_decref(options.request);
 		return NULL;
 	}
 	free(job->source);
@@ -106,6 +109,7 @@ static struct job *job_again(struct disk *d, const struct past *p)
 	job->target.uri = bm_need(strdup(p->target));
 	job->target.created = p->created;
 	job->attached = true;
+	job->tells = p->tells;
 	job->started = (uint64_t)p->started;
 	job->window_ends = (uint64_t)p->window_ends;
 	job->resumes = (unsigned)p->resumes + 1;
@@ -234,7 +238,7 @@ int back_take(struct disk *d, uint8_t *map, uint64_t generation, struct bm_error
 	return 0;
 }
 
-int job_recover(struct disk *d, struct bm_error *why)
+static int recover(struct disk *d, struct bm_error *why)
 {
 	struct bm_error error;
 	struct past past;
@@ -266,4 +270,13 @@ int job_recover(struct disk *d, struct bm_error *why)
 		bm_log(BM_LOG_ERROR, "%s: %s; the next start tries again", d->name, error.text);
 	json_array_append_new(d->past, report_past(d));
 	return 0;
+}
+
+int job_recover(struct disk *d, struct bm_error *why)
+{
+	int r = recover(d, why);
+
+	if (!r)
+		hooks_recover(d);
+	return r;
 }

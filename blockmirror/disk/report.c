@@ -42,6 +42,8 @@ static const char *state_name(const struct job *job)
 {
 	if (job->phase != PHASE_ENDED)
 		return job->paused ? "paused" : "running";
+	if (job->refused && job->error.code != BM_E_CANCELLED)
+		return "refused";
 	if (job->undone)
 		return "undone";
 	if (!job->error.code)
@@ -191,6 +193,14 @@ json_t *report_job(const struct job *job)
 					      (json_int_t)job->resumes, "from", job->resumed_from,
 					      "kept_bytes", (json_int_t)job->kept_bytes,
 					      "dirty_bytes", (json_int_t)job->redo_bytes));
+	if (job->options.request)
+		json_object_set(j, "request", job->options.request);
+	if (hooks_asked(job))
+		json_object_set_new(j, "asking", json_string(hooks_asked(job)));
+	if (job->held.code && !job->asking && job->phase < PHASE_DETACHING)
+		json_object_set_new(j, "held",
+				    json_pack("{s:s s:s}", "code", bm_code_name(job->held.code),
+					      "message", job->held.text));
 	if (job->options.window)
 		json_object_set_new(j, "undo_until", number(job->window_ends));
 	if (job->switched || job->undone) {
@@ -229,13 +239,17 @@ json_t *report_record(const struct job *job, const char *state)
 	json_object_set_new(j, "resumes", number(job->resumes));
 	if (job->cut_at)
 		json_object_set_new(j, "cut_at", number(job->cut_at));
+	if (job->options.request)
+		json_object_set(j, "request", job->options.request);
+	if (job->tells)
+		json_object_set_new(j, "tells", json_true());
 	return j;
 }
 
-json_t *report_past(const struct disk *d)
+json_t *report_ended(const struct disk *d, const json_t *job)
 {
 	static const char *const uris[] = {"source", "target"};
-	json_t *past = json_copy(d->record.job);
+	json_t *past = json_copy((json_t *)job);
 
 	for (int i = 0; i < 2; i++)
 		json_object_set_new(past, uris[i],
@@ -245,6 +259,11 @@ json_t *report_past(const struct disk *d)
 			    json_sprintf("%s.%lld", d->name,
 					 json_integer_value(json_object_get(past, "number"))));
 	return past;
+}
+
+json_t *report_past(const struct disk *d)
+{
+	return report_ended(d, d->record.job);
 }
 
 static json_t *clients(struct disk *d)

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "blockmirror/base/log.h"
+#include "blockmirror/base/requests.h"
 #include "blockmirror/base/uri.h"
 #include "blockmirror/disk/job.h"
 
@@ -47,13 +48,18 @@ static struct bm_record record_of(const struct job *job, const char *uri, uint64
 	return record;
 }
 
-/* The record says that a job runs: who finds it after a crash knows what the target is. */
+/*
+ * The record says that a job runs: who finds it after a crash knows what the target is. What it
+ * said of the job before is kept elsewhere first.
+ */
 void step_start(struct bm_work *work)
 {
 	struct job *job = bm_container(work, struct job, start);
 	struct bm_record record = record_of(job, job->source, job->step_generation);
+	const char *folder = job->disk->folder;
 
-	bm_record_write(job->disk->folder, &record, &job->step_error);
+	if (!bm_requests_keep(folder, job->disk->record.job, &job->step_error))
+		bm_record_write(folder, &record, &job->step_error);
 }
 
 /* Both outcomes of the switch, written and synced ahead: the switch itself only renames. */

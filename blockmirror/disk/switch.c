@@ -34,7 +34,7 @@ enum job_phase job_ask_switch(struct job *job)
 {
 	job->switch_wanted = true;
 	if (job->phase != PHASE_IN_SYNC || job->preparing_records ||
-	    bm_timer_armed(&job->switch_timer))
+	    bm_timer_armed(&job->switch_timer) || !hooks_agree(job, BEFORE_SWITCH, EV_SWITCH))
 		return job->phase;
 	prepare_records(job);
 	return PHASE_SWITCHING;
@@ -44,7 +44,7 @@ enum job_phase job_ask_undo(struct job *job)
 {
 	job->undo_wanted = true;
 	if (job->phase != PHASE_WINDOW || job->preparing_records ||
-	    bm_timer_armed(&job->switch_timer))
+	    bm_timer_armed(&job->switch_timer) || !hooks_agree(job, BEFORE_SWITCH, EV_UNDO))
 		return job->phase;
 	bm_timer_clear(job->disk->loop, &job->window_timer);
 	prepare_records(job);
@@ -102,6 +102,7 @@ enum job_phase job_passed(struct job *job)
 	job->undone = !job->switched;
 	job->switch_failures = 0;
 	job->error.code = BM_OK; /* cancelled too late: it is done */
+	hooks_tell(job, AFTER_SWITCH);
 	if (job->phase == PHASE_DETACHING)
 		return PHASE_DETACHING;
 	return job->switched && job->options.window && d->folder ? job_open_window(job)
@@ -168,7 +169,13 @@ enum job_phase job_window_lost(struct job *job)
 
 static void window_ends(struct bm_timer *timer)
 {
-	job_event(bm_container(timer, struct job, window_timer), EV_RELEASE);
+	struct job *job = bm_container(timer, struct job, window_timer);
+
+	if (hooks_agree(job, BEFORE_RELEASE, EV_RELEASE))
+		job_event(job, EV_RELEASE);
+	else if (job->asked_event != EV_RELEASE) /* they are asked about the way back */
+		(void)bm_timer_set(job->disk->loop, timer,
+				   bm_loop_now(job->disk->loop) + SWITCH_RETRY);
 }
 
 void switch_init_job(struct job *job)

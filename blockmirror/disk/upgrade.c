@@ -33,7 +33,7 @@
 #define FROZEN_WITHIN 2000000000ull  /* ns that requests in flight get */
 enum {
 	TAKEN_WITHIN = 5 /* s that the new process gets for each message */,
-	ARGUMENTS = 24,
+	ARGUMENTS = 32,
 	NUMBER = 24
 };
 static_assert(BM_SPAWN_FIRST_FD == 3, "the number in start()");
@@ -170,6 +170,8 @@ static int check_disk(const struct disk *d, struct bm_error *error)
 			error, BM_E_BUSY,
 			"its storage is unreachable, and requests wait for it; try again when "
 			"it is back");
+	if (hooks_run(d))
+		return bm_fail(error, BM_E_BUSY, "hooks are being run for it; try again");
 	return what ? bm_fail(error, BM_E_BUSY,
 			      "its job %s.%u is in the middle of a step (%s); "
 			      "try again",
@@ -449,7 +451,7 @@ static int spawn(struct upgrade *u, int end)
 				 state,
 				 (char *)"--take-over",
 				 (char *)"3"};
-	char text[6][NUMBER];
+	char text[7][NUMBER];
 	int n = 9;
 
 	if (!run || !state)
@@ -459,6 +461,9 @@ static int spawn(struct upgrade *u, int end)
 	n = put_number(argv, n, "--max-data", limits->max_data, text[2]);
 	n = put_number(argv, n, "--handshake-timeout", limits->handshake_ns / 1000000000, text[3]);
 	n = put_number(argv, n, "--idle-timeout", limits->idle_ns / 1000000000, text[4]);
+	argv[n++] = (char *)"--hooks";
+	argv[n++] = (char *)(d->hooks ? d->hooks : "none");
+	n = put_number(argv, n, "--hook-timeout", d->hook_limit / 1000000, text[6]);
 	if (d->reconnect != UINT64_MAX) /* a number alone is milliseconds */
 		n = put_number(argv, n, "--reconnect-timeout", d->reconnect / 1000000, text[5]);
 	argv[n] = NULL;

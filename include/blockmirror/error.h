@@ -47,6 +47,8 @@ enum bm_code {
 	BM_E_QMP_BUSY,    /* another client has the QMP socket */
 	BM_E_LINKED,      /* other images show through this one, or hold its data */
 	BM_E_BUDGET,      /* more time, or a longer pause, than was allowed: rolled back */
+	BM_E_HOOK,        /* a hook refused, could not be run, or did not end in time */
+	BM_E_ID_REUSED,   /* a request's id came before, with another content */
 	BM_CODES
 };
 

@@ -113,7 +113,36 @@ void job_begin(struct disk *d, struct job_options *options, struct bm_rpc_call *
 	(void)d;
 	demand(options->target && options->latency != 1 && options->kind <= JOB_COPY);
 	free(options->target);
+	json_decref(options->request);
 	bm_rpc_reply(call, NULL);
+}
+
+bool hooks_agree(struct job *j, enum hook_step step, enum job_event event)
+{
+	demand(j == &job && step == BEFORE_RELEASE && event == EV_RELEASE);
+	return true;
+}
+
+bool hooks_run(const struct disk *d)
+{
+	demand(d == &disk);
+	return false;
+}
+
+bool request_answer(struct disk *d, struct bm_rpc_call *call, const json_t *params)
+{
+	demand(d == &disk && call && params);
+	return false;
+}
+
+struct job *request_job(const struct disk *d, const char *id)
+{
+	return *id == '2' ? d->job : NULL;
+}
+
+json_t *request_past(const struct disk *d, const char *id)
+{
+	return *id == '1' ? json_incref(json_array_get(d->past, 0)) : NULL;
 }
 
 void job_event(struct job *j, enum job_event event)
