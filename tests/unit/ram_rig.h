@@ -28,6 +28,8 @@ struct bytes {
 
 static inline void add(struct bytes *b, const void *data, size_t length)
 {
+	if (!length)
+		return;
 	if (b->used + length > b->room) {
 		b->room = (b->used + length) * 2;
 		b->data = realloc(b->data, b->room);
