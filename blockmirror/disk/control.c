@@ -78,9 +78,8 @@ static bool is_moved(const struct disk *d, struct bm_rpc_call *call)
 {
 	struct bm_error error;
 
-	if (!d->move)
+	if (move_allows(d, NULL, &error) >= 0)
 		return false;
-	move_allows(d, NULL, &error);
 	bm_rpc_fail(call, &error);
 	return true;
 }

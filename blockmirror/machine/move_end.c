@@ -266,6 +266,22 @@ static void tell_abort(struct source *s)
 	}
 }
 
+/* Without a word from us it may stay stopped: only one that is gone is not asked again. */
+static void find_vm(struct source *s)
+{
+	uint64_t end = move_now() + OFTEN;
+	struct bm_error error;
+
+	while (vm_connect(&s->vm, graph_text(s->m->plan, "qmp"), &error) < 0) {
+		if (error.code == BM_E_NOT_FOUND || error.code == BM_E_UNREACHABLE ||
+		    move_now() > end) {
+			bm_log(BM_LOG_ERROR, "%s: %s", s->m->id, error.text);
+			return;
+		}
+		move_sleep(STEP);
+	}
+}
+
 void source_abort(struct source *s, const struct bm_error *why)
 {
 	struct bm_error error;
@@ -275,8 +291,8 @@ void source_abort(struct source *s, const struct bm_error *why)
 	if (s->m->log.state != BM_MOVE_ABORTED)
 		move_must_log(s->m, BM_MOVE_ABORTED);
 	move_phase(s->m, "aborting");
-	if (!s->vm.qmp && vm_connect(&s->vm, graph_text(s->m->plan, "qmp"), &error) < 0)
-		s->vm.qmp = NULL;
+	if (!s->vm.qmp)
+		find_vm(s);
 	if (s->vm.qmp && s->relay.running)
 		(void)vm_call(&s->vm, "migrate_cancel", NULL, &error);
 	disks_leave(s);
