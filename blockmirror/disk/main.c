@@ -129,7 +129,7 @@ static const struct option known[] = {
 	{"standby-of", required_argument, NULL, 'S'},
 	{"disk-id", required_argument, NULL, 'I'},
 	{"size", required_argument, NULL, 'Z'},
-	{"shared", no_argument, NULL, 'H'},
+	{"shared", no_argument, NULL, 'M'},
 	{"peer-keys", required_argument, NULL, 'K'},
 	{"peer-tls", required_argument, NULL, 'T'},
 	{"peer-acl", required_argument, NULL, 'A'},
@@ -209,7 +209,7 @@ static int take_option(int c, int which, struct disk_options *disk, int *control
 			known[which].name, optarg);
 		return 2;
 	case 'f':
-	case 'H':
+	case 'M':
 		*(c == 'f' ? &disk->force : &disk->shared) = true;
 		return 0;
 	case 'b':
