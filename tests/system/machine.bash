@@ -23,7 +23,7 @@ need_machine() {
 # machine_up: two hosts that take each other's disks and machines; vm runs on a, and is known there.
 machine_up() {
 	local disk
-	host_options=([a]="--machine-hooks $hooks" [b]="--hooks $hooks")
+	host_options=([a]="--machine-hooks $hooks" [b]="--machine-hooks $hooks")
 	check "a guest is made" make_guest
 	check "two hosts are paired" hosts_up
 	check "each takes the other's disks" may_receive
