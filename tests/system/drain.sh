@@ -190,7 +190,7 @@ to_the_end() {
 	rm "$old/README"
 	qemu-img rebase -f qcow2 -b '' "$old/clone.qcow2" >>"$dir/log" 2>&1
 	check "the rest goes, too" says "is empty, and what was there was compared" drain --delete-source
-	check "it unmounts" umount "$old"
+	check "it unmounts" wait_for 10 umount "$old"
 	mount -o loop "$old.fs" "$old"
 }
 
