@@ -31,7 +31,7 @@ make_root() {
 		find "$dir/kernel" -name "$name.ko" -exec cp {} "$root/modules" \;
 	done
 	programs=("$BUILD/blockmirror-nbd" "$BUILD/fixtures/tinyvm" "$BUILD/tests/unit/ram_tracker_test")
-	cp "${programs[@]}" tests/system/native_*.py "$root/work"
+	cp "${programs[@]}" tests/system/native_*.py "$root/parts"
 	cp -L /usr/bin/python3.11 "$root/usr/bin/python3"
 	tar -c -C "$(dirname $python)" --exclude=test --exclude=__pycache__ --exclude='config-*' \
 		"$(basename $python)" python3/dist-packages/nbd.py \
