@@ -20,7 +20,7 @@ with_libraries() { # FILE…: what they are linked to, at the same place
 
 make_root() {
 	local name python=/usr/lib/python3.11 programs
-	mkdir -p "$root"/{bin,dev,proc,tmp,modules,work,usr/bin,usr/lib/python3}
+	mkdir -p "$root"/{bin,dev,proc,tmp,modules,parts,usr/bin,usr/lib/python3}
 	install -D /bin/busybox tests/system/native_kvm.init -t "$root/bin"
 	mv "$root/bin/native_kvm.init" "$root/init"
 	for name in sh mount insmod uname truncate sed sort uniq sleep poweroff; do
