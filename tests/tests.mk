@@ -93,6 +93,7 @@ check-long: all tests
 
 bench: all
 	$(Q)BUILD=$(BUILD) tests/bench/bench.sh
+	$(Q)BUILD=$(BUILD) IOPS=1000 ENGINES="ours peer-background" tests/bench/bench.sh
 	$(Q)BUILD=$(BUILD) tests/bench/nbd.sh
 	$(Q)BUILD=$(BUILD) tests/bench/remote.sh
 

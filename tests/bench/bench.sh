@@ -4,7 +4,10 @@
 # the same fio load (4 KiB random writes, 8 in flight, O_DIRECT underneath), the engines taking
 # turns, several rounds, medians.
 #
-#	bench.sh            SIZE=1G ROUNDS=3 ENGINES="ours ours-off peer-sync peer-background"
+#	bench.sh            SIZE=1G ROUNDS=3 ENGINES="ours ours-off peer-sync peer-background" IOPS=
+#
+# IOPS=1000 is a guest that leaves the storage some time. Without it the guest takes what it gets, and
+# whoever copies takes it from the guest: there the requests of the copy's phase are to be compared, too.
 #
 # Phases of a run: before (3 s alone), copy (until in sync), sync (2 s), switch (the switchover and
 # 200 ms), after. Latencies are fio's own, one line per request, in us.
@@ -28,6 +31,7 @@ start_load() { # URI
 	rm -f "$dir"/load_*.log
 	fio --name=load --ioengine=nbd --uri="$1" --rw=randwrite --bs="$block" --iodepth="$depth" \
 		--size="$bytes" --time_based --runtime=600 --randrepeat=0 --log_unix_epoch=1 \
+		${IOPS:+--rate_iops="$IOPS"} \
 		--write_lat_log="$dir/load" --log_avg_msec=0 --output="$dir/fio.out" \
 		--disable_clat=1 --disable_slat=1 >/dev/null 2>&1 </dev/null &
 	load=$!
