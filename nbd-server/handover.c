@@ -195,8 +195,8 @@ static void put_negotiated(struct nbd_writer *w, const struct nbd_conn *conn)
 		   (conn->read_only ? READ_ONLY : 0) | (conn->offer ? HAS_EXPORT : 0) |
 		   (selected->offer ? HAS_SELECTION : 0) | (conn->session ? HAS_SESSION : 0);
 
-	nbd_write_u16(w, conn->state);
-	nbd_write_u16(w, conn->mode);
+	nbd_write_u16(w, (uint16_t)conn->state);
+	nbd_write_u16(w, (uint16_t)conn->mode);
 	nbd_write_u16(w, (uint16_t)bits);
 	nbd_write_u32(w, conn->options);
 	if (conn->offer)
