@@ -25,7 +25,7 @@ WIDE_TESTS := tests/system/nbd_conformance.sh tests/system/upgrade.sh tests/faul
 SYSTEM_TESTS := $(filter-out %/lib.sh $(LONG_TESTS) $(EVERY_CALL),$(wildcard tests/system/*.sh tests/fault/*.sh))
 ASAN := $(BUILD)/asan
 TSAN := $(BUILD)/tsan
-AS_ASAN := BUILD=$(ASAN) SAN=address,undefined CFLAGS="-O1 -g"
+AS_ASAN := BUILD=$(ASAN) SAN=address,undefined CFLAGS="-O1 -g1"
 AS_TSAN := BUILD=$(TSAN) SAN=thread CFLAGS="-O1 -g"
 MODEL_SEEDS ?= 10000
 # Each once found a fault.

@@ -36,7 +36,7 @@ spawn nsenter --net="/run/netns/bm-$$-b" "$BUILD/blockmirror-nbd" --listen 10.77
 spawn nsenter --net="/run/netns/bm-$$-a" "$BUILD/blockmirror-disk" --name disk "$dir/a.img"
 served() { [ "$(show disk .name)" = disk ]; }
 check "a disk is served" wait_for 10 served
-start_load disk --fill 100 --sizes 64k:256k
+start_load disk --iops 0 --fill 100 --sizes 64k:256k
 check "it mirrors to the other host" "$bm" relocate disk nbd://10.77.2.1/ --overwrite \
 	--switch manual --guest-latency off
 path_is cut

@@ -103,7 +103,7 @@ image_size=$((64 * M)) half=$((32 * M)) back=0
 truncate -s $image_size "$dir/a.img" "$dir/remote.img"
 check "a target" start_blockmirror_nbd "$dir/t" "fault:op=write,delay=6s,while=$dir/hang;file:$dir/remote.img"
 check "a disk is served" serve disk "$dir/a.img"
-start_load disk --sizes 64k:256k
+start_load disk --iops 0 --sizes 64k:256k
 check "its target hangs, is lost, and comes back" hang disk "$uri"
 result "$([ "$back" -gt 5500 ]; echo $?)" "not before it was done with the old session ($back ms)"
 check "and the mirror knows that it is" is_back disk

@@ -105,15 +105,16 @@ marked() { [ "$(mark "$1")" = "$2" ] || { echo "$1 is marked: $(mark "$1")"; ret
 
 # Load
 
-# start_load NAME|URI [OPTION…]: the load generator at full speed on the first half of the disk.
+# start_load NAME|URI [OPTION…]: the load generator on the first half of the disk, at a guest's pace; at
+# full speed with --iops 0.
 start_load() {
 	local uri=$1
 	shift
 	[[ $uri == *:* ]] || uri=$(disk_uri "$uri")
 	: >"$report"
 	rm -f "$state"
-	log=$report spawn "$hammer" --json --time 0 --least 501 --connections 4 --overlap 20 --range 0:$half \
-		--fill 25 --seed "$seed" --state "$state" "$@" "$uri"
+	log=$report spawn "$hammer" --json --time 0 --least 501 --iops 500 --connections 4 --overlap 20 \
+		--range 0:$half --fill 25 --seed "$seed" --state "$state" "$@" "$uri"
 	load=$pid
 	sleep "${BEFORE:-0.5}"
 }
@@ -163,7 +164,7 @@ untouched() { md5sum <"$1" | cmp - "$dir/fingerprint"; }
 load_options=()
 move() {
 	local name=$1 source=$2 target=$3 file=$4
-	start_load disk --initial any "${load_options[@]}"
+	start_load disk --initial any --iops 0 "${load_options[@]}"
 	check "$name: it moves under full load" "$bm" relocate disk "$target" --overwrite \
 		--guest-latency off
 	check "$name: writes were mirrored" job_is disk '.progress.mirrored_writes > 20' true

@@ -153,13 +153,17 @@ on_exit() {
 
 # wait_for SECONDS COMMAND…: until it succeeds; fails when it does not in time.
 wait_for() {
-	local end=$((${EPOCHREALTIME/./} + $1 * 1000000))
+	local end=$((${EPOCHREALTIME/./} + $1 * 1000000)) asked=0
 	shift
 	until "$@"; do
 		[ "${EPOCHREALTIME/./}" -lt $end ] || return 1
-		sleep 0.02
+		lib_nap "0.0$((asked++ < 10 ? 2 : 8))"
 	done
 }
+
+# lib_nap SECONDS: without a process. What asks again and again leaves little to those it waits for.
+exec {lib_never}<> <(:)
+lib_nap() { read -rt "$1" -u "$lib_never" || true; }
 
 # free_port: prints a TCP port that nobody listens to on 127.0.0.1.
 free_port() {

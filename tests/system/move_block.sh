@@ -33,7 +33,7 @@ load_options=(--sizes 512:8k)
 move "file to 4096-byte sectors, small writes" "$dir/b/back.img" "$large" "$dir/loop4096.img"
 check "it is stopped there, too" unserve disk
 check "and served from there, by name, too" serve disk
-start_load disk --initial any --sizes 512:2k
+start_load disk --initial any --iops 0 --sizes 512:2k
 check "with writes of 512 bytes" end_load
 if have fio; then
 	check "fio verifies through a move from one to the other" \

@@ -14,7 +14,7 @@ cp --sparse=always "$a" "$dir/original"
 
 under_full_load() {
 	check "the disk is served" serve disk "$a"
-	start_load disk
+	start_load disk --iops 0
 	check "it moves under full load" "$bm" relocate disk "$dir/b"
 	result "$(job disk '.progress.mirrored_writes > 100 | not | if . then 1 else 0 end')" \
 		"writes were mirrored meanwhile"
@@ -35,7 +35,7 @@ under_full_load() {
 
 back_and_forth() {
 	local to
-	start_load disk --initial any --sizes 512:256k
+	start_load disk --initial any --iops 0 --sizes 512:256k
 	for to in a b a b a; do
 		check "to $to" "$bm" relocate disk "$dir/$to" --overwrite --guest-latency off
 	done
