@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "blockmirror/base/cleanup.h"
@@ -18,6 +19,18 @@
 enum { LARGEST = 1 << 20 };
 #define GO_ON 30000000000ull /* ns that it gets to see that its stream is gone */
 #define STEP  50000000ull
+#define LATE  2000000000ull
+
+/* An event is read when we come to it. A clock that was set is not taken for a long delay. */
+static uint64_t since(uint64_t at)
+{
+	struct timespec t;
+	uint64_t now;
+
+	clock_gettime(CLOCK_REALTIME, &t);
+	now = (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+	return now > at && now - at < LATE ? now - at : 0;
+}
 
 static void on_event(void *arg, const char *name, const json_t *data, uint64_t at)
 {
@@ -25,14 +38,18 @@ static void on_event(void *arg, const char *name, const json_t *data, uint64_t a
 
 	if (!strcmp(name, "STOP") && !vm->stopped) {
 		vm->stopped = true;
-		vm->stopped_at = move_now();
+		vm->stopped_at = move_now() - since(at);
 		vm->stopped_ns = at;
 		vm->resumed_ns = 0;
+		if (vm->on_stop)
+			vm->on_stop(vm->arg);
 	} else if (!strcmp(name, "RESUME")) {
 		vm->stopped = false;
 		vm->resumed_ns = at;
 	} else if (!strcmp(name, "SHUTDOWN")) {
 		vm->ended = true;
+	} else if (!strcmp(name, "MIGRATION_PASS")) {
+		vm->round = (unsigned)json_integer_value(json_object_get(data, "pass"));
 	} else if (!strcmp(name, "MIGRATION")) {
 		snprintf(vm->migration, sizeof(vm->migration), "%s", graph_text(data, "status"));
 	}

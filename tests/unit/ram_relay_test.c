@@ -746,7 +746,7 @@ static void a_pause_that_would_be_too_long_is_given_up(void **state)
 		bm_loop_turn(b.loop, 10 * MS); /* the target takes nothing more */
 	bm_sender_stats(b.sender, &stats);
 	assert_true(stats.marked < 4 << 20);
-	both_fail(&b, BM_E_CANCELLED, BM_E_UNREACHABLE);
+	both_fail(&b, BM_E_BUDGET, BM_E_UNREACHABLE);
 	assert_non_null(strstr(b.from.error.text, "the pause would be longer"));
 	both_close(&b);
 	free(in.data);
@@ -862,7 +862,7 @@ static void threads_that_are_dropped(void **state)
 			bm_relay_deadline(near, 20 * MS);
 			assert_int_equal(bm_relay_wait(near, BM_RELAY_OVER, 20000, &error),
 					 BM_RELAY_OVER);
-			assert_int_equal(error.code, BM_E_CANCELLED);
+			assert_int_equal(error.code, BM_E_BUDGET);
 		}
 		bm_relay_stop(near);
 		pthread_join(feeder, NULL);
