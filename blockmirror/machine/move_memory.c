@@ -227,8 +227,9 @@ static void note_round(struct source *s, const struct bm_relay_stats *stats)
 
 	if (m->round)
 		json_array_append_new(
-			m->rounds, json_pack("{s:I s:I s:I s:I}", "round", (json_int_t)m->round,
-					     "bytes", (json_int_t)(stats->stream - m->last.stream),
+			m->rounds, json_pack("{s:i s:I s:I s:I s:I}", "try", m->tries, "round",
+					     (json_int_t)m->round, "bytes",
+					     (json_int_t)(stats->stream - m->last.stream),
 					     "wire_bytes", (json_int_t)(stats->wire - m->last.wire),
 					     "took_ns", (json_int_t)(now - m->round_at)));
 	if (json_array_size(m->rounds) > ROUNDS)
