@@ -31,7 +31,7 @@
 
 #define HEARTBEAT 500000000ull
 #define SILENCE   1500000000ull    /* ns without an answer: the other side counts as dead */
-#define RAISE     4000000000ull    /* ns after which QEMU may stop its guest for twice as long */
+#define RAISE     4000000000ull    /* ns after which the guest may be stopped for twice as long */
 #define LOOK      500000000ull     /* ns between two looks at how far QEMU is */
 #define AGAIN     1000000000ull    /* ns that the guest is left alone before the next try */
 #define LEAST     1000000ull       /* ns: less than that QEMU cannot be told */
@@ -80,27 +80,35 @@ static int set_up_vm(struct source *s, struct bm_error *error)
 
 static int set_limit(struct source *s, uint64_t limit, struct bm_error *error)
 {
-	struct memory *m = &s->memory;
-
-	m->limit = limit < m->most ? limit : m->most;
-	m->raised = move_now();
-	if (is_forced(s) && limit == ANY)
-		m->limit = ANY;
-	if (m->limit < LEAST)
-		m->limit = LEAST;
+	if (s->memory.limit == limit)
+		return 0;
+	s->memory.limit = limit;
 	return vm_call(&s->vm, "migrate-set-parameters",
-		       json_pack("{s:I}", "downtime-limit", (json_int_t)(m->limit / LEAST)), error);
+		       json_pack("{s:I}", "downtime-limit", (json_int_t)(limit / LEAST)), error);
 }
 
 /*
- * What a round has to say is nothing without a first one that is whole: forced before that, the
- * guest would stand still for all of its memory.
+ * A round has begun: what it has to send is known now, and not what it will leave behind. Forced
+ * before a first one was whole the guest would stand still for all of its memory.
  */
-static int keep_pace(struct source *s, struct bm_error *error)
+static int judge(struct source *s, struct bm_error *error)
 {
+	struct memory *m = &s->memory;
+	struct bm_relay_stats stats;
+	uint64_t now = move_now();
+	double pause;
+
 	if (is_forced(s))
-		return s->memory.limit == ANY || s->vm.round < 2 ? 0 : set_limit(s, ANY, error);
-	return move_now() < s->memory.raised + RAISE ? 0 : set_limit(s, s->memory.limit * 2, error);
+		return set_limit(s, s->vm.round < 2 ? LEAST : ANY, error);
+	for (; now > m->raised + RAISE && m->allowed < m->most; m->raised += RAISE)
+		m->allowed = m->allowed * 2 < m->most ? m->allowed * 2 : m->most;
+	bm_relay_stats(m->relay, &stats);
+	if (s->vm.round < 2)
+		return 0;
+	if (!stats.steady)
+		return set_limit(s, m->allowed, error); /* QEMU knows as much of it */
+	pause = (double)m->remaining * 1e9 / (double)stats.steady;
+	return set_limit(s, pause <= (double)m->allowed ? m->most : LEAST, error);
 }
 
 /* Called from within any call to QEMU, and at once: its guest has stopped. */
@@ -196,10 +204,16 @@ static int begin(struct source *s, struct bm_error *error)
 		bm_need(NULL);
 	bm_identity(stream);
 	s->vm.round = 0;
+	s->memory.judged = 0;
+	s->memory.allowed = s->options.budget / 8;
+	if (s->memory.allowed > s->memory.most)
+		s->memory.allowed = s->memory.most;
+	s->memory.raised = move_now();
 	door = listen_for_vm(path, error);
 	r = door < 0 ? door : set_up_vm(s, error);
+	s->memory.limit = 0;
 	if (!r)
-		r = set_limit(s, s->options.budget / 8, error);
+		r = set_limit(s, LEAST, error);
 	if (!r)
 		r = open_links(s, stream, links, error);
 	if (r < 0)
@@ -298,27 +312,35 @@ static int tick(struct source *s, struct bm_error *error)
 	return r;
 }
 
+/* How far QEMU is; and when it has begun a round, whether that is the last one. */
+static int look(struct source *s, struct bm_error *error)
+{
+	unsigned round = s->vm.round;
+	json_t *info = NULL;
+	bm_free char *state = vm_migration(&s->vm, &info, error);
+	int r = state ? 0 : -ENOTCONN;
+
+	s->memory.looked = move_now();
+	tell(s, info);
+	json_decref(info);
+	if (r || s->vm.stopped || (round == s->memory.judged && !is_forced(s)))
+		return r;
+	s->memory.judged = round;
+	return judge(s, error);
+}
+
 /* Until QEMU has stopped its guest. */
 static int send_rounds(struct source *s, struct bm_error *error)
 {
-	uint64_t looked = 0;
 	int r = 0;
 
 	while (!r && !s->vm.stopped) {
-		json_t *info = NULL;
-
 		r = tick(s, error);
-		if (!r && !s->vm.stopped)
-			r = keep_pace(s, error);
-		if (!r && !s->vm.stopped && move_now() > looked + LOOK) {
-			bm_free char *state = vm_migration(&s->vm, &info, error);
-
-			looked = move_now();
-			r = state ? 0 : -ENOTCONN;
-		}
-		tell(s, info);
-		json_decref(info);
+		if (!r && !s->vm.stopped &&
+		    (s->vm.round != s->memory.judged || move_now() > s->memory.looked + LOOK))
+			r = look(s, error);
 	}
+	tell(s, NULL);
 	return r;
 }
 
@@ -407,7 +429,12 @@ static int try_again(struct source *s, const struct bm_error *why, struct bm_err
 	move_tell(s->m, "pause", json_object());
 	while (!r && move_now() < end)
 		r = tick(s, error);
-	return r ? r : source_call(s, "prepare", NULL, PREPARE, NULL, error);
+	if (!r)
+		r = source_call(s, "prepare", NULL, PREPARE, NULL, error);
+	/* It has voted, and we have not heard it in time: that is over. */
+	if (r < 0 && error->code == BM_E_NOT_READY)
+		*error = *why;
+	return r;
 }
 
 int memory_pass(struct source *s, struct bm_error *error)

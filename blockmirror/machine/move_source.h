@@ -22,8 +22,11 @@ struct move_options {
 
 struct memory {
 	struct bm_relay *relay; /* NULL: does not run */
-	uint64_t limit, most;   /* of QEMU's last round, as it reckons; the longest one; ns */
-	uint64_t raised, heard; /* when it was set, and when the target was heard */
+	uint64_t limit;         /* of QEMU's last round, as it reckons; ns; 0: not known */
+	uint64_t allowed, most; /* by our reckoning: now, and in the end; ns */
+	uint64_t raised;        /* when that was set */
+	uint64_t heard, looked; /* when the target was heard, and QEMU asked */
+	unsigned judged;        /* the last round of which it was seen whether it may be the last */
 	bool voted;
 	int tries;
 	unsigned round;                     /* that is told of */

@@ -54,7 +54,8 @@ struct bm_relay_stats {
 	uint64_t wire;   /* bytes on the connections, all told */
 	uint64_t held;   /* sender: bytes of the stream that no connection has taken yet */
 	uint64_t marked; /* sender: bytes of the stream since bm_sender_mark() */
-	uint64_t rate;   /* sender: bytes of the stream that the connections take in a second */
+	uint64_t rate;   /* sender: bytes of the stream that the connections take in a second, */
+	uint64_t steady; /* and as far as one can reckon with it; 0: they were not waited for */
 	uint64_t batches, compressed;
 	struct bm_encoder_stats pages; /* sender */
 	uint64_t sections;             /* sender: of RAM, complete */

@@ -307,6 +307,7 @@ void bm_sender_stats(const struct bm_sender *s, struct bm_relay_stats *stats)
 	stats->held = s->read - s->sent;
 	stats->marked = s->has_mark ? s->read - s->marked : 0;
 	stats->rate = (uint64_t)s->pace.raw_rate;
+	stats->steady = (uint64_t)bm_pace_steady(&s->pace);
 	stats->batches = s->next_fill;
 	stats->compressed = s->compressed;
 	stats->pages = *bm_encoder_stats(s->encoder);

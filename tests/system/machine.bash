@@ -32,7 +32,7 @@ machine_up() {
 	done
 	check "a machine runs on a" start_machine
 	check "it is known there" bm_on a machine add vm --qmp "$dir/a/vm.qmp"
-	check "it boots and writes to both" wait_for 90 ticked 60 60
+	check "it boots and writes to both" wait_for "${BOOT:-90}" ticked 60 60
 }
 may_receive() { bm_on a peer allow host-b --receive "$store" && bm_on b peer allow host-a --receive "$store"; }
 
@@ -40,7 +40,7 @@ may_receive() { bm_on a peer allow host-b --receive "$store" && bm_on b peer all
 machine_command() {
 	local i
 	printf '%s\n' qemu-system-x86_64 -name vm -machine pc,accel=tcg -cpu qemu64 -smp 1 -m 128 -nodefaults \
-		-display none -kernel "$cache/vmlinuz" -initrd "$dir/initrd.gz" -append "console=ttyS0 quiet panic=-1" \
+		-display none -kernel "$cache/vmlinuz" -initrd "$dir/initrd.gz" -append "console=ttyS0 quiet panic=-1${guest_words:+ $guest_words}" \
 		-qmp "unix:$dir/a/vm.qmp,server=on,wait=off" -qmp "unix:$dir/watch.qmp,server=on,wait=off"
 	for i in 0 1; do
 		printf '%s\n' -chardev "file,id=console$i,path=$console.$i,append=on" -serial "chardev:console$i" \
