@@ -96,5 +96,6 @@ bench: all
 	$(Q)BUILD=$(BUILD) tests/bench/bench.sh
 	$(Q)BUILD=$(BUILD) tests/bench/nbd.sh
 	$(Q)BUILD=$(BUILD) tests/bench/remote.sh
+	$(Q)BUILD=$(BUILD) tests/bench/machine.sh
 
 .PHONY: unit-tests check check-unit check-mutants check-long asan-tests tsan-tests bench

@@ -13,6 +13,7 @@
 
 hooks=$PWD/etc/hooks/qemu budget=${BUDGET:-10s}
 machine_disks=(disk0 disk1)
+machine_more=() # words of its command line
 
 need_machine() {
 	need_hosts
@@ -47,6 +48,7 @@ machine_command() {
 			-blockdev "driver=nbd,node-name=disk$i,server.type=unix,server.path=$dir/a/run/disks/disk$i.nbd,export=disk$i,reconnect-delay=60,discard=unmap" \
 			-device "virtio-blk-pci,id=vd$i,drive=disk$i"
 	done
+	[ ${#machine_more[@]} -eq 0 ] || printf '%s\n' "${machine_more[@]}"
 }
 start_machine() {
 	local words

@@ -8,8 +8,8 @@
 
 need_machine
 have tc socat || { skip "policies" "iproute2, socat"; exit; }
-# 24 MiB are changed at 48 MiB/s, and 4 MiB/s are sent: 6 s for what QEMU may do in 2.4.
-guest_words=ram=24:48 budget=4s rate=4M
+# 24 MiB are changed at 12 MiB/s, and 4 MiB/s are sent: 6 s for what may take 2.4.
+guest_words=ram=24:12 budget=4s rate=4M
 
 # begins FROM TO [OPTION…]: a move, whose command is $client and says what it does in $dir/move.
 begins() {
