@@ -78,13 +78,14 @@ void move_target(struct move *m);
 
 /* move_vm.c: a QEMU. */
 struct vm {
-	struct bm_qmp *qmp;         /* NULL: not connected */
-	bool stopped;               /* since it was told to migrate, it has stopped its guest */
-	bool ended;                 /* the guest was shut down */
-	uint64_t stopped_at;        /* when; ns, monotonic */
-	char migration[24];         /* as the last event had it; "" */
-	unsigned round;             /* of its memory: how often it began anew; 0: it has not */
-	void (*on_stop)(void *arg); /* called when it has stopped; NULL: nobody is */
+	struct bm_qmp *qmp;             /* NULL: not connected */
+	bool stopped;                   /* since it was told to migrate, it has stopped its guest */
+	bool ended;                     /* the guest was shut down */
+	uint64_t stopped_at;            /* when; ns, monotonic */
+	char migration[24];             /* as the last event had it; "" */
+	unsigned round;                 /* of its memory: how often it began anew; 0: it has not */
+	json_int_t downtime, bandwidth; /* its parameters before they were changed; 0: not known */
+	void (*on_stop)(void *arg);     /* called when it has stopped; NULL: nobody is */
 	void *arg;
 	uint64_t stopped_ns, resumed_ns; /* when it says it did; ns since 1970 */
 };
@@ -96,6 +97,12 @@ char *vm_status(struct vm *vm, struct bm_error *error);
 char *vm_migration(struct vm *vm, json_t **info, struct bm_error *error);
 int vm_capability(struct vm *vm, const char *name, bool on, struct bm_error *error);
 int vm_call(struct vm *vm, const char *command, json_t *arguments, struct bm_error *error);
+/*
+ * It is to send its memory through a relay; throttle: and to slow its guest down where that takes
+ * too long. restore: what was changed for that is as it was.
+ */
+int vm_set_up_sender(struct vm *vm, bool throttle, struct bm_error *error);
+void vm_restore_sender(struct vm *vm);
 /* NAMES of disks of ours that it has open; an error names what it has beside. */
 int vm_find_disks(struct vm *vm, const char *run, json_t **disks, struct bm_error *error);
 /* Its command line, as a list; NULL: it cannot be found. */

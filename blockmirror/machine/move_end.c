@@ -333,8 +333,10 @@ void source_abort(struct source *s, const struct bm_error *why)
 	if (s->vm.qmp && streamed)
 		(void)vm_call(&s->vm, "migrate_cancel", NULL, &error);
 	disks_leave(s);
-	if (s->vm.qmp)
+	if (s->vm.qmp) {
 		vm_go_on(&s->vm);
+		vm_restore_sender(&s->vm);
+	}
 	if (s->vm.stopped_ns && s->vm.resumed_ns > s->vm.stopped_ns)
 		move_tell(s->m, "pause_ns",
 			  json_integer((json_int_t)(s->vm.resumed_ns - s->vm.stopped_ns)));

@@ -36,7 +36,7 @@
 #define AGAIN     1000000000ull    /* ns that the guest is left alone before the next try */
 #define LEAST     1000000ull       /* ns: less than that QEMU cannot be told */
 #define ANY       2000000000000ull /* ns: more than that it cannot, neither */
-enum { TICK_MS = 20, LINKS = 4, CONNECT_MS = 10000, ROUNDS = 32 };
+enum { TICK_MS = 20, LINKS = 4, CONNECT_MS = 10000, ROUNDS = 32, HOLD_MS = 1000 };
 
 /* Of a budget, what is kept for all that follows when the memory is there. */
 static uint64_t for_memory(const struct source *s)
@@ -56,27 +56,6 @@ static bool is_forced(const struct source *s)
 }
 
 /* QEMU */
-
-static int set_up_vm(struct source *s, struct bm_error *error)
-{
-	static const struct {
-		const char *name;
-		bool on;
-	} all[] = {{"events", true},
-		   {"return-path", true},
-		   {"pause-before-switchover", false},
-		   {"multifd", false}};
-	int r = 0;
-
-	for (size_t i = 0; !r && i < sizeof(all) / sizeof(all[0]); i++)
-		r = vm_capability(&s->vm, all[i].name, all[i].on, error);
-	if (!r)
-		r = vm_capability(&s->vm, "auto-converge", s->options.policy == POLICY_THROTTLE,
-				  error);
-	return r ? r
-		 : vm_call(&s->vm, "migrate-set-parameters",
-			   json_pack("{s:I}", "max-bandwidth", (json_int_t)1 << 40), error);
-}
 
 static int set_limit(struct source *s, uint64_t limit, struct bm_error *error)
 {
@@ -210,10 +189,8 @@ static int begin(struct source *s, struct bm_error *error)
 		s->memory.allowed = s->memory.most;
 	s->memory.raised = move_now();
 	door = listen_for_vm(path, error);
-	r = door < 0 ? door : set_up_vm(s, error);
-	s->memory.limit = 0;
-	if (!r)
-		r = set_limit(s, LEAST, error);
+	r = door < 0 ? door : vm_set_up_sender(&s->vm, s->options.policy == POLICY_THROTTLE, error);
+	s->memory.limit = LEAST; /* that is set up */
 	if (!r)
 		r = open_links(s, stream, links, error);
 	if (r < 0)
@@ -359,8 +336,8 @@ static int await_vote(struct source *s, struct bm_error *error)
 		if (!r)
 			r = move_may_go_on(s->m, error);
 	}
-	/* The relay knows more of why there is nothing to vote for. */
-	if (r < 0 && relay_goes(s, &why) < 0)
+	/* There is nothing to vote for when we have dropped it. */
+	if (r < 0 && relay_goes(s, &why) < 0 && why.code == BM_E_BUDGET)
 		*error = why;
 	return r < 0 ? r : 0;
 }
@@ -406,8 +383,9 @@ static int try_once(struct source *s, struct bm_error *error)
 	}
 	if (r)
 		return r;
-	tell_parts(s);
 	s->memory.voted = true;
+	(void)bm_relay_wait(s->memory.relay, BM_RELAY_HOLDS, HOLD_MS, NULL);
+	tell_parts(s);
 	return within_budget(s, error);
 }
 

@@ -115,6 +115,58 @@ int vm_capability(struct vm *vm, const char *name, bool on, struct bm_error *err
 		error);
 }
 
+static int set_numbers(struct vm *vm, json_int_t downtime, json_int_t bandwidth,
+		       struct bm_error *error)
+{
+	return vm_call(
+		vm, "migrate-set-parameters",
+		json_pack("{s:I s:I}", "downtime-limit", downtime, "max-bandwidth", bandwidth),
+		error);
+}
+
+static int note_numbers(struct vm *vm, struct bm_error *error)
+{
+	json_t *now = NULL;
+	int r = vm->downtime ? 0
+			     : bm_qmp_call(vm->qmp, "query-migrate-parameters", NULL, &now, error);
+
+	if (now) {
+		vm->downtime = json_integer_value(json_object_get(now, "downtime-limit"));
+		vm->bandwidth = json_integer_value(json_object_get(now, "max-bandwidth"));
+	}
+	json_decref(now);
+	return r;
+}
+
+int vm_set_up_sender(struct vm *vm, bool throttle, struct bm_error *error)
+{
+	const struct {
+		const char *name;
+		bool on;
+	} all[] = {{"events", true},
+		   {"return-path", true},
+		   {"pause-before-switchover", false},
+		   {"multifd", false},
+		   {"auto-converge", throttle}};
+	int r = note_numbers(vm, error);
+
+	for (size_t i = 0; !r && i < sizeof(all) / sizeof(all[0]); i++)
+		r = vm_capability(vm, all[i].name, all[i].on, error);
+	return r ? r : set_numbers(vm, 1, (json_int_t)1 << 40, error);
+}
+
+void vm_restore_sender(struct vm *vm)
+{
+	struct bm_error error;
+
+	if (!vm->downtime)
+		return;
+	(void)vm_capability(vm, "return-path", false, &error);
+	(void)vm_capability(vm, "auto-converge", false, &error);
+	(void)set_numbers(vm, vm->downtime, vm->bandwidth, &error);
+	vm->downtime = 0;
+}
+
 void vm_go_on(struct vm *vm)
 {
 	uint64_t end = move_now() + GO_ON;

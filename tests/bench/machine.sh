@@ -68,7 +68,7 @@ run_ours() {
 clear_disks() {
 	local disk
 	for disk in "${machine_disks[@]}"; do
-		bm_on b job cancel "$disk" >>"$dir/log" 2>&1
+		bm_on b release "$disk" >>"$dir/log" 2>&1
 		wait_for 20 bm_on b stop "$disk" >>"$dir/log" 2>&1 || return
 		bm_on a stop "$disk" >>"$dir/log" 2>&1
 		rm -rf "$dir"/{a,b}/state/disks/"$disk"
