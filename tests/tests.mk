@@ -15,7 +15,7 @@ LONG_TESTS := tests/system/hammer_guest.sh tests/system/hammer_detects.sh tests/
 	tests/system/shared_death.sh tests/fault/ram_lost.sh tests/system/migrate_trouble.sh \
 	tests/system/native_teeth.sh tests/system/native_kvm.sh tests/system/native_machine.sh \
 	tests/system/hook_relocate.sh tests/system/hooks.sh tests/system/slip_unnamed.sh \
-	tests/system/ram_relay.sh tests/fault/machine_death.sh
+	tests/system/ram_relay.sh tests/fault/machine_death.sh tests/system/migrate_policy.sh
 # Hours by itself.
 EVERY_CALL := tests/fault/every_call.sh
 # They do more with LONG=1.
@@ -57,6 +57,7 @@ check:
 		$(foreach seed,$(FOUND_SEEDS),$(BUILD)/tests/model/mirror_test:-c:-s:$(seed):-n:1) \
 		$(ASAN)/tests/model/mirror_test:-n:700 $(TSAN)/tests/model/mirror_test:-n:200 \
 		$(UNIT_TESTS) $(UNIT_TESTS:$(BUILD)/%=$(ASAN)/%) $(TSAN)/tests/unit/loop_test \
+		$(TSAN)/tests/unit/ram_thread_test \
 		$(foreach target,$(FUZZ_TARGETS),$(call replay,$(target))) tests/valgrind.sh
 
 # What "check" takes of the sanitizers' builds, and no more: they take longest.
@@ -65,7 +66,7 @@ asan-tests:
 
 tsan-tests:
 	$(Q)$(MAKE) --no-print-directory $(AS_TSAN) $(TSAN)/blockmirror-nbd $(TSAN)/tests/unit/loop_test \
-		$(TSAN)/tests/model/mirror_test
+		$(TSAN)/tests/unit/ram_thread_test $(TSAN)/tests/model/mirror_test
 
 check-unit: all tests
 	$(Q)tests/run $(BUILD)/test-logs $(UNIT_TESTS)
@@ -96,5 +97,6 @@ bench: all
 	$(Q)BUILD=$(BUILD) IOPS=1000 ENGINES="ours peer-background" tests/bench/bench.sh
 	$(Q)BUILD=$(BUILD) tests/bench/nbd.sh
 	$(Q)BUILD=$(BUILD) tests/bench/remote.sh
+	$(Q)BUILD=$(BUILD) tests/bench/machine.sh
 
 .PHONY: unit-tests check check-unit check-mutants check-long asan-tests tsan-tests bench

@@ -172,21 +172,15 @@ int bm_client_send_raw(struct bm_client *client, const void *data, size_t length
 	return send_all(client, data, length) ? gone(client, error) : 0;
 }
 
-ssize_t bm_client_recv_raw(struct bm_client *client, void *data, size_t length)
+int bm_client_take_apart(struct bm_client *client, int *fd)
 {
-	size_t n = client->used < length ? client->used : length;
-	ssize_t r;
-
-	if (!n) {
-		do {
-			r = client->io->recv(client->arg, data, length);
-		} while (r == -EINTR);
-		return r;
-	}
-	memcpy(data, client->data, n);
-	client->used -= n;
-	memmove(client->data, client->data + n, client->used);
-	return (ssize_t)n;
+	if (client->used || json_array_size(client->events))
+		return -EPROTO;
+	*fd = client->fd;
+	json_decref(client->events);
+	free(client->data);
+	free(client);
+	return 0;
 }
 
 static int read_more(struct bm_client *client)

@@ -23,8 +23,11 @@ int bm_client_from_io(const struct bm_client_io *io, void *arg, int fd, struct b
 /* The arg of a client that is over that io; NULL: it is over something else. */
 void *bm_client_io_arg(const struct bm_client *client, const struct bm_client_io *io);
 
-/* Bytes that came after an answer and are none: at least 1; 0: the end; -errno. */
-ssize_t bm_client_recv_raw(struct bm_client *client, void *data, size_t length);
+/*
+ * What follows the last answer is none: the descriptor is the caller's from here on, io's arg, too,
+ * and the client is gone. -EPROTO: something came already.
+ */
+int bm_client_take_apart(struct bm_client *client, int *fd);
 
 /* Sends bytes that are no call (bm_rpc_swallow()). */
 int bm_client_send_raw(struct bm_client *client, const void *data, size_t length,

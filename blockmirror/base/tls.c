@@ -37,8 +37,10 @@ enum {
 };
 
 struct bm_tls {
-	struct bm_transport *raw;
+	struct bm_transport raw; /* its descriptors: the transport itself may be moved */
 	struct bm_credentials *credentials;
+	void (*release)(void *arg); /* NULL: the session is ours */
+	void *arg;
 	gnutls_session_t session;
 	bool established;
 	bool hung_up;       /* nothing more comes from the socket */
@@ -111,7 +113,15 @@ static ssize_t push(gnutls_transport_ptr_t arg, const void *data, size_t size)
 
 /* Opening and closing */
 
-struct bm_tls *bm_tls_new(struct bm_transport *raw, struct bm_credentials *credentials)
+static void use_buffers(struct bm_tls *tls)
+{
+	gnutls_transport_set_ptr(tls->session, tls);
+	gnutls_transport_set_pull_function(tls->session, pull);
+	gnutls_transport_set_pull_timeout_function(tls->session, pull_timeout);
+	gnutls_transport_set_push_function(tls->session, push);
+}
+
+struct bm_tls *bm_tls_new(const struct bm_transport *raw, struct bm_credentials *credentials)
 {
 	struct bm_tls *tls = calloc(1, sizeof(*tls));
 
@@ -122,16 +132,29 @@ struct bm_tls *bm_tls_new(struct bm_transport *raw, struct bm_credentials *crede
 		free(tls);
 		return NULL;
 	}
-	tls->raw = raw;
+	tls->raw = *raw;
 	tls->credentials = bm_credentials_ref(credentials);
-	gnutls_transport_set_ptr(tls->session, tls);
-	gnutls_transport_set_pull_function(tls->session, pull);
-	gnutls_transport_set_pull_timeout_function(tls->session, pull_timeout);
-	gnutls_transport_set_push_function(tls->session, push);
+	use_buffers(tls);
 	if (bm_credentials_apply(credentials, tls->session) < 0) {
 		bm_tls_free(tls);
 		return NULL;
 	}
+	return tls;
+}
+
+struct bm_tls *bm_tls_adopt(const struct bm_transport *raw, gnutls_session_t session,
+			    void (*release)(void *arg), void *arg)
+{
+	struct bm_tls *tls = calloc(1, sizeof(*tls));
+
+	if (!tls)
+		return NULL;
+	tls->raw = *raw;
+	tls->session = session;
+	tls->release = release;
+	tls->arg = arg;
+	tls->established = true;
+	use_buffers(tls);
 	return tls;
 }
 
@@ -143,8 +166,12 @@ void bm_tls_free(struct bm_tls *tls)
 	 */
 	if (tls->established && gnutls_bye(tls->session, GNUTLS_SHUT_WR) == GNUTLS_E_SUCCESS)
 		(void)bm_tls_flush(tls);
-	gnutls_deinit(tls->session);
-	bm_credentials_unref(tls->credentials);
+	if (tls->release) {
+		tls->release(tls->arg);
+	} else {
+		gnutls_deinit(tls->session);
+		bm_credentials_unref(tls->credentials);
+	}
 	free(tls);
 }
 
@@ -178,7 +205,7 @@ static int fill(struct bm_tls *tls)
 	memmove(tls->in, tls->in + tls->start, tls->used);
 	tls->start = 0;
 	v = (struct iovec){tls->in + tls->used, IN - tls->used};
-	n = bm_raw_recv(tls->raw, &v, 1);
+	n = bm_raw_recv(&tls->raw, &v, 1);
 	if (n < 0)
 		return (int)n;
 	tls->hung_up = n == 0;
@@ -190,7 +217,7 @@ int bm_tls_flush(struct bm_tls *tls)
 {
 	while (tls->out_used > tls->out_start) {
 		struct iovec v = {tls->out + tls->out_start, tls->out_used - tls->out_start};
-		ssize_t n = bm_raw_send(tls->raw, &v, 1);
+		ssize_t n = bm_raw_send(&tls->raw, &v, 1);
 
 		if (n < 0)
 			return (int)n;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * TLS over a transport: one session, the server's side. Nothing blocks: what the client has sent is
+ * TLS over a transport: one session, the server's side, or one of either side that others have
+ * begun. Nothing blocks: what the client has sent is
  * received many records at a time, what goes to it is gathered likewise.
  */
 #ifndef BM_BASE_TLS_H
@@ -15,8 +16,19 @@
 struct bm_transport;
 struct bm_tls;
 
-/* Takes a reference on credentials. NULL: no memory, or GnuTLS does not like them. */
-struct bm_tls *bm_tls_new(struct bm_transport *raw, struct bm_credentials *credentials);
+/*
+ * Over raw's descriptors, which stay its own. Takes a reference on credentials. NULL: no memory, or
+ * GnuTLS does not like them.
+ */
+struct bm_tls *bm_tls_new(const struct bm_transport *raw, struct bm_credentials *credentials);
+
+/*
+ * The same of a session that has its handshake behind it, by calls that may have blocked, and all
+ * of what it has received was asked for. release(arg) ends it, after the goodbye. NULL: no memory,
+ * and nothing has changed.
+ */
+struct bm_tls *bm_tls_adopt(const struct bm_transport *raw, gnutls_session_t session,
+			    void (*release)(void *arg), void *arg);
 
 /* Tells the client, if the session is in order, that no more comes. NULL is allowed. */
 void bm_tls_free(struct bm_tls *tls);

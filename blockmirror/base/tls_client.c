@@ -16,6 +16,7 @@
 
 #include "blockmirror/base/address.h"
 #include "blockmirror/base/cleanup.h"
+#include "blockmirror/base/tls.h"
 #include "blockmirror/base/tls_client_x509.h"
 
 /* What rpc.c's side has for keys, and for certificates: base/credentials.c. */
@@ -228,4 +229,24 @@ bool bm_client_tls_covers(const struct bm_client *client, const char *host)
 	const struct session *s = bm_client_io_arg(client, &session_io);
 
 	return s && (!s->x509 || bm_x509_covers(s->tls, host));
+}
+
+int bm_client_become_transport(struct bm_client *client, struct bm_transport *transport,
+			       struct bm_error *error)
+{
+	struct session *s = bm_client_io_arg(client, &session_io);
+	int fd = -1, r = s ? bm_client_take_apart(client, &fd) : -EINVAL;
+
+	if (r < 0) {
+		bm_client_close(client);
+		return bm_fail(error, BM_E_UNREACHABLE,
+			       "the other host says more than it was asked");
+	}
+	*transport = (struct bm_transport){.in = fd, .out = fd, .socket = true};
+	transport->tls = bm_tls_adopt(transport, s->tls, session_close, s);
+	if (transport->tls)
+		return 0;
+	session_close(s);
+	bm_transport_close(transport);
+	return bm_fail_errno(error, ENOMEM, "connection to the other host");
 }

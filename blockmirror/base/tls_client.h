@@ -4,6 +4,7 @@
 #define BM_BASE_TLS_CLIENT_H
 
 #include "blockmirror/base/client_io.h"
+#include "blockmirror/base/transport.h"
 
 /*
  * By what each proves itself to the other: a key that both have, so that whoever answers has it,
@@ -30,5 +31,13 @@ int bm_client_connect_tls(const char *address, const struct bm_tls_trust *trust,
  * an NBD client will want it that connects there. True of a key, which is for no host.
  */
 bool bm_client_tls_covers(const struct bm_client *client, const char *host);
+
+/*
+ * The connection is no control client's any more but carries something else, and does not block.
+ * The client is gone, whatever comes of it. BM_E_UNREACHABLE: the other side has said more than it
+ * was asked.
+ */
+int bm_client_become_transport(struct bm_client *client, struct bm_transport *transport,
+			       struct bm_error *error);
 
 #endif

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * How bytes get to a client and back: every byte of a connection goes through here. A socket, or a
- * pair of pipes, plain or under TLS. Nothing blocks.
+ * pair of pipes, plain or under TLS. Nothing blocks. A copy may take its
+ * place.
  */
 #ifndef BM_BASE_TRANSPORT_H
 #define BM_BASE_TRANSPORT_H

@@ -198,36 +198,12 @@ int cmd_machine(struct cli *cli, int argc, char **argv)
 
 /* migrate */
 
-static void print_progress(const struct cli *cli, const json_t *report, char last[200])
-{
-	const json_t *disks = json_object_get(report, "disks"), *disk;
-	char line[200], bytes[BM_UNITS_TEXT];
-	size_t i, at;
-
-	at = (size_t)snprintf(line, sizeof(line), "%s: %s", cli_text(report, "machine"),
-			      cli_text(report, "phase"));
-	if (!strcmp(cli_text(report, "phase"), "mirroring"))
-		json_array_foreach(disks, i, disk)
-			if (at < sizeof(line) && cli_number(disk, "total"))
-				at += (size_t)snprintf(
-					line + at, sizeof(line) - at, "%s %s %" PRIu64 " %%",
-					i ? "," : "", cli_text(disk, "name"),
-					cli_number(disk, "done") * 100 / cli_number(disk, "total"));
-	if (!strcmp(cli_text(report, "phase"), "memory") && at < sizeof(line))
-		snprintf(line + at, sizeof(line) - at, ", %s sent",
-			 bm_format_size(bytes, cli_number(report, "memory_bytes")));
-	if (cli->json || cli->progress == PROGRESS_NONE || !strcmp(line, last))
-		return;
-	snprintf(last, 200, "%s", line);
-	fprintf(stderr, "%s\n", line);
-}
-
 /* Its last report; NULL: the daemon does not tell. Follows also who comes after a dead process. */
 static json_t *follow(const struct cli *cli, const char *name, const char *id,
 		      struct bm_error *error)
 {
 	const struct timespec step = {.tv_nsec = STEP};
-	char last[200] = "";
+	struct machine_told told = {0};
 	uint64_t waited = 0;
 
 	for (;; nanosleep(&step, NULL)) {
@@ -238,7 +214,7 @@ static json_t *follow(const struct cli *cli, const char *name, const char *id,
 
 		json_decref(machine);
 		if (client && bm_client_call(client, "show", NULL, &report, error) >= 0) {
-			print_progress(cli, report, last);
+			machine_tell(cli, report, &told);
 			json_decref(report);
 		}
 		bm_client_close(client);
@@ -279,6 +255,7 @@ static int tell_end(const struct cli *cli, const json_t *report)
 		       cli_text(report, "machine"), cli_text(report, "peer"),
 		       json_object_get(report, "pause_ns") ? pause : "a time that nobody knows",
 		       took);
+	machine_tell_sums(report);
 	return 0;
 }
 

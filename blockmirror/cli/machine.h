@@ -9,4 +9,12 @@
 int cli_migrate_machine(const struct cli *cli, const char *name, const char *to, json_t *options,
 			bool detach);
 
+/* machine_tell.c: what has changed since it was told of. */
+struct machine_told {
+	char phase[32];
+	uint64_t at, tries, round;
+};
+void machine_tell(const struct cli *cli, const json_t *report, struct machine_told *told);
+void machine_tell_sums(const json_t *report);
+
 #endif

@@ -202,7 +202,7 @@ const struct command commands[] = {
 	 cmd_machine},
 	{"migrate",
 	 "MACHINE --to HOST [--into FOLDER] [--overwrite] [--rehearse] [--pause-budget TIME] "
-	 "[--timeout TIME] [--detach]\n"
+	 "[--timeout TIME] [--policy wait|cancel|force|throttle] [--rate BYTES] [--detach]\n"
 	 "       blockmirror migrate arm|disarm NAME... [--to HOST] [--into FOLDER] "
 	 "[--shared[=WHERE]] [--expires TIME] [--overwrite]",
 	 "move a running machine, or have disks follow one that something else moves",
@@ -212,6 +212,12 @@ const struct command commands[] = {
 	 "\n"
 	 "  --pause-budget TIME  for at most so long, or it stays (default 300ms)\n"
 	 "  --timeout TIME       all of it has to be done by then, or it stays\n"
+	 "  --policy POLICY      while it changes its memory faster than it can be sent: wait, "
+	 "until\n                       it does not (default, without --timeout); cancel, at the "
+	 "--timeout;\n                       force, from the --timeout on it is stopped for "
+	 "longer; "
+	 "throttle,\n                       it is slowed down\n"
+	 "  --rate BYTES         as \"rate\" does, until it is over: disks and memory together\n"
 	 "  --rehearse           do all but the last step: the guest stops, and runs on here\n"
 	 "  --detach             print the move's name and do not wait\n"
 	 "\n"

@@ -30,7 +30,9 @@ enum {
 	OPT_REHEARSE,
 	OPT_BUDGET,
 	OPT_TIMEOUT,
-	OPT_DETACH
+	OPT_DETACH,
+	OPT_POLICY,
+	OPT_RATE
 };
 #define NOW     60000000000ull   /* ns: a hand-over by hand needs no longer */
 #define EXPIRES 3600000000000ull /* ns */
@@ -212,7 +214,8 @@ struct request {
 	bool here, dead; /* resume here: the other host is */
 	/* of a machine: */
 	bool rehearse, detach;
-	uint64_t budget, timeout;
+	uint64_t budget, timeout, rate;
+	const char *policy;
 };
 
 static int take_time(const struct request *q, const char *option, const char *value, uint64_t *ns)
@@ -243,6 +246,10 @@ static int take(int option, const char *value, void *arg)
 		q->rehearse = true;
 	else if (option == OPT_DETACH)
 		q->detach = true;
+	else if (option == OPT_POLICY)
+		q->policy = value;
+	else if (option == OPT_RATE)
+		return cli_size(q->cli, "--rate", value, &q->rate);
 	else if (option == OPT_BUDGET)
 		return take_time(q, "--pause-budget", value, &q->budget);
 	else if (option == OPT_TIMEOUT)
@@ -463,6 +470,25 @@ static int disarm(const struct request *q, const char *name)
 	return 0;
 }
 
+/* What is to be done about a machine that changes its memory faster than it can be sent. */
+static int check_policy(const struct request *q)
+{
+	static const char *const names[] = {"wait", "cancel", "force", "throttle"};
+	bool known = !q->policy;
+
+	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
+		known |= q->policy && !strcmp(q->policy, names[i]);
+	if (!known)
+		return cli_usage(q->cli, "--policy %s: wait, cancel, force or throttle is wanted",
+				 q->policy);
+	if (q->policy && !strcmp(q->policy, "wait") && q->timeout)
+		return cli_usage(q->cli, "--policy wait: there is no --timeout then");
+	if (q->policy && (!strcmp(q->policy, "cancel") || !strcmp(q->policy, "force")) &&
+	    !q->timeout)
+		return cli_usage(q->cli, "--policy %s: after which --timeout?", q->policy);
+	return 0;
+}
+
 static int machine(const struct request *q, const char *name)
 {
 	if (!q->to)
@@ -471,12 +497,15 @@ static int machine(const struct request *q, const char *name)
 		return cli_usage(q->cli, "--into %s: an absolute path is wanted", q->into);
 	if (q->shared)
 		return cli_usage(q->cli, "--shared goes with \"migrate arm\" alone");
-	return cli_migrate_machine(q->cli, name, q->to,
-				   json_pack("{s:s* s:b s:b s:I s:I}", "into", q->into, "overwrite",
-					     (int)q->overwrite, "rehearse", (int)q->rehearse,
-					     "pause_budget", (json_int_t)q->budget, "timeout",
-					     (json_int_t)q->timeout),
-				   q->detach);
+	if (check_policy(q))
+		return 2;
+	return cli_migrate_machine(
+		q->cli, name, q->to,
+		json_pack("{s:s* s:b s:b s:I s:I s:I s:s*}", "into", q->into, "overwrite",
+			  (int)q->overwrite, "rehearse", (int)q->rehearse, "pause_budget",
+			  (json_int_t)q->budget, "timeout", (json_int_t)q->timeout, "rate",
+			  (json_int_t)q->rate, "policy", q->policy),
+		q->detach);
 }
 
 int cmd_migrate(struct cli *cli, int argc, char **argv)
@@ -490,6 +519,8 @@ int cmd_migrate(struct cli *cli, int argc, char **argv)
 					    {"pause-budget", required_argument, NULL, OPT_BUDGET},
 					    {"timeout", required_argument, NULL, OPT_TIMEOUT},
 					    {"detach", no_argument, NULL, OPT_DETACH},
+					    {"policy", required_argument, NULL, OPT_POLICY},
+					    {"rate", required_argument, NULL, OPT_RATE},
 					    {0}};
 	struct request q = {.cli = cli, .expires = EXPIRES};
 	int r = cli_options(cli, argc, argv, own, take, &q);

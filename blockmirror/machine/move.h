@@ -2,8 +2,8 @@
 /*
  * Program blockmirror-move: the move of one machine, on one of the two hosts (docs/machine.md).
  * Shared by its files. It is not in any disk's data path, so it may block: one thread goes through
- * the protocol, step by step, two carry the machine's memory, and the loop answers who asks how far
- * it is.
+ * the protocol, step by step, one more carries the machine's memory (ram/relay_thread.h), and the
+ * loop answers who asks how far it is.
  *
  *   move_main.c    arguments, the control socket
  *   move.c         the plan, the log, what is told of it
@@ -12,7 +12,8 @@
  *   move_disks.c   there: the machine's disks
  *   move_target.c  the host that it goes to
  *   move_door.c    there: how the other host comes in
- *   move_relay.c   the memory's way, and the gate in it
+ *   move_memory.c  there: the machine's memory, until the other host has it, or the policy gives up
+ *   move_incoming.c  on the other host: where that comes in
  *   move_vm.c      the VMM, by QMP
  *   move_hook.c    hooks: what the host does of it
  */
@@ -27,8 +28,9 @@
 #include "blockmirror/base/move_log.h"
 #include "blockmirror/client.h"
 #include "blockmirror/machine/qmp.h"
+#include "blockmirror/ram/relay_thread.h"
 
-enum { MOVE_DISKS = 16 };
+enum { MOVE_DISKS = 16, MOVE_CACHE = 128 << 20 /* bytes of pages that both hosts keep */ };
 
 struct move {
 	const char *folder, *run, *state; /* STATE/moves/ID, RUN, STATE */
@@ -76,11 +78,15 @@ void move_target(struct move *m);
 
 /* move_vm.c: a QEMU. */
 struct vm {
-	struct bm_qmp *qmp;  /* NULL: not connected */
-	bool stopped;        /* since it was told to migrate, it has stopped its guest */
-	bool ended;          /* the guest was shut down */
-	uint64_t stopped_at; /* when we knew; ns, monotonic */
-	char migration[24];  /* as the last event had it; "" */
+	struct bm_qmp *qmp;             /* NULL: not connected */
+	bool stopped;                   /* since it was told to migrate, it has stopped its guest */
+	bool ended;                     /* the guest was shut down */
+	uint64_t stopped_at;            /* when; ns, monotonic */
+	char migration[24];             /* as the last event had it; "" */
+	unsigned round;                 /* of its memory: how often it began anew; 0: it has not */
+	json_int_t downtime, bandwidth; /* its parameters before they were changed; 0: not known */
+	void (*on_stop)(void *arg);     /* called when it has stopped; NULL: nobody is */
+	void *arg;
 	uint64_t stopped_ns, resumed_ns; /* when it says it did; ns since 1970 */
 };
 int vm_connect(struct vm *vm, const char *path, struct bm_error *error);
@@ -91,33 +97,18 @@ char *vm_status(struct vm *vm, struct bm_error *error);
 char *vm_migration(struct vm *vm, json_t **info, struct bm_error *error);
 int vm_capability(struct vm *vm, const char *name, bool on, struct bm_error *error);
 int vm_call(struct vm *vm, const char *command, json_t *arguments, struct bm_error *error);
+/*
+ * It is to send its memory through a relay; throttle: and to slow its guest down where that takes
+ * too long. restore: what was changed for that is as it was.
+ */
+int vm_set_up_sender(struct vm *vm, bool throttle, struct bm_error *error);
+void vm_restore_sender(struct vm *vm);
 /* NAMES of disks of ours that it has open; an error names what it has beside. */
 int vm_find_disks(struct vm *vm, const char *run, json_t **disks, struct bm_error *error);
 /* Its command line, as a list; NULL: it cannot be found. */
 json_t *vm_arguments(struct vm *vm);
 /* Runs on, when it is stopped for a migration that came to nothing. */
 void vm_go_on(struct vm *vm);
-
-/* move_relay.c */
-struct relay {
-	int vm;                                                /* a socket of the VMM's */
-	ssize_t (*recv)(void *arg, void *data, size_t length); /* of the other host */
-	int (*send)(void *arg, const void *data, size_t length);
-	void *arg;
-	int link;   /* its socket */
-	bool gated; /* the source's side: what ends the return path waits for relay_open() */
-	pthread_t threads[2];
-	pthread_mutex_t lock;
-	pthread_cond_t changed;
-	bool running, held, open, dropped;
-	_Atomic uint64_t bytes;
-};
-int relay_start(struct relay *r, struct bm_error *error);
-void relay_open(struct relay *r);
-bool relay_holds(struct relay *r); /* the target has all, and says so */
-/* Nothing passes any more; the VMM sees its connection end. Twice is once. */
-void relay_drop(struct relay *r);
-void relay_stop(struct relay *r);
 
 /* move_door.c */
 struct visitor; /* one connection of the other host, which has proven to be that */
@@ -128,13 +119,32 @@ void door_close(struct door *door);
 struct visitor *door_wait(struct door *door, int ms);
 void visitor_leave(struct visitor *v); /* NULL is allowed */
 int visitor_socket(const struct visitor *v);
+int door_socket(const struct door *d);
+bool visitor_waits(const struct visitor *v); /* something of it was read already */
+/* It goes on as connections of a relay do. The visitor is gone, whatever comes of it. */
+int visitor_become_transport(struct visitor *v, struct bm_transport *transport);
 /* A call: its method, params and id. 0: none within ms; 1; -errno: it is gone. */
 int visitor_call(struct visitor *v, int ms, json_t **call);
 int visitor_reply(struct visitor *v, const json_t *call, json_t *result);
 int visitor_fail(struct visitor *v, const json_t *call, const struct bm_error *error);
 int visitor_alive(struct visitor *v); /* tells that it is being worked on */
-ssize_t visitor_recv(void *visitor, void *data, size_t length);
-int visitor_send(void *visitor, const void *data, size_t length);
+
+/*
+ * move_incoming.c: the target's end of the memory's way (ram/relay.h). The source's connections
+ * come one by one, and are of one stream; when the last one is there it goes on to the VMM.
+ */
+struct incoming {
+	char stream[33]; /* its name; "": none has come */
+	unsigned links;  /* how many there will be */
+	uint32_t here;   /* bits: which of them are */
+	struct bm_transport link[BM_RAM_LINKS];
+	struct bm_relay *relay; /* NULL: does not run */
+};
+/* A visitor who has called "ram", and is answered; gone afterwards. path: where the VMM waits. */
+void incoming_link(struct incoming *in, struct visitor *v, const json_t *call, const char *path);
+uint64_t incoming_bytes(const struct incoming *in);
+/* What has come of it comes to nothing, or was all. Twice is once. */
+void incoming_end(struct incoming *in);
 
 /*
  * move_hook.c: runs HOOKS/NAME with a file of that JSON; what it prints is JSON, too. -ENOENT:

@@ -148,10 +148,12 @@ static int look_at_job(struct source *s, size_t i, json_t *told, bool *all, stru
 			 ? is_there(s, graph_text(shown, "uri"))
 			 : (!strcmp(phase, "in-sync") || !strcmp(phase, "undo-window")) &&
 				   !strcmp(graph_text(shown, "state"), "in-sync");
-	json_array_append_new(told, json_pack("{s:s s:s s:O* s:O*}", "name", name_of(s, i), "state",
-					      is_now ? "in-sync" : graph_text(shown, "state"),
-					      "done", json_object_get(progress, "done"), "total",
-					      json_object_get(progress, "total")));
+	json_array_append_new(told,
+			      json_pack("{s:s s:s s:O* s:O* s:O*}", "name", name_of(s, i), "state",
+					is_now ? "in-sync" : graph_text(shown, "state"), "done",
+					json_object_get(progress, "done"), "total",
+					json_object_get(progress, "total"), "copied",
+					json_object_get(progress, "copied_bytes")));
 	*all = *all && is_now;
 	if (!is_now && strcmp(state, "running") != 0) {
 		const json_t *why = json_object_get(job, "error");

@@ -2,7 +2,7 @@
 /*
  * How the source's process comes to the target's: TLS 1.3, by the key that the two hosts have, or
  * by that host's certificate. Nobody else gets in. Then lines of JSON-RPC; or, after a call "ram",
- * the machine's memory. Blocks.
+ * frames of the machine's memory, which are the relay's business. Blocks.
  */
 #include <errno.h>
 #include <gnutls/gnutls.h>
@@ -72,16 +72,41 @@ void door_close(struct door *d)
 	free(d);
 }
 
+static void let_go(void *arg)
+{
+	struct visitor *v = arg;
+
+	if (v->tls)
+		gnutls_deinit(v->tls);
+	bm_credentials_unref(v->credentials);
+	free(v->data);
+	free(v);
+}
+
 void visitor_leave(struct visitor *v)
 {
 	if (!v)
 		return;
-	if (v->tls)
-		gnutls_deinit(v->tls);
-	bm_credentials_unref(v->credentials);
 	close(v->fd);
-	free(v->data);
-	free(v);
+	let_go(v);
+}
+
+int visitor_become_transport(struct visitor *v, struct bm_transport *transport)
+{
+	struct bm_transport made = {.in = v->fd, .out = v->fd, .socket = true};
+
+	made.tls = v->used ? NULL : bm_tls_adopt(&made, v->tls, let_go, v);
+	if (!made.tls) {
+		visitor_leave(v);
+		return -EPROTO;
+	}
+	*transport = made;
+	return 0;
+}
+
+int door_socket(const struct door *d)
+{
+	return d->fd;
 }
 
 int visitor_socket(const struct visitor *v)
@@ -162,28 +187,8 @@ static ssize_t result_of(ssize_t n)
 	return n < 0 ? -EPROTO : n;
 }
 
-/* What came behind a line is not lost. */
-ssize_t visitor_recv(void *arg, void *data, size_t length)
+static int send_all(struct visitor *v, const void *data, size_t length)
 {
-	struct visitor *v = arg;
-	size_t n = v->used < length ? v->used : length;
-	ssize_t r;
-
-	if (n) {
-		memcpy(data, v->data, n);
-		v->used -= n;
-		memmove(v->data, v->data + n, v->used);
-		return (ssize_t)n;
-	}
-	do {
-		r = result_of(gnutls_record_recv(v->tls, data, length));
-	} while (r == -EAGAIN);
-	return r;
-}
-
-int visitor_send(void *arg, const void *data, size_t length)
-{
-	struct visitor *v = arg;
 	const char *at = data;
 
 	while (length) {
@@ -223,6 +228,11 @@ static int read_more(struct visitor *v, int ms)
 	return 0;
 }
 
+bool visitor_waits(const struct visitor *v)
+{
+	return (v->used && memchr(v->data, '\n', v->used)) || gnutls_record_check_pending(v->tls);
+}
+
 int visitor_call(struct visitor *v, int ms, json_t **call)
 {
 	char *newline;
@@ -244,10 +254,10 @@ int visitor_call(struct visitor *v, int ms, json_t **call)
 static int send_line(struct visitor *v, json_t *object)
 {
 	bm_free char *text = json_dumps(object, JSON_COMPACT);
-	int r = text ? visitor_send(v, text, strlen(text)) : -ENOMEM;
+	int r = text ? send_all(v, text, strlen(text)) : -ENOMEM;
 
 	json_decref(object);
-	return r ? r : visitor_send(v, "\n", 1);
+	return r ? r : send_all(v, "\n", 1);
 }
 
 int visitor_reply(struct visitor *v, const json_t *call, json_t *result)

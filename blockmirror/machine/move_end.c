@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "blockmirror/base/cap.h"
 #include "blockmirror/base/cleanup.h"
 #include "blockmirror/base/file_util.h"
 #include "blockmirror/base/log.h"
@@ -41,7 +42,7 @@ static int read_key(const char *path, char **user, char **key, struct bm_error *
 	return 0;
 }
 
-int source_reach(struct source *s, struct bm_client **client, struct bm_error *error)
+int source_connect(struct source *s, struct bm_client **client, struct bm_error *error)
 {
 	const json_t *target = json_object_get(s->m->plan, "target"),
 		     *trust = json_object_get(target, "trust");
@@ -50,7 +51,6 @@ int source_reach(struct source *s, struct bm_client **client, struct bm_error *e
 	struct bm_tls_trust how = {
 		.certificates = json_string_value(json_object_get(trust, "certificates")),
 		.name = json_string_value(json_object_get(trust, "identity"))};
-	bool for_memory = client == &s->memory;
 	int r = key_file ? read_key(key_file, &user, &key, error) : 0;
 
 	if (r < 0)
@@ -60,13 +60,46 @@ int source_reach(struct source *s, struct bm_client **client, struct bm_error *e
 	r = bm_client_connect_tls(graph_text(target, "address"), &how, REACH, client, error);
 	if (key)
 		explicit_bzero(key, strlen(key));
-	if (!r && !for_memory)
+	return r;
+}
+
+int source_reach(struct source *s, struct bm_client **client, struct bm_error *error)
+{
+	int r = source_connect(s, client, error);
+
+	if (!r)
 		r = bm_client_call(*client, "hello", NULL, NULL, error);
 	if (r < 0 && *client) {
 		bm_client_close(*client);
 		*client = NULL;
 	}
 	return r;
+}
+
+int source_set_rate(struct source *s, struct bm_error *error)
+{
+	int r = bm_cap_open(s->m->run, &s->cap);
+
+	if (r < 0)
+		return bm_fail_errno(error, r, "cannot use %s/cap", s->m->run);
+	if (!s->options.rate)
+		return 0;
+	json_object_set_new(s->m->plan, "rate_before",
+			    json_integer((json_int_t)bm_cap_rate(s->cap)));
+	r = move_save(s->m, error);
+	if (!r)
+		bm_cap_set(s->cap, s->options.rate);
+	return r;
+}
+
+static void set_rate_back(struct source *s)
+{
+	const json_t *before = json_object_get(s->m->plan, "rate_before");
+
+	if (!before || (!s->cap && bm_cap_open(s->m->run, &s->cap) < 0))
+		return;
+	if (bm_cap_rate(s->cap) == s->options.rate)
+		bm_cap_set(s->cap, (uint64_t)json_integer_value(before));
 }
 
 int source_call(struct source *s, const char *method, json_t *params, uint64_t limit,
@@ -78,13 +111,14 @@ int source_call(struct source *s, const char *method, json_t *params, uint64_t l
 
 void source_close(struct source *s)
 {
-	relay_stop(&s->relay);
-	bm_client_close(s->memory);
+	memory_close(s);
 	bm_client_close(s->talk);
 	for (int i = 0; i < MOVE_DISKS; i++)
 		bm_client_close(s->disk[i]);
 	vm_close(&s->vm);
 	json_decref(s->commit);
+	json_decref(s->memory.rounds);
+	bm_cap_close(s->cap);
 }
 
 /* Calls the target by a connection that works. */
@@ -190,6 +224,7 @@ static json_t *final_report(struct source *s, const char *state, const struct bm
 {
 	json_t *report;
 
+	set_rate_back(s);
 	move_tell(s->m, "state", json_string(state));
 	if (why)
 		move_tell(s->m, "error",
@@ -286,22 +321,25 @@ void source_abort(struct source *s, const struct bm_error *why)
 {
 	struct bm_error error;
 
+	bool streamed = s->memory.relay;
+
 	bm_log(BM_LOG_NOTICE, "%s: %s", s->m->id, why->text);
-	relay_drop(&s->relay);
+	memory_close(s);
 	if (s->m->log.state != BM_MOVE_ABORTED)
 		move_must_log(s->m, BM_MOVE_ABORTED);
 	move_phase(s->m, "aborting");
 	if (!s->vm.qmp)
 		find_vm(s);
-	if (s->vm.qmp && s->relay.running)
+	if (s->vm.qmp && streamed)
 		(void)vm_call(&s->vm, "migrate_cancel", NULL, &error);
 	disks_leave(s);
-	if (s->vm.qmp)
+	if (s->vm.qmp) {
 		vm_go_on(&s->vm);
+		vm_restore_sender(&s->vm);
+	}
 	if (s->vm.stopped_ns && s->vm.resumed_ns > s->vm.stopped_ns)
 		move_tell(s->m, "pause_ns",
 			  json_integer((json_int_t)(s->vm.resumed_ns - s->vm.stopped_ns)));
-	relay_stop(&s->relay);
 	tell_abort(s);
 	disks_give_up(s);
 	move_forget(s->m, json_pack("{s:s s:o}", "name", s->m->machine, "last",

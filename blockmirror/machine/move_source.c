@@ -7,35 +7,26 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <sys/un.h>
-#include <unistd.h>
 
+#include "blockmirror/base/cap.h"
 #include "blockmirror/base/cleanup.h"
-#include "blockmirror/base/client_io.h"
-#include "blockmirror/base/log.h"
-#include "blockmirror/base/memory.h"
 #include "blockmirror/machine/graph.h"
 #include "blockmirror/machine/move_source.h"
 
-#define STEP      200000000ull
-#define PREPARE   120000000000ull /* ns: a hook, and a VMM that starts */
-#define HEARTBEAT 500000000ull
-#define SILENCE   1500000000ull /* ns without an answer: the other side counts as dead */
-#define GATE      10000000000ull
-#define RAISE     4000000000ull /* ns after which QEMU may stop its guest for twice as long */
-enum { TICK_MS = 20, LINK_BUFFER = 512 << 10 };
+#define STEP  200000000ull
+#define ALIVE 3000000000ull /* ns that the target may take to say so while disks are copied */
+enum { TICK_MS = 20 };
 
 static int too_late(const struct source *s, struct bm_error *error)
 {
-	if (!s->options.timeout || move_now() < s->begun + s->options.timeout)
+	if (!s->options.timeout || s->options.policy == POLICY_FORCE ||
+	    move_now() < s->begun + s->options.timeout)
 		return 0;
 	return bm_fail(error, BM_E_BUDGET, "machine %s has not moved within its --timeout",
 		       s->m->machine);
 }
 
-/* Whether anything speaks against going on. */
-static int go_on(struct source *s, struct bm_error *error)
+int source_may_go_on(struct source *s, struct bm_error *error)
 {
 	int r = move_may_go_on(s->m, error);
 
@@ -132,11 +123,11 @@ static int prepare(struct source *s, struct bm_error *error)
 	while (!r && !all) {
 		r = disks_in_sync(s, &all, error);
 		if (!r)
-			r = source_call(s, "alive", NULL, SILENCE * 2, NULL, error);
+			r = source_call(s, "alive", NULL, ALIVE, NULL, error);
 		if (!r)
 			r = bm_qmp_listen(s->vm.qmp, TICK_MS, error);
 		if (!r)
-			r = go_on(s, error);
+			r = source_may_go_on(s, error);
 		if (!r && !all)
 			move_sleep(STEP);
 	}
@@ -145,195 +136,6 @@ static int prepare(struct source *s, struct bm_error *error)
 		r = disks_join(s, error);
 	move_step(s->m, "joined");
 	return r;
-}
-
-/* Memory */
-
-static ssize_t from_link(void *arg, void *data, size_t length)
-{
-	return bm_client_recv_raw(arg, data, length);
-}
-
-static int to_link(void *arg, const void *data, size_t length)
-{
-	return bm_client_send_raw(arg, data, length, NULL);
-}
-
-static int listen_for_vm(const char *path, struct bm_error *error)
-{
-	struct sockaddr_un address = {.sun_family = AF_UNIX};
-	bm_close int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-
-	if (fd < 0 || strlen(path) >= sizeof(address.sun_path))
-		return bm_fail(error, BM_E_INTERNAL, "no socket %s", path);
-	snprintf(address.sun_path, sizeof(address.sun_path), "%s", path);
-	unlink(path);
-	if (bind(fd, (const struct sockaddr *)&address, sizeof(address)) < 0 || listen(fd, 1) < 0)
-		return bm_fail_errno(error, errno, "cannot listen at %s", path);
-	return bm_steal_fd(fd);
-}
-
-static int set_up_vm(struct source *s, struct bm_error *error)
-{
-	int r = vm_capability(&s->vm, "events", true, error);
-
-	if (!r)
-		r = vm_capability(&s->vm, "return-path", true, error);
-	if (!r)
-		r = vm_capability(&s->vm, "pause-before-switchover", false, error);
-	if (!r)
-		r = vm_capability(&s->vm, "multifd", false, error);
-	return r ? r
-		 : vm_call(&s->vm, "migrate-set-parameters",
-			   json_pack("{s:I}", "max-bandwidth", (json_int_t)1 << 40), error);
-}
-
-/*
- * How long QEMU may take for the last round, as it reckons. Little at first, so that the pause is
- * short where it can be; what it takes in the end is often more, and there is more to a pause.
- */
-static int set_limit(struct source *s, uint64_t limit, struct bm_error *error)
-{
-	uint64_t most = s->options.budget * 6 / 10;
-
-	s->limit = limit < most ? limit : most;
-	return vm_call(&s->vm, "migrate-set-parameters",
-		       json_pack("{s:I}", "downtime-limit",
-				 (json_int_t)(s->limit / 1000000u ? s->limit / 1000000u : 1)),
-		       error);
-}
-
-/* The machine's stream goes to the target from here on. */
-static int begin_memory(struct source *s, struct bm_error *error)
-{
-	const int most = LINK_BUFFER;
-	bm_free char *path = NULL, *uri = NULL;
-	bm_close int door = -1;
-	int fd, r;
-
-	if (asprintf(&path, "%s/moves/%s.ram", s->m->run, s->m->id) < 0 ||
-	    asprintf(&uri, "unix:%s", path) < 0)
-		bm_need(NULL);
-	r = source_reach(s, &s->memory, error);
-	if (!r)
-		r = bm_client_call(s->memory, "ram", NULL, NULL, error);
-	if (r < 0)
-		return r;
-	bm_client_set_timeout(s->memory, 0);
-	setsockopt(bm_client_fd(s->memory), SOL_SOCKET, SO_SNDBUF, &most, sizeof(most));
-	door = listen_for_vm(path, error);
-	if (door < 0)
-		return door;
-	r = set_up_vm(s, error);
-	if (!r)
-		r = set_limit(s, s->options.budget / 8, error);
-	if (!r)
-		r = vm_call(&s->vm, "migrate", json_pack("{s:s}", "uri", uri), error);
-	fd = r ? -1 : accept4(door, NULL, NULL, SOCK_CLOEXEC);
-	unlink(path);
-	if (fd < 0)
-		return r ? r : bm_fail_errno(error, errno, "the VMM does not connect");
-	s->relay = (struct relay){.vm = fd,
-				  .recv = from_link,
-				  .send = to_link,
-				  .arg = s->memory,
-				  .link = bm_client_fd(s->memory),
-				  .gated = true};
-	return relay_start(&s->relay, error);
-}
-
-static bool has_failed(const struct vm *vm)
-{
-	return !strcmp(vm->migration, "failed") || !strcmp(vm->migration, "cancelled");
-}
-
-static int tick(struct source *s, struct bm_error *error)
-{
-	int r = bm_qmp_listen(s->vm.qmp, TICK_MS, error);
-
-	if (!r && has_failed(&s->vm))
-		r = bm_fail(error, BM_E_QMP,
-			    "the machine's memory did not get there: its VMM says "
-			    "\"%s\"",
-			    s->vm.migration);
-	if (!r)
-		r = go_on(s, error);
-	return r ? r : disks_alive(s, error);
-}
-
-/* Until QEMU has stopped its guest. */
-static int send_memory(struct source *s, struct bm_error *error)
-{
-	uint64_t heard = move_now(), raised = heard;
-	int r = 0;
-
-	while (!r && !s->vm.stopped) {
-		r = tick(s, error);
-		if (!r && move_now() > raised + RAISE) {
-			raised = move_now();
-			r = set_limit(s, s->limit * 2, error);
-		}
-		move_tell(s->m, "memory_bytes",
-			  json_integer((json_int_t)atomic_load(&s->relay.bytes)));
-		if (!r && move_now() > heard + HEARTBEAT) {
-			r = source_call(s, "alive", NULL, SILENCE, NULL, error);
-			heard = move_now();
-		}
-	}
-	return r;
-}
-
-/* Until the target has loaded and voted; it says all the time that it lives. */
-static int await_vote(struct source *s, struct bm_error *error)
-{
-	int id, r = bm_client_send(s->talk, "vote", NULL, &id, error);
-
-	bm_client_set_timeout(s->talk, SILENCE);
-	while (!r) {
-		json_t *event = NULL;
-
-		r = bm_client_wait(s->talk, id, NULL, &event, error);
-		json_decref(event);
-		if (r > 0)
-			return 0;
-		if (!r)
-			r = move_may_go_on(s->m, error);
-	}
-	return r;
-}
-
-static int within_budget(const struct source *s, struct bm_error *error)
-{
-	uint64_t so_far = move_now() - s->vm.stopped_at;
-
-	if (!s->options.budget || so_far <= s->options.budget)
-		return 0;
-	return bm_fail(error, BM_E_BUDGET,
-		       "the machine's pause would have been longer than its budget: it was stopped "
-		       "for %llu ms when its memory had arrived",
-		       (unsigned long long)(so_far / 1000000u));
-}
-
-/* What the source's QEMU does of it decides whether it may still run on by itself. */
-static int await_stopped(struct source *s, struct bm_error *error)
-{
-	uint64_t end = move_now() + GATE;
-	int r = 0;
-
-	relay_open(&s->relay);
-	while (!r && move_now() < end) {
-		bm_free char *status = vm_status(&s->vm, error);
-
-		if (!status)
-			return -ENOTCONN;
-		if (!strcmp(status, "postmigrate"))
-			return 0;
-		if (has_failed(&s->vm))
-			return bm_fail(error, BM_E_QMP, "the machine runs on: its VMM says \"%s\"",
-				       s->vm.migration);
-		r = bm_qmp_listen(s->vm.qmp, TICK_MS, error);
-	}
-	return r ? r : bm_fail(error, BM_E_QMP, "the machine's VMM does not complete");
 }
 
 /* A mirror that was lost meanwhile is noticed as long as the machine runs on by itself. */
@@ -352,17 +154,7 @@ static int pass_memory(struct source *s, struct bm_error *error)
 	int r;
 
 	move_phase(s->m, "memory");
-	r = begin_memory(s, error);
-	move_step(s->m, "streaming");
-	if (!r)
-		r = send_memory(s, error);
-	if (!r) {
-		move_step(s->m, "stopped");
-		r = await_vote(s, error);
-	}
-	if (!r)
-		r = within_budget(s, error);
-	source_part(s, "memory_ns");
+	r = memory_pass(s, error);
 	move_step(s->m, "voted");
 	if (!r && s->options.rehearse) {
 		s->rehearsed = true;
@@ -373,14 +165,14 @@ static int pass_memory(struct source *s, struct bm_error *error)
 	if (!r)
 		r = disks_alive(s, error);
 	if (!r)
-		r = await_stopped(s, error);
+		r = memory_let_go(s, error);
 	source_part(s, "gate_ns");
 	return r;
 }
 
-void source_part(struct source *s, const char *name)
+void source_part_until(struct source *s, const char *name, uint64_t until)
 {
-	uint64_t now = move_now(), from = s->part ? s->part : s->vm.stopped_at;
+	uint64_t from = s->part ? s->part : s->vm.stopped_at;
 	json_t *parts;
 
 	if (!s->vm.stopped_at)
@@ -391,9 +183,14 @@ void source_part(struct source *s, const char *name)
 		parts = json_object();
 		json_object_set_new(s->m->report, "pause", parts);
 	}
-	json_object_set_new(parts, name, json_integer((json_int_t)(now - from)));
+	json_object_set_new(parts, name, json_integer((json_int_t)(until - from)));
 	pthread_mutex_unlock(&s->m->lock);
-	s->part = now;
+	s->part = until;
+}
+
+void source_part(struct source *s, const char *name)
+{
+	source_part_until(s, name, move_now());
 }
 
 static int decide(struct source *s, struct bm_error *error)
@@ -419,6 +216,15 @@ static json_int_t number(const json_t *options, const char *key)
 	return json_integer_value(json_object_get(options, key));
 }
 
+static enum move_policy policy_by_name(const char *name)
+{
+	return !name                       ? POLICY_CANCEL
+	       : !strcmp(name, "wait")     ? POLICY_WAIT
+	       : !strcmp(name, "force")    ? POLICY_FORCE
+	       : !strcmp(name, "throttle") ? POLICY_THROTTLE
+					   : POLICY_CANCEL;
+}
+
 static void read_options(struct source *s)
 {
 	const json_t *o = json_object_get(s->m->plan, "options");
@@ -430,6 +236,8 @@ static void read_options(struct source *s)
 		.keep_copies = json_is_true(json_object_get(o, "keep_copies")),
 		.budget = (uint64_t)number(o, "pause_budget"),
 		.timeout = (uint64_t)number(o, "timeout"),
+		.rate = (uint64_t)number(o, "rate"),
+		.policy = policy_by_name(json_string_value(json_object_get(o, "policy"))),
 	};
 	if (!s->options.budget)
 		s->options.budget = 300000000ull;
@@ -449,7 +257,9 @@ void move_source(struct move *m)
 	}
 	move_must_log(m, BM_MOVE_BEGUN);
 	move_step(m, "begun");
-	r = plan(&s, &error);
+	r = source_set_rate(&s, &error);
+	if (!r)
+		r = plan(&s, &error);
 	if (!r)
 		r = prepare(&s, &error);
 	if (!r)

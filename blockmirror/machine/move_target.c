@@ -4,18 +4,18 @@
  * and decides nothing but that it can (voted), or cannot any more (gone). What it has said it has
  * written down before.
  *
- *	hello -> prepare -> ram, on a connection of its own -> vote -> commit -> done
+ *	hello -> prepare -> ram, on connections of its own -> vote -> commit -> done
  *	                                                   \-> abort
  *
  * Once it has voted it neither gives up by itself nor begins without commit, whatever becomes of
  * the connection: the source comes again.
  */
 #include <errno.h>
+#include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include "blockmirror/base/cleanup.h"
@@ -27,6 +27,7 @@
 
 #define START  30000000000ull /* ns that a VMM gets to listen at its QMP socket */
 #define STEP   50000000ull
+#define END    5000000000ull
 #define TAKE   30000000000ull  /* ns that a disk gets to become ours */
 #define FORGOT 600000000000ull /* ns without a word, after which what was not voted for goes */
 enum { TICK_MS = 250, SLEEP_MS = 100 };
@@ -34,10 +35,10 @@ enum { TICK_MS = 250, SLEEP_MS = 100 };
 struct target {
 	struct move *m;
 	struct door *door;
-	struct visitor *talk, *memory; /* NULL: nobody is there */
+	struct visitor *talk; /* NULL: nobody is there */
 	struct vm vm;
 	char *qmp, *incoming;
-	struct relay relay;
+	struct incoming memory;
 	uint64_t heard;
 	bool over;
 };
@@ -63,12 +64,25 @@ static bool is_loaded(struct target *t)
 	return status && (!strcmp(status, "paused") || !strcmp(status, "running"));
 }
 
+/* One that follows it wants its sockets, which it removes when it goes. */
+static void await_end(pid_t pid)
+{
+	uint64_t end = move_now() + END;
+
+	while (pid > 0 && !kill(pid, 0) && move_now() < end)
+		move_sleep(STEP / 10);
+}
+
 static void end_vm(struct target *t)
 {
 	struct bm_error error;
 
-	if (has_vm(t))
+	if (has_vm(t)) {
+		pid_t pid = bm_qmp_peer(t->vm.qmp).pid;
+
 		(void)vm_call(&t->vm, "quit", NULL, &error);
+		await_end(pid);
+	}
 	vm_close(&t->vm);
 	if (move_hook(t->m, "stop-target", json_pack("{s:s}", "qmp", t->qmp), NULL, &error) < 0 &&
 	    error.code != BM_E_NOT_FOUND)
@@ -140,6 +154,11 @@ static int prepare(struct target *t, struct bm_error *error)
 				   "description", json_object_get(t->m->plan, "description"));
 	int r;
 
+	/* Again: the memory came to nothing, and with it the machine that waited for it. */
+	if (t->vm.qmp) {
+		incoming_end(&t->memory);
+		end_vm(t);
+	}
 	bm_sync_folder_of(t->qmp);
 	unlink(t->qmp);
 	r = move_hook(t->m, "start-target", params, NULL, error);
@@ -149,37 +168,6 @@ static int prepare(struct target *t, struct bm_error *error)
 		r = set_up_vm(t, error);
 	move_step(t->m, "prepared");
 	return r;
-}
-
-/* The memory's connection is there, and QEMU's. */
-static int begin_memory(struct target *t, struct bm_error *error)
-{
-	struct sockaddr_un address = {.sun_family = AF_UNIX};
-	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-
-	if (fd < 0 || strlen(t->incoming) >= sizeof(address.sun_path) || t->relay.running) {
-		if (fd >= 0)
-			close(fd);
-		return bm_fail(error, BM_E_INTERNAL, "no socket to the machine");
-	}
-	snprintf(address.sun_path, sizeof(address.sun_path), "%s", t->incoming);
-	if (connect(fd, (const struct sockaddr *)&address, sizeof(address)) < 0) {
-		close(fd);
-		return bm_fail_errno(error, errno, "cannot connect to %s", t->incoming);
-	}
-	t->relay = (struct relay){.vm = fd,
-				  .recv = visitor_recv,
-				  .send = visitor_send,
-				  .arg = t->memory,
-				  .link = visitor_socket(t->memory)};
-	return relay_start(&t->relay, error);
-}
-
-static void end_memory(struct target *t)
-{
-	relay_stop(&t->relay);
-	visitor_leave(t->memory);
-	t->memory = NULL;
 }
 
 /* Calls */
@@ -300,7 +288,7 @@ static int commit(struct target *t, json_t *params, struct bm_error *error)
 
 static void give_up(struct target *t)
 {
-	end_memory(t);
+	incoming_end(&t->memory);
 	end_vm(t);
 	if (t->m->log.state != BM_MOVE_GONE)
 		move_must_log(t->m, BM_MOVE_GONE);
@@ -309,7 +297,7 @@ static void give_up(struct target *t)
 static json_t *tell(struct target *t)
 {
 	return json_pack("{s:s s:I}", "state", bm_move_state_name(t->m->log.state), "bytes",
-			 (json_int_t)atomic_load(&t->relay.bytes));
+			 (json_int_t)incoming_bytes(&t->memory));
 }
 
 static int act(struct target *t, const char *method, json_t *params, struct bm_error *error)
@@ -320,7 +308,7 @@ static int act(struct target *t, const char *method, json_t *params, struct bm_e
 		return 0;
 	if (!strcmp(method, "prepare") && state == BM_MOVE_BEGUN)
 		return prepare(t, error);
-	if (!strcmp(method, "vote") && state == BM_MOVE_BEGUN && t->relay.running)
+	if (!strcmp(method, "vote") && state == BM_MOVE_BEGUN && t->memory.relay)
 		return vote(t, error);
 	if (!strcmp(method, "commit"))
 		return commit(t, params, error);
@@ -331,7 +319,7 @@ static int act(struct target *t, const char *method, json_t *params, struct bm_e
 	}
 	if (!strcmp(method, "done") && (state == BM_MOVE_STARTED || state == BM_MOVE_DONE)) {
 		move_must_log(t->m, BM_MOVE_DONE);
-		end_memory(t);
+		incoming_end(&t->memory);
 		t->over = true;
 		return 0;
 	}
@@ -346,7 +334,7 @@ static void hear(struct target *t)
 	const char *method;
 	json_t *call = NULL;
 	struct bm_error error;
-	int r = visitor_call(t->talk, TICK_MS, &call);
+	int r = visitor_call(t->talk, 0, &call);
 
 	if (r > 0) {
 		t->heard = move_now();
@@ -367,12 +355,21 @@ static void hear(struct target *t)
 		give_up(t);
 }
 
+/* Somebody comes, or who is there says something. */
+static void await(struct target *t)
+{
+	struct pollfd p[2] = {{.fd = door_socket(t->door), .events = POLLIN},
+			      {.fd = t->talk ? visitor_socket(t->talk) : -1, .events = POLLIN}};
+
+	if (!t->talk || !visitor_waits(t->talk))
+		(void)poll(p, 2, TICK_MS);
+}
+
 /* The first call says what the connection is for. */
 static void come(struct target *t)
 {
-	struct visitor *v = door_wait(t->door, t->talk ? 0 : TICK_MS);
+	struct visitor *v = door_wait(t->door, 0);
 	json_t *call = NULL;
-	struct bm_error error = {0};
 
 	if (!v)
 		return;
@@ -380,13 +377,8 @@ static void come(struct target *t)
 		visitor_leave(v);
 		return;
 	}
-	if (!strcmp(graph_text(call, "method"), "ram") && !t->memory) {
-		t->memory = v;
-		visitor_reply(v, call, NULL);
-		if (begin_memory(t, &error) < 0) {
-			bm_log(BM_LOG_ERROR, "%s: %s", t->m->id, error.text);
-			end_memory(t);
-		}
+	if (!strcmp(graph_text(call, "method"), "ram")) {
+		incoming_link(&t->memory, v, call, t->incoming);
 	} else if (!strcmp(graph_text(call, "method"), "hello")) {
 		visitor_leave(t->talk);
 		t->talk = v;
@@ -442,8 +434,8 @@ void move_target(struct move *m)
 	else if (m->log.state == BM_MOVE_BEGUN) /* of a process that has died: so has the stream */
 		give_up(&t);
 	while (!t.over && !is_forgotten(&t)) {
-		if (!t.talk || !t.memory || move_now() > t.heard + TICK_MS * 6000000ull)
-			come(&t);
+		await(&t);
+		come(&t);
 		if (t.talk)
 			hear(&t);
 	}
@@ -451,7 +443,7 @@ void move_target(struct move *m)
 	if (t.talk)
 		(void)visitor_call(t.talk, 1000, &(json_t *){NULL});
 	visitor_leave(t.talk);
-	end_memory(&t);
+	incoming_end(&t.memory);
 	vm_close(&t.vm);
 	unlink(t.incoming);
 	move_forget(m, outcome(&t));

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "blockmirror/base/cleanup.h"
@@ -18,6 +19,18 @@
 enum { LARGEST = 1 << 20 };
 #define GO_ON 30000000000ull /* ns that it gets to see that its stream is gone */
 #define STEP  50000000ull
+#define LATE  2000000000ull
+
+/* An event is read when we come to it. A clock that was set is not taken for a long delay. */
+static uint64_t since(uint64_t at)
+{
+	struct timespec t;
+	uint64_t now;
+
+	clock_gettime(CLOCK_REALTIME, &t);
+	now = (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+	return now > at && now - at < LATE ? now - at : 0;
+}
 
 static void on_event(void *arg, const char *name, const json_t *data, uint64_t at)
 {
@@ -25,14 +38,18 @@ static void on_event(void *arg, const char *name, const json_t *data, uint64_t a
 
 	if (!strcmp(name, "STOP") && !vm->stopped) {
 		vm->stopped = true;
-		vm->stopped_at = move_now();
+		vm->stopped_at = move_now() - since(at);
 		vm->stopped_ns = at;
 		vm->resumed_ns = 0;
+		if (vm->on_stop)
+			vm->on_stop(vm->arg);
 	} else if (!strcmp(name, "RESUME")) {
 		vm->stopped = false;
 		vm->resumed_ns = at;
 	} else if (!strcmp(name, "SHUTDOWN")) {
 		vm->ended = true;
+	} else if (!strcmp(name, "MIGRATION_PASS")) {
+		vm->round = (unsigned)json_integer_value(json_object_get(data, "pass"));
 	} else if (!strcmp(name, "MIGRATION")) {
 		snprintf(vm->migration, sizeof(vm->migration), "%s", graph_text(data, "status"));
 	}
@@ -96,6 +113,58 @@ int vm_capability(struct vm *vm, const char *name, bool on, struct bm_error *err
 		vm, "migrate-set-capabilities",
 		json_pack("{s:[{s:s s:b}]}", "capabilities", "capability", name, "state", (int)on),
 		error);
+}
+
+static int set_numbers(struct vm *vm, json_int_t downtime, json_int_t bandwidth,
+		       struct bm_error *error)
+{
+	return vm_call(
+		vm, "migrate-set-parameters",
+		json_pack("{s:I s:I}", "downtime-limit", downtime, "max-bandwidth", bandwidth),
+		error);
+}
+
+static int note_numbers(struct vm *vm, struct bm_error *error)
+{
+	json_t *now = NULL;
+	int r = vm->downtime ? 0
+			     : bm_qmp_call(vm->qmp, "query-migrate-parameters", NULL, &now, error);
+
+	if (now) {
+		vm->downtime = json_integer_value(json_object_get(now, "downtime-limit"));
+		vm->bandwidth = json_integer_value(json_object_get(now, "max-bandwidth"));
+	}
+	json_decref(now);
+	return r;
+}
+
+int vm_set_up_sender(struct vm *vm, bool throttle, struct bm_error *error)
+{
+	const struct {
+		const char *name;
+		bool on;
+	} all[] = {{"events", true},
+		   {"return-path", true},
+		   {"pause-before-switchover", false},
+		   {"multifd", false},
+		   {"auto-converge", throttle}};
+	int r = note_numbers(vm, error);
+
+	for (size_t i = 0; !r && i < sizeof(all) / sizeof(all[0]); i++)
+		r = vm_capability(vm, all[i].name, all[i].on, error);
+	return r ? r : set_numbers(vm, 1, (json_int_t)1 << 40, error);
+}
+
+void vm_restore_sender(struct vm *vm)
+{
+	struct bm_error error;
+
+	if (!vm->downtime)
+		return;
+	(void)vm_capability(vm, "return-path", false, &error);
+	(void)vm_capability(vm, "auto-converge", false, &error);
+	(void)set_numbers(vm, vm->downtime, vm->bandwidth, &error);
+	vm->downtime = 0;
 }
 
 void vm_go_on(struct vm *vm)

@@ -10,6 +10,8 @@
 #define WINDOW_LEAST (512ull << 10)
 #define WINDOW_MOST  (8ull << 20)
 
+enum { STEADY = 20 }; /* intervals */
+
 /* The codec has to be so much faster, or it will be what is waited for. */
 static const double margin = 1.2;
 static const double worth = 0.95; /* less than a twentieth gained is not */
@@ -46,6 +48,8 @@ static void decide(struct bm_pace *p, uint64_t now)
 	if (p->link_busy > length / 4 && p->wire) {
 		p->link_rate = smooth(p->link_rate, per_second(p->wire, p->link_busy));
 		p->raw_rate = smooth(p->raw_rate, per_second(p->weight, p->link_busy));
+		p->samples += p->samples < STEADY;
+		p->steady += (per_second(p->weight, p->link_busy) - p->steady) / p->samples;
 	}
 	if (p->mode != BM_PACE_AUTO)
 		return;
@@ -99,6 +103,11 @@ bool bm_pace_compress(struct bm_pace *p, uint64_t now)
 		return true;
 	}
 	return p->compress;
+}
+
+double bm_pace_steady(const struct bm_pace *p)
+{
+	return p->raw_rate < p->steady ? p->raw_rate : p->steady;
 }
 
 uint64_t bm_pace_window(const struct bm_pace *p)

@@ -28,6 +28,8 @@ struct bm_pace {
 	bool compress;
 	/* Smoothed; 0: not known yet. */
 	double link_rate, raw_rate; /* bytes/s of the wire, and of what they stood for */
+	double steady;              /* the same as raw_rate, of the last two seconds or so */
+	unsigned samples;           /* that are in it */
 	double codec_rate, ratio;   /* bytes/s of one worker; what is left of a byte */
 };
 
@@ -42,6 +44,12 @@ void bm_pace_compressed(struct bm_pace *p, uint64_t from, uint64_t to, uint64_t 
 
 /* Whether to compress the next batch. */
 bool bm_pace_compress(struct bm_pace *p, uint64_t now);
+
+/*
+ * Bytes/s of what is sent that can be reckoned with: a run of pages that the codec makes nothing of
+ * is no link that got faster. 0: the link was not waited for yet.
+ */
+double bm_pace_steady(const struct bm_pace *p);
 
 /* How many bytes may be under way: what the link takes in 20 ms, within bounds. */
 uint64_t bm_pace_window(const struct bm_pace *p);

@@ -54,10 +54,13 @@ struct bm_relay_stats {
 	uint64_t wire;   /* bytes on the connections, all told */
 	uint64_t held;   /* sender: bytes of the stream that no connection has taken yet */
 	uint64_t marked; /* sender: bytes of the stream since bm_sender_mark() */
-	uint64_t rate;   /* sender: bytes of the stream that the connections take in a second */
+	uint64_t rate;   /* sender: bytes of the stream that the connections take in a second, */
+	uint64_t steady; /* and as far as one can reckon with it; 0: they were not waited for */
 	uint64_t batches, compressed;
 	struct bm_encoder_stats pages; /* sender */
 	uint64_t sections;             /* sender: of RAM, complete */
+	uint64_t device_at, held_at;   /* sender: when, by the loop's clock, what is behind the RAM
+					  began to come, and when the SHUT came; 0: not yet */
 	const char *why;               /* sender: why it no longer looks at the stream, or NULL; */
 	uint64_t why_offset;           /* and from where on */
 };
@@ -81,12 +84,15 @@ bool bm_sender_drop(struct bm_sender *s);
 /* The SHUT passes, now or when it comes. Twice is once. */
 void bm_sender_open_gate(struct bm_sender *s);
 
-/* The guest was stopped: what comes from now on adds to the pause. */
+/*
+ * The guest was stopped: what comes from now on adds to the pause. It does not wait for the cap any
+ * more; others wait for it.
+ */
 void bm_sender_mark(struct bm_sender *s);
 
 /*
- * All has to be at the other end at that time of the loop's clock; else the sender fails, as soon
- * as it sees that what it holds will not be. 0: there is no such time.
+ * All has to be at the other end at that time of the loop's clock; else the sender fails
+ * (BM_E_BUDGET), as soon as it sees that what it holds will not be. 0: there is no such time.
  */
 void bm_sender_deadline(struct bm_sender *s, uint64_t at);
 

@@ -63,6 +63,7 @@ bool bm_sender_answered(struct bm_sender *s, struct bm_link *link)
 		release(s);
 	} else if (s->back.shut) {
 		s->held = true;
+		s->held_at = bm_loop_now(s->setup.loop);
 		bm_loop_soon(s->setup.loop, &s->event);
 	}
 	s->answer_link = link;

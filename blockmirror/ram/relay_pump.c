@@ -114,6 +114,8 @@ static void parse(struct bm_sender *s)
 		}
 		XXH3_64bits_update(s->hash, s->in + at, used);
 		at += used;
+		if (s->stream.why && !s->device_at)
+			s->device_at = bm_loop_now(s->setup.loop);
 		if (r == 1)
 			seal(s);
 		else if (s->eof && at < s->in_end)
@@ -214,11 +216,18 @@ void bm_sender_sent(struct bm_sender *s, unsigned link)
 	bm_pace_sent(&s->pace, what_is_sent(b)->used, b->plain.weight);
 }
 
-/* Whether the cap lets that many bytes go; else the timer says when to ask again. */
+/*
+ * Whether the cap lets that many bytes go; else the timer says when to ask again. A guest that is
+ * stopped does not wait for it: what it would have to wait is taken from those who come after.
+ */
 static bool admitted(struct bm_sender *s, uint64_t bytes)
 {
 	uint64_t again;
 
+	if (s->setup.cap && s->has_mark) {
+		bm_cap_charge(s->setup.cap, bytes, bm_loop_now(s->setup.loop));
+		return true;
+	}
 	if (bm_timer_armed(&s->capped))
 		return false;
 	if (!s->setup.cap || bm_cap_admit(s->setup.cap, bytes, bm_loop_now(s->setup.loop), &again))
@@ -279,7 +288,7 @@ static void check_deadline(struct bm_sender *s)
 
 	if (!s->deadline || s->held || s->passed || (double)now + ns <= (double)s->deadline)
 		return;
-	bm_fail(&error, BM_E_CANCELLED,
+	bm_fail(&error, BM_E_BUDGET,
 		"the pause would be longer than it may: %" PRIu64 " bytes of RAM are not sent yet, "
 		"at %.0f bytes/s",
 		left, s->pace.raw_rate);

@@ -292,6 +292,7 @@ void bm_sender_mark(struct bm_sender *s)
 {
 	s->has_mark = true;
 	s->marked = s->read;
+	bm_sender_pump(s);
 }
 
 void bm_sender_deadline(struct bm_sender *s, uint64_t at)
@@ -306,10 +307,13 @@ void bm_sender_stats(const struct bm_sender *s, struct bm_relay_stats *stats)
 	stats->held = s->read - s->sent;
 	stats->marked = s->has_mark ? s->read - s->marked : 0;
 	stats->rate = (uint64_t)s->pace.raw_rate;
+	stats->steady = (uint64_t)bm_pace_steady(&s->pace);
 	stats->batches = s->next_fill;
 	stats->compressed = s->compressed;
 	stats->pages = *bm_encoder_stats(s->encoder);
 	stats->sections = s->stream.sections;
+	stats->device_at = s->device_at;
+	stats->held_at = s->held_at;
 	stats->why = s->stream.why;
 	stats->why_offset = s->stream.why_offset;
 	for (unsigned i = 0; i < s->setup.links; i++)

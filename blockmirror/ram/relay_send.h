@@ -62,6 +62,7 @@ struct bm_sender {
 	bool gate_open, held, passed, closed;
 
 	uint64_t read, sent, marked, deadline, compressed;
+	uint64_t device_at, held_at;
 	bool has_mark, ended, over, told_held, told_over, freed;
 	struct bm_error error;
 };

@@ -13,6 +13,7 @@
 
 hooks=$PWD/etc/hooks/qemu budget=${BUDGET:-10s}
 machine_disks=(disk0 disk1)
+machine_more=() # words of its command line
 
 need_machine() {
 	need_hosts
@@ -32,7 +33,7 @@ machine_up() {
 	done
 	check "a machine runs on a" start_machine
 	check "it is known there" bm_on a machine add vm --qmp "$dir/a/vm.qmp"
-	check "it boots and writes to both" wait_for 90 ticked 60 60
+	check "it boots and writes to both" wait_for "${BOOT:-90}" ticked 60 60
 }
 may_receive() { bm_on a peer allow host-b --receive "$store" && bm_on b peer allow host-a --receive "$store"; }
 
@@ -40,13 +41,14 @@ may_receive() { bm_on a peer allow host-b --receive "$store" && bm_on b peer all
 machine_command() {
 	local i
 	printf '%s\n' qemu-system-x86_64 -name vm -machine pc,accel=tcg -cpu qemu64 -smp 1 -m 128 -nodefaults \
-		-display none -kernel "$cache/vmlinuz" -initrd "$dir/initrd.gz" -append "console=ttyS0 quiet panic=-1" \
+		-display none -kernel "$cache/vmlinuz" -initrd "$dir/initrd.gz" -append "console=ttyS0 quiet panic=-1${guest_words:+ $guest_words}" \
 		-qmp "unix:$dir/a/vm.qmp,server=on,wait=off" -qmp "unix:$dir/watch.qmp,server=on,wait=off"
 	for i in 0 1; do
 		printf '%s\n' -chardev "file,id=console$i,path=$console.$i,append=on" -serial "chardev:console$i" \
 			-blockdev "driver=nbd,node-name=disk$i,server.type=unix,server.path=$dir/a/run/disks/disk$i.nbd,export=disk$i,reconnect-delay=60,discard=unmap" \
 			-device "virtio-blk-pci,id=vd$i,drive=disk$i"
 	done
+	[ ${#machine_more[@]} -eq 0 ] || printf '%s\n' "${machine_more[@]}"
 }
 start_machine() {
 	local words
