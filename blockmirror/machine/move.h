@@ -79,7 +79,7 @@ struct vm {
 	struct bm_qmp *qmp;  /* NULL: not connected */
 	bool stopped;        /* since it was told to migrate, it has stopped its guest */
 	bool ended;          /* the guest was shut down */
-	uint64_t stopped_at; /* when we knew; ns, monotonic */
+	uint64_t stopped_at; /* by its own word; ns, on our clock, monotonic */
 	char migration[24];  /* as the last event had it; "" */
 	uint64_t stopped_ns, resumed_ns; /* when it says it did; ns since 1970 */
 };
@@ -95,6 +95,10 @@ int vm_call(struct vm *vm, const char *command, json_t *arguments, struct bm_err
 int vm_find_disks(struct vm *vm, const char *run, json_t **disks, struct bm_error *error);
 /* Its command line, as a list; NULL: it cannot be found. */
 json_t *vm_arguments(struct vm *vm);
+/* How long ago it was that it said so; 0: that cannot be. */
+uint64_t vm_ago(uint64_t at);
+/* Switches learn where its guest is. Only where the guest is, and not before that is decided. */
+void vm_announce(struct vm *vm);
 /* Runs on, when it is stopped for a migration that came to nothing. */
 void vm_go_on(struct vm *vm);
 

@@ -111,16 +111,28 @@ static const char *state_of(json_t *result)
 	return graph_text(result, "state");
 }
 
+/* The guest ran before we were told of it: for that long, and not since before we asked. */
+static void note_resumed(struct source *s, const json_t *result, uint64_t asked)
+{
+	uint64_t now = move_now(),
+		 ran = (uint64_t)json_integer_value(json_object_get(result, "ran_ns"));
+
+	s->resumed = now - (ran < now - asked ? ran : 0);
+}
+
 /* 1: it runs there; 0: it never will; -errno: not known. */
 static int try_commit(struct source *s, struct bm_error *error)
 {
 	json_t *result = NULL;
+	uint64_t asked = move_now();
 	bool gone;
 	int r = s->commit ? 0 : disks_ask_again(s, error);
 
 	if (!r)
 		r = call_anew(s, "commit", json_pack("{s:O}", "disks", s->commit), COMMIT, &result,
 			      error);
+	if (!r)
+		note_resumed(s, result, asked);
 	json_decref(result);
 	if (!r)
 		return 1;
@@ -147,11 +159,14 @@ bool source_commit(struct source *s, struct bm_error *error)
 			bm_fail(error, BM_E_INTERRUPTED,
 				"host %s has lost the machine before it ran there", s->m->peer);
 		if (r >= 0) {
+			uint64_t now = move_now();
+
+			if (!s->resumed)
+				s->resumed = now;
+			s->part += now - s->resumed; /* what was after that is no pause */
 			source_part(s, "start_ns");
-			s->resumed = move_now();
-		}
-		if (r >= 0)
 			return r;
+		}
 		move_tell(s->m, "doubt", json_string(error->text));
 		if (move_now() > told + OFTEN) {
 			bm_log(BM_LOG_ERROR,
@@ -298,6 +313,8 @@ void source_abort(struct source *s, const struct bm_error *why)
 	disks_leave(s);
 	if (s->vm.qmp)
 		vm_go_on(&s->vm);
+	if (s->vm.qmp && !s->vm.ended)
+		vm_announce(&s->vm);
 	if (s->vm.stopped_ns && s->vm.resumed_ns > s->vm.stopped_ns)
 		move_tell(s->m, "pause_ns",
 			  json_integer((json_int_t)(s->vm.resumed_ns - s->vm.stopped_ns)));

@@ -268,10 +268,7 @@ static void run_machine(struct target *t)
 		return;
 	}
 	move_step(t->m, "runs");
-	(void)vm_call(
-		&t->vm, "announce-self",
-		json_pack("{s:i s:i s:i s:i}", "initial", 50, "max", 550, "rounds", 5, "step", 100),
-		&error);
+	vm_announce(&t->vm);
 }
 
 static int commit(struct target *t, json_t *params, struct bm_error *error)
@@ -308,8 +305,9 @@ static void give_up(struct target *t)
 
 static json_t *tell(struct target *t)
 {
-	return json_pack("{s:s s:I}", "state", bm_move_state_name(t->m->log.state), "bytes",
-			 (json_int_t)atomic_load(&t->relay.bytes));
+	return json_pack("{s:s s:I s:I}", "state", bm_move_state_name(t->m->log.state), "bytes",
+			 (json_int_t)atomic_load(&t->relay.bytes), "ran_ns",
+			 (json_int_t)vm_ago(t->vm.resumed_ns));
 }
 
 static int act(struct target *t, const char *method, json_t *params, struct bm_error *error)

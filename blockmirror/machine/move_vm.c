@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "blockmirror/base/cleanup.h"
@@ -16,8 +17,30 @@
 #include "blockmirror/machine/move.h"
 
 enum { LARGEST = 1 << 20 };
-#define GO_ON 30000000000ull /* ns that it gets to see that its stream is gone */
-#define STEP  50000000ull
+#define OLDEST 60000000000ull /* ns that an event is on its way */
+#define GO_ON  30000000000ull /* ns that it gets to see that its stream is gone */
+#define STEP   50000000ull
+
+uint64_t vm_ago(uint64_t at)
+{
+	struct timespec t;
+	uint64_t now;
+
+	clock_gettime(CLOCK_REALTIME, &t);
+	now = (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+	return at && at < now && now - at < OLDEST ? now - at : 0;
+}
+
+/*
+ * Since when, on our clock: an event waits while we ask somebody else, which would make a pause
+ * shorter than it was. A clock that was set meanwhile counts for nothing.
+ */
+static uint64_t since(uint64_t at)
+{
+	uint64_t ago = vm_ago(at), now = move_now();
+
+	return ago < now ? now - ago : now;
+}
 
 static void on_event(void *arg, const char *name, const json_t *data, uint64_t at)
 {
@@ -25,7 +48,7 @@ static void on_event(void *arg, const char *name, const json_t *data, uint64_t a
 
 	if (!strcmp(name, "STOP") && !vm->stopped) {
 		vm->stopped = true;
-		vm->stopped_at = move_now();
+		vm->stopped_at = since(at);
 		vm->stopped_ns = at;
 		vm->resumed_ns = 0;
 	} else if (!strcmp(name, "RESUME")) {
@@ -96,6 +119,16 @@ int vm_capability(struct vm *vm, const char *name, bool on, struct bm_error *err
 		vm, "migrate-set-capabilities",
 		json_pack("{s:[{s:s s:b}]}", "capabilities", "capability", name, "state", (int)on),
 		error);
+}
+
+void vm_announce(struct vm *vm)
+{
+	struct bm_error error;
+
+	(void)vm_call(
+		vm, "announce-self",
+		json_pack("{s:i s:i s:i s:i}", "initial", 50, "max", 550, "rounds", 5, "step", 100),
+		&error);
 }
 
 void vm_go_on(struct vm *vm)

@@ -13,6 +13,7 @@
 
 hooks=$PWD/etc/hooks/qemu budget=${BUDGET:-10s}
 machine_disks=(disk0 disk1)
+machine_more=() # words of its command line
 
 need_machine() {
 	need_hosts
@@ -20,20 +21,25 @@ need_machine() {
 	need_guest
 }
 
-# machine_up: two hosts that take each other's disks and machines; vm runs on a, and is known there.
+# machine_up [COMMAND…]: two hosts that take each other's disks and machines; vm runs on a, and is known
+# there. COMMAND puts into the hosts what the machine needs beside.
 machine_up() {
-	local disk
+	local disk host
 	host_options=([a]="--machine-hooks $hooks" [b]="--machine-hooks $hooks")
 	check "a guest is made" make_guest
 	check "two hosts are paired" hosts_up
 	check "each takes the other's disks" may_receive
+	for host in a b; do watchable $host || return; done
+	[ $# -eq 0 ] || check "each has what the machine needs" "$@"
 	for disk in "${machine_disks[@]}"; do
 		check "a serves $disk" on a serve "$disk" "$store/$disk.img" --create 32M
 	done
 	check "a machine runs on a" start_machine
 	check "it is known there" bm_on a machine add vm --qmp "$dir/a/vm.qmp"
-	check "it boots and writes to both" wait_for 90 ticked 60 60
+	check "it boots and writes to both" wait_for "${BOOT:-90}" ticked 60 60
 }
+# The second QMP socket has the same name on both hosts, and is another one on each.
+watchable() { mkdir -p "$dir/watch" "$dir/$1/watch" && on "$1" mount --bind "$dir/$1/watch" "$dir/watch"; }
 may_receive() { bm_on a peer allow host-b --receive "$store" && bm_on b peer allow host-a --receive "$store"; }
 
 # machine_command: prints how QEMU is started on a, word by word.
@@ -41,12 +47,13 @@ machine_command() {
 	local i
 	printf '%s\n' qemu-system-x86_64 -name vm -machine pc,accel=tcg -cpu qemu64 -smp 1 -m 128 -nodefaults \
 		-display none -kernel "$cache/vmlinuz" -initrd "$dir/initrd.gz" -append "console=ttyS0 quiet panic=-1" \
-		-qmp "unix:$dir/a/vm.qmp,server=on,wait=off" -qmp "unix:$dir/watch.qmp,server=on,wait=off"
+		-qmp "unix:$dir/a/vm.qmp,server=on,wait=off" -qmp "unix:$dir/watch/qmp,server=on,wait=off"
 	for i in 0 1; do
 		printf '%s\n' -chardev "file,id=console$i,path=$console.$i,append=on" -serial "chardev:console$i" \
 			-blockdev "driver=nbd,node-name=disk$i,server.type=unix,server.path=$dir/a/run/disks/disk$i.nbd,export=disk$i,reconnect-delay=60,discard=unmap" \
 			-device "virtio-blk-pci,id=vd$i,drive=disk$i"
 	done
+	[ ${#machine_more[@]} -eq 0 ] || printf '%s\n' "${machine_more[@]}"
 }
 start_machine() {
 	local words
@@ -68,10 +75,16 @@ not() { ! "$@"; }
 # move FROM TO [OPTION…]
 move() { bm_on "$1" migrate vm --to "host-$2" --pause-budget "$budget" "${@:3}"; }
 
-# watch: from here on what happens to the machine, wherever it is now, is noted; stopped_once: its guest was
-# stopped once since then, and did not run on there.
+# watched_there HOST: the same of the machine that comes, from the beginning: $dir/events.there.
+watched_there() {
+	rm -f "$dir/events.there"
+	log=$dir/events.there spawn /usr/bin/python3 tests/system/qmp.py --events "$dir/$1/watch/qmp"
+}
+# watch HOST: from here on what happens to the machine there is noted; stopped_once: its guest was stopped
+# once since then, and did not run on there.
 watch() {
-	log=$dir/events spawn /usr/bin/python3 tests/system/qmp.py --events "$dir/watch.qmp"
+	rm -f "$dir/events"
+	log=$dir/events spawn /usr/bin/python3 tests/system/qmp.py --events "$dir/$1/watch/qmp"
 	watcher=$pid
 	wait_for 10 grep -q connected "$dir/events"
 }

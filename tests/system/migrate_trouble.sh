@@ -43,7 +43,7 @@ stays() {
 no_copy() { [ ! -e "$(in_store b disk0.img)" ] && [ ! -e "$(in_store b disk1.img)" ]; }
 
 rehearsed() {
-	check "it is watched" watch
+	check "it is watched" watch a
 	check "it is rehearsed" move a b --rehearse
 	grep -o 'its pause was.*' "$dir/out" | sed 's/^/# /'
 	check "it was stopped once, and ran on" grep_both
