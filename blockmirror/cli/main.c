@@ -202,7 +202,7 @@ const struct command commands[] = {
 	 cmd_machine},
 	{"migrate",
 	 "MACHINE --to HOST [--into FOLDER] [--overwrite] [--rehearse] [--pause-budget TIME] "
-	 "[--timeout TIME] [--detach]\n"
+	 "[--timeout TIME] [--copy-media] [--detach]\n"
 	 "       blockmirror migrate arm|disarm NAME... [--to HOST] [--into FOLDER] "
 	 "[--shared[=WHERE]] [--expires TIME] [--overwrite]",
 	 "move a running machine, or have disks follow one that something else moves",
@@ -213,6 +213,7 @@ const struct command commands[] = {
 	 "  --pause-budget TIME  for at most so long, or it stays (default 300ms)\n"
 	 "  --timeout TIME       all of it has to be done by then, or it stays\n"
 	 "  --rehearse           do all but the last step: the guest stops, and runs on here\n"
+	 "  --copy-media         what it only reads, a CD or firmware, is copied where HOST lacks it\n"
 	 "  --detach             print the move's name and do not wait\n"
 	 "\n"
 	 "  arm     the disks go to HOST and stay in sync here, unless HOST reaches their storage\n"

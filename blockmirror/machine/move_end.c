@@ -14,7 +14,7 @@
 #include "blockmirror/base/memory.h"
 #include "blockmirror/base/tls_client.h"
 #include "blockmirror/machine/graph.h"
-#include "blockmirror/machine/move_source.h"
+#include "blockmirror/machine/move_media.h"
 
 enum { LARGEST_KEY = 1024 };
 #define STEP    200000000ull
@@ -232,6 +232,7 @@ void source_done(struct source *s)
 	move_phase(s->m, "finishing");
 	disks_leave(s);
 	release(s);
+	media_leave(s->m);
 	move_step(s->m, "left");
 	while (call_anew(s, "done", NULL, TELL, NULL, &error) < 0) {
 		json_t *result = NULL;

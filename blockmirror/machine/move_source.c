@@ -16,7 +16,7 @@
 #include "blockmirror/base/log.h"
 #include "blockmirror/base/memory.h"
 #include "blockmirror/machine/graph.h"
-#include "blockmirror/machine/move_source.h"
+#include "blockmirror/machine/move_media.h"
 
 #define STEP      200000000ull
 #define PREPARE   120000000000ull /* ns: a hook, and a VMM that starts */
@@ -75,6 +75,8 @@ static int plan(struct source *s, struct bm_error *error)
 	json_decref(info);
 	if (!r)
 		r = disks_find(s, error);
+	if (!r)
+		r = media_no_tpm(&s->vm, error);
 	arguments = r ? NULL : vm_arguments(&s->vm);
 	if (!r)
 		json_object_set_new(s->m->plan, "description",
@@ -123,6 +125,8 @@ static int prepare(struct source *s, struct bm_error *error)
 	r = offer(s, error);
 	if (!r)
 		r = reach_target(s, error);
+	if (!r)
+		r = media_pass(s, error);
 	if (!r)
 		r = disks_begin(s, error);
 	if (!r)

@@ -23,7 +23,7 @@
 #include "blockmirror/base/log.h"
 #include "blockmirror/base/memory.h"
 #include "blockmirror/machine/graph.h"
-#include "blockmirror/machine/move.h"
+#include "blockmirror/machine/move_media.h"
 
 #define START  30000000000ull /* ns that a VMM gets to listen at its QMP socket */
 #define STEP   50000000ull
@@ -299,15 +299,17 @@ static void give_up(struct target *t)
 {
 	end_memory(t);
 	end_vm(t);
+	media_undo(t->m);
 	if (t->m->log.state != BM_MOVE_GONE)
 		move_must_log(t->m, BM_MOVE_GONE);
 }
 
 static json_t *tell(struct target *t)
 {
-	return json_pack("{s:s s:I s:I}", "state", bm_move_state_name(t->m->log.state), "bytes",
-			 (json_int_t)atomic_load(&t->relay.bytes), "ran_ns",
-			 (json_int_t)vm_ago(t->vm.resumed_ns));
+	return json_pack("{s:s s:I s:I s:O*}", "state", bm_move_state_name(t->m->log.state),
+			 "bytes", (json_int_t)atomic_load(&t->relay.bytes), "ran_ns",
+			 (json_int_t)vm_ago(t->vm.resumed_ns), "want",
+			 json_object_get(t->m->plan, "want"));
 }
 
 static int act(struct target *t, const char *method, json_t *params, struct bm_error *error)
@@ -316,6 +318,10 @@ static int act(struct target *t, const char *method, json_t *params, struct bm_e
 
 	if (!strcmp(method, "hello") || !strcmp(method, "alive"))
 		return 0;
+	if (!strcmp(method, "media") && state == BM_MOVE_BEGUN)
+		return media_check(t->m, params, error);
+	if (!strcmp(method, "media-write") && state == BM_MOVE_BEGUN)
+		return media_write(t->m, params, error);
 	if (!strcmp(method, "prepare") && state == BM_MOVE_BEGUN)
 		return prepare(t, error);
 	if (!strcmp(method, "vote") && state == BM_MOVE_BEGUN && t->relay.running)

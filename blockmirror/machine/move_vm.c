@@ -14,7 +14,7 @@
 #include "blockmirror/base/log.h"
 #include "blockmirror/base/memory.h"
 #include "blockmirror/machine/graph.h"
-#include "blockmirror/machine/move.h"
+#include "blockmirror/machine/move_media.h"
 
 enum { LARGEST = 1 << 20 };
 #define OLDEST 60000000000ull /* ns that an event is on its way */
@@ -204,7 +204,8 @@ static char *disk_of(const char *socket, const char *run)
 	return bm_disk_name_check(name, NULL) < 0 ? NULL : bm_need(strdup(name));
 }
 
-static int take_device(const json_t *device, const char *run, json_t *disks, struct bm_error *error)
+static int take_device(const json_t *device, const char *run, json_t *disks, json_t *media,
+		       struct bm_error *error)
 {
 	const json_t *inserted = json_object_get(device, "inserted");
 	const char *filename = graph_text(json_object_get(inserted, "image"), "filename"),
@@ -217,6 +218,8 @@ static int take_device(const json_t *device, const char *run, json_t *disks, str
 		shown = graph_text(device, "device");
 	socket = socket_of(filename);
 	name = socket ? disk_of(socket, run) : NULL;
+	if (!name && media_take(device, media))
+		return 0;
 	if (!name)
 		return bm_fail(
 			error, BM_E_UNSUPPORTED,
@@ -230,7 +233,8 @@ static int take_device(const json_t *device, const char *run, json_t *disks, str
 	return 0;
 }
 
-int vm_find_disks(struct vm *vm, const char *run, json_t **disks, struct bm_error *error)
+int vm_find_disks(struct vm *vm, const char *run, json_t **disks, json_t **media,
+		  struct bm_error *error)
 {
 	json_t *devices = NULL, *device;
 	size_t i;
@@ -239,15 +243,18 @@ int vm_find_disks(struct vm *vm, const char *run, json_t **disks, struct bm_erro
 	if (r < 0)
 		return r;
 	*disks = json_array();
+	*media = json_array();
 	json_array_foreach(devices, i, device)
 		if (!r)
-			r = take_device(device, run, *disks, error);
+			r = take_device(device, run, *disks, *media, error);
 	json_decref(devices);
 	if (!r && json_array_size(*disks) > MOVE_DISKS)
 		r = bm_fail(error, BM_E_UNSUPPORTED, "the machine has %zu disks, and %d are moved",
 			    json_array_size(*disks), MOVE_DISKS);
-	if (r < 0)
+	if (r < 0) {
 		json_decref(bm_steal(*disks));
+		json_decref(bm_steal(*media));
+	}
 	return r;
 }
 

@@ -128,6 +128,31 @@ at() { echo "$1 $2" >"$step_file"; }
 steps_known() { host_before=([a]="env BLOCKMIRROR_MOVE_STEP=$step_file" [b]="env BLOCKMIRROR_MOVE_STEP=$step_file"); }
 came_there() { [ ! -e "$step_file" ]; }
 
+# begins STEP [OPTION…]: a move, whose process waits at that step, in $mover.
+begins() {
+	at "$1" stop
+	log=$dir/move spawn move a b "${@:2}"
+	client=$pid
+	wait_for 60 came_there && wait_for 5 find_mover
+}
+find_mover() {
+	local p
+	for p in $(host_processes a; host_processes b); do
+		[ "$(cut -d ' ' -f 3 "/proc/$p/stat" 2>/dev/null)" = T ] && mover=$p && return
+	done
+	return 1
+}
+# ends STATUS TEXT: so does the command.
+ends() {
+	local status
+	wait_for 60 lib_gone "$client" || return
+	wait "$client"
+	status=$?
+	lib_forget "$client"
+	cat "$dir/move"
+	grep -q "$2" "$dir/move" && [ $status -eq "$1" ]
+}
+
 # settles FROM TO: the machine runs on one of them, with all that is its own; which one is in $now.
 settles() {
 	local host

@@ -66,13 +66,6 @@ dies_at() {
 	check "$1: on the right one" [ "$now" = "$where" ]
 	check "$1: each of them is what it was" same_there "$now"
 }
-find_mover() {
-	local p
-	for p in $(host_processes a); do
-		[ "$(cut -d ' ' -f 3 "/proc/$p/stat" 2>/dev/null)" = T ] && mover=$p && return
-	done
-	return 1
-}
 
 steps_known
 hosts_ready
