@@ -15,6 +15,7 @@
  *   move_relay.c   the memory's way, and the gate in it
  *   move_vm.c      the VMM, by QMP
  *   move_hook.c    hooks: what the host does of it
+ *   move_announce.c  what is sent for machines whose VMM does not (move_announce.h)
  *   move_media*.c  images that are no disks of ours (move_media.h)
  */
 #ifndef BM_MACHINE_MOVE_H
@@ -92,7 +93,8 @@ char *vm_status(struct vm *vm, struct bm_error *error);
 char *vm_migration(struct vm *vm, json_t **info, struct bm_error *error);
 int vm_capability(struct vm *vm, const char *name, bool on, struct bm_error *error);
 int vm_call(struct vm *vm, const char *command, json_t *arguments, struct bm_error *error);
-/* NAMES of disks of ours that it has open, and move_media.h's; an error names what it has beside. */
+/* NAMES of disks of ours that it has open, and move_media.h's; an error names what it has beside.
+ */
 int vm_find_disks(struct vm *vm, const char *run, json_t **disks, json_t **media,
 		  struct bm_error *error);
 /* Its command line, as a list; NULL: it cannot be found. */

@@ -14,6 +14,7 @@
 #include "blockmirror/base/memory.h"
 #include "blockmirror/base/tls_client.h"
 #include "blockmirror/machine/graph.h"
+#include "blockmirror/machine/move_announce.h"
 #include "blockmirror/machine/move_media.h"
 
 enum { LARGEST_KEY = 1024 };
@@ -298,6 +299,17 @@ static void find_vm(struct source *s)
 	}
 }
 
+/* It is here, and stays: somebody may think that it is not. */
+static void announce(struct source *s)
+{
+	json_t *list;
+
+	vm_announce(&s->vm);
+	list = announce_ask(s->m, graph_text(s->m->plan, "qmp"));
+	announce_send(s->m, list);
+	json_decref(list);
+}
+
 void source_abort(struct source *s, const struct bm_error *why)
 {
 	struct bm_error error;
@@ -315,7 +327,7 @@ void source_abort(struct source *s, const struct bm_error *why)
 	if (s->vm.qmp)
 		vm_go_on(&s->vm);
 	if (s->vm.qmp && !s->vm.ended)
-		vm_announce(&s->vm);
+		announce(s);
 	if (s->vm.stopped_ns && s->vm.resumed_ns > s->vm.stopped_ns)
 		move_tell(s->m, "pause_ns",
 			  json_integer((json_int_t)(s->vm.resumed_ns - s->vm.stopped_ns)));

@@ -23,6 +23,7 @@
 #include "blockmirror/base/log.h"
 #include "blockmirror/base/memory.h"
 #include "blockmirror/machine/graph.h"
+#include "blockmirror/machine/move_announce.h"
 #include "blockmirror/machine/move_media.h"
 
 #define START  30000000000ull /* ns that a VMM gets to listen at its QMP socket */
@@ -147,6 +148,8 @@ static int prepare(struct target *t, struct bm_error *error)
 		r = wait_for_vm(t, error);
 	if (!r)
 		r = set_up_vm(t, error);
+	if (!r)
+		json_object_set_new(t->m->plan, "announce", announce_ask(t->m, t->qmp));
 	move_step(t->m, "prepared");
 	return r;
 }
@@ -184,6 +187,16 @@ static void end_memory(struct target *t)
 
 /* Calls */
 
+/* QEMU ends when it does not understand what it loads, and says why on its stderr only. */
+static int has_refused(struct target *t, struct bm_error *error)
+{
+	return bm_fail(
+		error, BM_E_QMP,
+		"the VMM on the other host has ended while it loaded machine %s: is it of the "
+		"same type there, with the same devices? The hook may have kept what it said",
+		t->m->machine);
+}
+
 /* Until the machine's last byte is loaded; the source hears that we live. */
 static int vote(struct target *t, struct bm_error *error)
 {
@@ -191,7 +204,7 @@ static int vote(struct target *t, struct bm_error *error)
 		bm_free char *migration = vm_migration(&t->vm, NULL, error);
 
 		if (!migration)
-			return -ENOTCONN;
+			return has_refused(t, error);
 		if (!strcmp(migration, "completed"))
 			break;
 		if (strcmp(migration, "active") != 0 && strcmp(migration, "setup") != 0 &&
@@ -202,7 +215,7 @@ static int vote(struct target *t, struct bm_error *error)
 		if (visitor_alive(t->talk) < 0)
 			return bm_fail(error, BM_E_UNREACHABLE, "the source is gone");
 		if (bm_qmp_listen(t->vm.qmp, SLEEP_MS, error) < 0)
-			return -ENOTCONN;
+			return has_refused(t, error);
 	}
 	if (!is_loaded(t))
 		return bm_fail(error, BM_E_QMP, "the machine is loaded, and not paused");
@@ -269,6 +282,7 @@ static void run_machine(struct target *t)
 	}
 	move_step(t->m, "runs");
 	vm_announce(&t->vm);
+	announce_send(t->m, json_object_get(t->m->plan, "announce"));
 }
 
 static int commit(struct target *t, json_t *params, struct bm_error *error)

@@ -11,7 +11,7 @@
 need_machine
 have cc || { skip "a guest with a network" "a C compiler"; exit; }
 rounds=${ROUNDS:-${LONG:+20}} rehearsals=${REHEARSALS:-${LONG:+10}}
-pauses=() begun=0 rarp=8035
+pauses=() begun=0 rarp=8035 arp=0806
 
 # goes FROM TO
 goes() {
@@ -29,6 +29,7 @@ goes() {
 	check "$2 sent nothing of it before the decision" sent_none "to-$2" "$begun" "$decided"
 	check "$1 sent nothing of it after that" sent_none "to-$1" "$decided" "$(date +%s%N)"
 	check "it is announced by $2" sent_some "to-$2" "$decided" "$(date +%s%N)" "$rarp"
+	check "and its other card" announced_by "$2" "$decided"
 	check "what is told of the pause is what is seen" same_pause
 	sed 's/^/# /' "$dir/out"
 	check "ping, TCP and UDP have not noticed" outside faults "$begun"
@@ -45,6 +46,11 @@ sent() { outside frames "$@"; }
 sent_none() { local n; n=$(sent "$@"); echo "$n frames"; [ "$n" -eq 0 ]; }
 sent_some() { [ "$(sent "$@")" -gt 0 ]; }
 
+announced_by() { # HOST SINCE
+	local now
+	now=$(date +%s%N)
+	sent_some "to-$1" "$2" "$now" "$rarp/$other_mac" && sent_some "to-$1" "$2" "$now" "$arp/$other_mac"
+}
 # apart A B: whether they are more than max(20 %, 10 ms) apart, and more than $3.
 apart() {
 	local most=$(($2 / 5 > 10000000 ? $2 / 5 : 10000000))
@@ -87,6 +93,7 @@ rehearsed() {
 	check "its disks are here, and nowhere else" wait_for 20 only_on a b
 	check "b has nothing of it" wait_for 10 no_copy
 	check "it is announced by a" wait_for 5 sent_some to-a "$begun" "$(date +%s%N)0" "$rarp"
+	check "and its other card" announced_by a "$begun"
 	check "b sent nothing of it" sent_none to-b "$begun" "$(date +%s%N)"
 	check "ping, TCP and UDP have not noticed" outside faults "$begun"
 	check "nothing is lost" sound_machine a

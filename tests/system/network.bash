@@ -13,7 +13,8 @@
 # shellcheck source-path=SCRIPTDIR source=machine.bash
 . "$(dirname "${BASH_SOURCE[0]}")/machine.bash"
 
-guest_mac=52:54:00:77:00:01 guest_address=10.88.0.2
+# shellcheck disable=SC2034 # who sources this uses them
+guest_mac=52:54:00:77:00:01 other_mac=52:54:00:77:00:02 guest_address=10.88.0.2
 # shellcheck disable=SC2034 # make_guest's
 guest_files=(init init.records) guest_init=network_guest.init
 # shellcheck disable=SC2034 # machine_command's
@@ -24,7 +25,17 @@ machine_more=(-netdev "tap,id=net0,ifname=tap0,script=no,downscript=no"
 in_middle() { nsenter --target "$middle" --net -- "$@"; }
 outside() { /usr/bin/python3 tests/system/network.py "$1" "$dir/outside" "${@:2}"; }
 
+# It has one more card, so says hook announce, of which its VMM says nothing.
+announce_hook() {
+	mkdir -p "$dir/hooks"
+	cp "$hooks/start-target" "$dir/hooks"
+	printf '#!/bin/sh\necho %s\n' "'{\"interfaces\": [{\"interface\": \"bridge0\", \"mac\": \"$other_mac\", \"address\": \"10.88.0.3\"}]}'" \
+		>"$dir/hooks/announce"
+	chmod +x "$dir/hooks/announce"
+	hooks=$dir/hooks
+}
 network_machine_up() {
+	announce_hook
 	machine_up network_up
 	check "somebody talks with it" talks
 }
@@ -50,7 +61,7 @@ bridge_up() { $1 ip link add "$2" type bridge forward_delay 0 stp_state 0 && $1 
 talks() {
 	mkdir -p "$dir/outside"
 	log=$dir/outside/log spawn nsenter --target "$middle" --net -- /usr/bin/python3 tests/system/network.py \
-		watch "$dir/outside" $guest_address $guest_mac to-a to-b
+		watch "$dir/outside" $guest_address $guest_mac,$other_mac to-a to-b
 	# shellcheck disable=SC2034 # for who ends it
 	talker=$pid
 	wait_for 60 answers

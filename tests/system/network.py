@@ -2,17 +2,17 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Talks with a guest from outside, and writes down what it sees; times are ns since 1970.
 
-    network.py watch FOLDER ADDRESS MAC INTERFACE…   until it is ended
+    network.py watch FOLDER ADDRESS MAC,… INTERFACE…   until it is ended
     network.py say ADDRESS WORD                      to the guest, by UDP
     network.py alive FOLDER SINCE                    0 when ping, TCP and UDP have come since then
     network.py faults FOLDER SINCE                   what is wrong with any of them; 1 when there is something
-    network.py frames FOLDER INTERFACE FROM TO [PROTOCOL]
+    network.py frames FOLDER INTERFACE FROM TO [PROTOCOL[/MAC]]
                                                      how many frames of the guest came by that one
     network.py pause FOLDER AT                       "FROM TO OTHER": since when until when it was silent around that
                                                      time, and the longest silence of the two seconds before and after
 
 FOLDER has: udp (time, number), tcp (time, bytes that came back, or why it ended), ping (time sent, number, and
-"back"), frames (time, interface, protocol).
+"back"), frames (time, interface, protocol/MAC).
 """
 import os
 import select
@@ -116,7 +116,7 @@ def ping(folder, address):
 def see_frames(folder, mac, interfaces):
     """What came in by a cable with the guest's address as its sender."""
     notes = Notes(folder, "frames")
-    guest = bytes.fromhex(mac.replace(":", ""))
+    guests = {bytes.fromhex(each.replace(":", "")): each for each in mac.split(",")}
     sockets = {}
     for name in interfaces:
         s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
@@ -127,8 +127,8 @@ def see_frames(folder, mac, interfaces):
     while True:
         for s in select.select(list(sockets), [], [])[0]:
             data, controls, _, where = s.recvmsg(64, 256)
-            if where[2] != OUTGOING and data[6:12] == guest:
-                notes.add(stamp_of(controls), sockets[s], data[12:14].hex())
+            if where[2] != OUTGOING and data[6:12] in guests:
+                notes.add(stamp_of(controls), sockets[s], data[12:14].hex() + "/" + guests[data[6:12]])
 
 
 def watch(folder, address, mac, *interfaces):
