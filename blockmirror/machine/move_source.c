@@ -460,6 +460,9 @@ void move_source(struct move *m)
 		r = pass_memory(&s, &error);
 	if (!r)
 		r = decide(&s, &error);
+	/* Whatever came of it first: this is why. */
+	if (r < 0 && s.vm.ended)
+		bm_fail(&error, BM_E_INTERRUPTED, "machine %s was shut down", m->machine);
 	if (!r && source_commit(&s, &error))
 		source_done(&s);
 	else

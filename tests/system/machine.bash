@@ -79,14 +79,17 @@ move() { bm_on "$1" migrate vm --to "host-$2" --pause-budget "$budget" "${@:3}";
 watched_there() {
 	rm -f "$dir/events.there"
 	log=$dir/events.there spawn /usr/bin/python3 tests/system/qmp.py --events "$dir/$1/watch/qmp"
+	watcher_there=$pid
 }
 # watch HOST: from here on what happens to the machine there is noted; stopped_once: its guest was stopped
 # once since then, and did not run on there.
 watch() {
 	rm -f "$dir/events"
+	[ -z "${watcher_there:-}" ] || stop "$watcher_there" # QEMU has one socket for us, and takes one
+	watcher_there=''
 	log=$dir/events spawn /usr/bin/python3 tests/system/qmp.py --events "$dir/$1/watch/qmp"
 	watcher=$pid
-	wait_for 10 grep -q connected "$dir/events"
+	wait_for 20 grep -q connected "$dir/events"
 }
 stopped_once() {
 	wait_for 10 lib_gone "$watcher" || { echo "the machine's QEMU is still there"; return 1; }
