@@ -15,7 +15,8 @@ LONG_TESTS := tests/system/hammer_guest.sh tests/system/hammer_detects.sh tests/
 	tests/system/shared_death.sh tests/fault/ram_lost.sh tests/system/migrate_trouble.sh \
 	tests/system/native_teeth.sh tests/system/native_kvm.sh tests/system/native_machine.sh \
 	tests/system/hook_relocate.sh tests/system/hooks.sh tests/system/slip_unnamed.sh \
-	tests/system/ram_relay.sh tests/fault/machine_death.sh tests/system/migrate_policy.sh
+	tests/system/ram_relay.sh tests/fault/machine_death.sh tests/system/migrate_policy.sh \
+	tests/fault/machine_guest.sh tests/system/migrate_network.sh tests/system/migrate_sixteen.sh
 # Hours by itself.
 EVERY_CALL := tests/fault/every_call.sh
 # They do more with LONG=1.
@@ -44,6 +45,7 @@ $(MODEL_TESTS): $(MODEL_OBJ)
 $(BUILD)/tests/unit/daemon_test: $(call objects,$(filter-out %/main.c,$(DAEMON_SRC)))
 $(BUILD)/tests/unit/drain_plan_test: $(call objects,blockmirror/cli/drain_plan.c)
 $(BUILD)/tests/unit/machine_test: $(call objects,$(MACHINE_SRC))
+$(BUILD)/tests/unit/announce_test: $(call objects,$(filter-out %/move_main.c,$(MOVE_SRC)))
 $(BUILD)/tests/unit/requests_test: $(call objects,blockmirror/cli/claim.c)
 $(BUILD)/tests/unit/gate_test: $(call objects,blockmirror/disk/gate.c)
 $(BUILD)/tests/unit/slot_test: $(call objects,blockmirror/disk/slot.c)

@@ -202,7 +202,8 @@ const struct command commands[] = {
 	 cmd_machine},
 	{"migrate",
 	 "MACHINE --to HOST [--into FOLDER] [--overwrite] [--rehearse] [--pause-budget TIME] "
-	 "[--timeout TIME] [--policy wait|cancel|force|throttle] [--rate BYTES] [--detach]\n"
+	 "[--timeout TIME] [--policy wait|cancel|force|throttle] [--rate BYTES] [--copy-media]\n"
+	 "          [--detach]\n"
 	 "       blockmirror migrate arm|disarm NAME... [--to HOST] [--into FOLDER] "
 	 "[--shared[=WHERE]] [--expires TIME] [--overwrite]",
 	 "move a running machine, or have disks follow one that something else moves",
@@ -219,6 +220,7 @@ const struct command commands[] = {
 	 "throttle,\n                       it is slowed down\n"
 	 "  --rate BYTES         as \"rate\" does, until it is over: disks and memory together\n"
 	 "  --rehearse           do all but the last step: the guest stops, and runs on here\n"
+	 "  --copy-media         what it only reads, a CD or firmware, is copied where HOST lacks it\n"
 	 "  --detach             print the move's name and do not wait\n"
 	 "\n"
 	 "  arm     the disks go to HOST and stay in sync here, unless HOST reaches their storage\n"

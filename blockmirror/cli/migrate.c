@@ -28,6 +28,7 @@ enum {
 	OPT_DEAD,
 	OPT_SHARED,
 	OPT_REHEARSE,
+	OPT_MEDIA,
 	OPT_BUDGET,
 	OPT_TIMEOUT,
 	OPT_DETACH,
@@ -213,7 +214,7 @@ struct request {
 	bool overwrite;
 	bool here, dead; /* resume here: the other host is */
 	/* of a machine: */
-	bool rehearse, detach;
+	bool rehearse, detach, media;
 	uint64_t budget, timeout, rate;
 	const char *policy;
 };
@@ -242,7 +243,9 @@ static int take(int option, const char *value, void *arg)
 	else if (option == OPT_SHARED) {
 		q->shared = true;
 		q->as = value;
-	} else if (option == OPT_REHEARSE)
+	} else if (option == OPT_MEDIA)
+		q->media = true;
+	else if (option == OPT_REHEARSE)
 		q->rehearse = true;
 	else if (option == OPT_DETACH)
 		q->detach = true;
@@ -501,10 +504,10 @@ static int machine(const struct request *q, const char *name)
 		return 2;
 	return cli_migrate_machine(
 		q->cli, name, q->to,
-		json_pack("{s:s* s:b s:b s:I s:I s:I s:s*}", "into", q->into, "overwrite",
-			  (int)q->overwrite, "rehearse", (int)q->rehearse, "pause_budget",
-			  (json_int_t)q->budget, "timeout", (json_int_t)q->timeout, "rate",
-			  (json_int_t)q->rate, "policy", q->policy),
+		json_pack("{s:s* s:b s:b s:b s:I s:I s:I s:s*}", "into", q->into, "overwrite",
+			  (int)q->overwrite, "rehearse", (int)q->rehearse, "copy_media",
+			  (int)q->media, "pause_budget", (json_int_t)q->budget, "timeout",
+			  (json_int_t)q->timeout, "rate", (json_int_t)q->rate, "policy", q->policy),
 		q->detach);
 }
 
@@ -516,6 +519,7 @@ int cmd_migrate(struct cli *cli, int argc, char **argv)
 					    {"overwrite", no_argument, NULL, OPT_OVERWRITE},
 					    {"shared", optional_argument, NULL, OPT_SHARED},
 					    {"rehearse", no_argument, NULL, OPT_REHEARSE},
+					    {"copy-media", no_argument, NULL, OPT_MEDIA},
 					    {"pause-budget", required_argument, NULL, OPT_BUDGET},
 					    {"timeout", required_argument, NULL, OPT_TIMEOUT},
 					    {"detach", no_argument, NULL, OPT_DETACH},

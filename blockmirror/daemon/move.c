@@ -373,13 +373,13 @@ void method_move_receive(void *arg, struct bm_rpc_call *call, json_t *params)
 
 	if (!peer || !may_receive(p->daemon, call, peer, machine, id))
 		return;
-	plan = json_pack("{s:i s:s s:s s:s s:s s:s s:O s:O s:s s:s*}", "format", FORMAT, "side",
-			 "target", "move", id, "machine", machine, "peer", peer->name, "hooks",
-			 machine_hooks(p->daemon, machine), "disks",
+	plan = json_pack("{s:i s:s s:s s:s s:s s:s s:O s:O s:s s:s* s:O*}", "format", FORMAT,
+			 "side", "target", "move", id, "machine", machine, "peer", peer->name,
+			 "hooks", machine_hooks(p->daemon, machine), "disks",
 			 json_object_get(params, "disks"), "description",
 			 json_object_get(params, "description"), "user",
 			 peer->identity ? peer->identity : peer->name, "links",
-			 peer->identity ? p->links : NULL);
+			 peer->identity ? p->links : NULL, "receive", peer->receive);
 	if (!plan) {
 		control_refuse(call, BM_E_USAGE, "machine", machine, "has no disks or description");
 		return;

@@ -16,6 +16,8 @@
  *   move_incoming.c  on the other host: where that comes in
  *   move_vm.c      the VMM, by QMP
  *   move_hook.c    hooks: what the host does of it
+ *   move_announce.c  what is sent for machines whose VMM does not (move_announce.h)
+ *   move_media*.c  images that are no disks of ours (move_media.h)
  */
 #ifndef BM_MACHINE_MOVE_H
 #define BM_MACHINE_MOVE_H
@@ -81,7 +83,7 @@ struct vm {
 	struct bm_qmp *qmp;             /* NULL: not connected */
 	bool stopped;                   /* since it was told to migrate, it has stopped its guest */
 	bool ended;                     /* the guest was shut down */
-	uint64_t stopped_at;            /* when; ns, monotonic */
+	uint64_t stopped_at;            /* by its own word; ns, on our clock, monotonic */
 	char migration[24];             /* as the last event had it; "" */
 	unsigned round;                 /* of its memory: how often it began anew; 0: it has not */
 	json_int_t downtime, bandwidth; /* its parameters before they were changed; 0: not known */
@@ -103,10 +105,16 @@ int vm_call(struct vm *vm, const char *command, json_t *arguments, struct bm_err
  */
 int vm_set_up_sender(struct vm *vm, bool throttle, struct bm_error *error);
 void vm_restore_sender(struct vm *vm);
-/* NAMES of disks of ours that it has open; an error names what it has beside. */
-int vm_find_disks(struct vm *vm, const char *run, json_t **disks, struct bm_error *error);
+/* NAMES of disks of ours that it has open, and move_media.h's; an error names what it has beside.
+ */
+int vm_find_disks(struct vm *vm, const char *run, json_t **disks, json_t **media,
+		  struct bm_error *error);
 /* Its command line, as a list; NULL: it cannot be found. */
 json_t *vm_arguments(struct vm *vm);
+/* How long ago it was that it said so; 0: that cannot be. */
+uint64_t vm_ago(uint64_t at);
+/* Switches learn where its guest is. Only where the guest is, and not before that is decided. */
+void vm_announce(struct vm *vm);
 /* Runs on, when it is stopped for a migration that came to nothing. */
 void vm_go_on(struct vm *vm);
 

@@ -77,12 +77,14 @@ static int look_at(struct source *s, size_t i, struct bm_error *error)
 
 int disks_find(struct source *s, struct bm_error *error)
 {
-	int r = vm_find_disks(&s->vm, s->m->run, &s->disks, error);
+	json_t *media = NULL;
+	int r = vm_find_disks(&s->vm, s->m->run, &s->disks, &media, error);
 
 	for (size_t i = 0; !r && i < count(s); i++)
 		r = look_at(s, i, error);
 	if (!r)
 		json_object_set_new(s->m->plan, "disks", s->disks);
+	json_object_set_new(s->m->plan, "media", media);
 	return r;
 }
 

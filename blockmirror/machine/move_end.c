@@ -15,7 +15,8 @@
 #include "blockmirror/base/memory.h"
 #include "blockmirror/base/tls_client.h"
 #include "blockmirror/machine/graph.h"
-#include "blockmirror/machine/move_source.h"
+#include "blockmirror/machine/move_announce.h"
+#include "blockmirror/machine/move_media.h"
 
 enum { LARGEST_KEY = 1024 };
 #define STEP    200000000ull
@@ -145,16 +146,28 @@ static const char *state_of(json_t *result)
 	return graph_text(result, "state");
 }
 
+/* The guest ran before we were told of it: for that long, and not since before we asked. */
+static void note_resumed(struct source *s, const json_t *result, uint64_t asked)
+{
+	uint64_t now = move_now(),
+		 ran = (uint64_t)json_integer_value(json_object_get(result, "ran_ns"));
+
+	s->resumed = now - (ran < now - asked ? ran : 0);
+}
+
 /* 1: it runs there; 0: it never will; -errno: not known. */
 static int try_commit(struct source *s, struct bm_error *error)
 {
 	json_t *result = NULL;
+	uint64_t asked = move_now();
 	bool gone;
 	int r = s->commit ? 0 : disks_ask_again(s, error);
 
 	if (!r)
 		r = call_anew(s, "commit", json_pack("{s:O}", "disks", s->commit), COMMIT, &result,
 			      error);
+	if (!r)
+		note_resumed(s, result, asked);
 	json_decref(result);
 	if (!r)
 		return 1;
@@ -181,11 +194,14 @@ bool source_commit(struct source *s, struct bm_error *error)
 			bm_fail(error, BM_E_INTERRUPTED,
 				"host %s has lost the machine before it ran there", s->m->peer);
 		if (r >= 0) {
+			uint64_t now = move_now();
+
+			if (!s->resumed)
+				s->resumed = now;
+			s->part += now - s->resumed; /* what was after that is no pause */
 			source_part(s, "start_ns");
-			s->resumed = move_now();
-		}
-		if (r >= 0)
 			return r;
+		}
 		move_tell(s->m, "doubt", json_string(error->text));
 		if (move_now() > told + OFTEN) {
 			bm_log(BM_LOG_ERROR,
@@ -252,6 +268,7 @@ void source_done(struct source *s)
 	move_phase(s->m, "finishing");
 	disks_leave(s);
 	release(s);
+	media_leave(s->m);
 	move_step(s->m, "left");
 	while (call_anew(s, "done", NULL, TELL, NULL, &error) < 0) {
 		json_t *result = NULL;
@@ -317,6 +334,17 @@ static void find_vm(struct source *s)
 	}
 }
 
+/* It is here, and stays: somebody may think that it is not. */
+static void announce(struct source *s)
+{
+	json_t *list;
+
+	vm_announce(&s->vm);
+	list = announce_ask(s->m, graph_text(s->m->plan, "qmp"));
+	announce_send(s->m, list);
+	json_decref(list);
+}
+
 void source_abort(struct source *s, const struct bm_error *why)
 {
 	struct bm_error error;
@@ -336,6 +364,8 @@ void source_abort(struct source *s, const struct bm_error *why)
 	if (s->vm.qmp) {
 		vm_go_on(&s->vm);
 		vm_restore_sender(&s->vm);
+		if (!s->vm.ended)
+			announce(s);
 	}
 	if (s->vm.stopped_ns && s->vm.resumed_ns > s->vm.stopped_ns)
 		move_tell(s->m, "pause_ns",

@@ -11,7 +11,7 @@
 #include "blockmirror/base/cap.h"
 #include "blockmirror/base/cleanup.h"
 #include "blockmirror/machine/graph.h"
-#include "blockmirror/machine/move_source.h"
+#include "blockmirror/machine/move_media.h"
 
 #define STEP  200000000ull
 #define ALIVE 3000000000ull /* ns that the target may take to say so while disks are copied */
@@ -66,6 +66,8 @@ static int plan(struct source *s, struct bm_error *error)
 	json_decref(info);
 	if (!r)
 		r = disks_find(s, error);
+	if (!r)
+		r = media_no_tpm(&s->vm, error);
 	arguments = r ? NULL : vm_arguments(&s->vm);
 	if (!r)
 		json_object_set_new(s->m->plan, "description",
@@ -114,6 +116,8 @@ static int prepare(struct source *s, struct bm_error *error)
 	r = offer(s, error);
 	if (!r)
 		r = reach_target(s, error);
+	if (!r)
+		r = media_pass(s, error);
 	if (!r)
 		r = disks_begin(s, error);
 	if (!r)
@@ -266,6 +270,9 @@ void move_source(struct move *m)
 		r = pass_memory(&s, &error);
 	if (!r)
 		r = decide(&s, &error);
+	/* Whatever came of it first: this is why. */
+	if (r < 0 && s.vm.ended)
+		bm_fail(&error, BM_E_INTERRUPTED, "machine %s was shut down", m->machine);
 	if (!r && source_commit(&s, &error))
 		source_done(&s);
 	else

@@ -23,7 +23,8 @@
 #include "blockmirror/base/log.h"
 #include "blockmirror/base/memory.h"
 #include "blockmirror/machine/graph.h"
-#include "blockmirror/machine/move.h"
+#include "blockmirror/machine/move_announce.h"
+#include "blockmirror/machine/move_media.h"
 
 #define START  30000000000ull /* ns that a VMM gets to listen at its QMP socket */
 #define STEP   50000000ull
@@ -166,11 +167,23 @@ static int prepare(struct target *t, struct bm_error *error)
 		r = wait_for_vm(t, error);
 	if (!r)
 		r = set_up_vm(t, error);
+	if (!r)
+		json_object_set_new(t->m->plan, "announce", announce_ask(t->m, t->qmp));
 	move_step(t->m, "prepared");
 	return r;
 }
 
 /* Calls */
+
+/* QEMU ends when it does not understand what it loads, and says why on its stderr only. */
+static int has_refused(struct target *t, struct bm_error *error)
+{
+	return bm_fail(
+		error, BM_E_QMP,
+		"the VMM on the other host has ended while it loaded machine %s: is it of the "
+		"same type there, with the same devices? The hook may have kept what it said",
+		t->m->machine);
+}
 
 /* Until the machine's last byte is loaded; the source hears that we live. */
 static int vote(struct target *t, struct bm_error *error)
@@ -179,7 +192,7 @@ static int vote(struct target *t, struct bm_error *error)
 		bm_free char *migration = vm_migration(&t->vm, NULL, error);
 
 		if (!migration)
-			return -ENOTCONN;
+			return has_refused(t, error);
 		if (!strcmp(migration, "completed"))
 			break;
 		if (strcmp(migration, "active") != 0 && strcmp(migration, "setup") != 0 &&
@@ -190,7 +203,7 @@ static int vote(struct target *t, struct bm_error *error)
 		if (visitor_alive(t->talk) < 0)
 			return bm_fail(error, BM_E_UNREACHABLE, "the source is gone");
 		if (bm_qmp_listen(t->vm.qmp, SLEEP_MS, error) < 0)
-			return -ENOTCONN;
+			return has_refused(t, error);
 	}
 	if (!is_loaded(t))
 		return bm_fail(error, BM_E_QMP, "the machine is loaded, and not paused");
@@ -256,10 +269,8 @@ static void run_machine(struct target *t)
 		return;
 	}
 	move_step(t->m, "runs");
-	(void)vm_call(
-		&t->vm, "announce-self",
-		json_pack("{s:i s:i s:i s:i}", "initial", 50, "max", 550, "rounds", 5, "step", 100),
-		&error);
+	vm_announce(&t->vm);
+	announce_send(t->m, json_object_get(t->m->plan, "announce"));
 }
 
 static int commit(struct target *t, json_t *params, struct bm_error *error)
@@ -290,14 +301,17 @@ static void give_up(struct target *t)
 {
 	incoming_end(&t->memory);
 	end_vm(t);
+	media_undo(t->m);
 	if (t->m->log.state != BM_MOVE_GONE)
 		move_must_log(t->m, BM_MOVE_GONE);
 }
 
 static json_t *tell(struct target *t)
 {
-	return json_pack("{s:s s:I}", "state", bm_move_state_name(t->m->log.state), "bytes",
-			 (json_int_t)incoming_bytes(&t->memory));
+	return json_pack("{s:s s:I s:I s:O*}", "state", bm_move_state_name(t->m->log.state),
+			 "bytes", (json_int_t)incoming_bytes(&t->memory), "ran_ns",
+			 (json_int_t)vm_ago(t->vm.resumed_ns), "want",
+			 json_object_get(t->m->plan, "want"));
 }
 
 static int act(struct target *t, const char *method, json_t *params, struct bm_error *error)
@@ -306,6 +320,10 @@ static int act(struct target *t, const char *method, json_t *params, struct bm_e
 
 	if (!strcmp(method, "hello") || !strcmp(method, "alive"))
 		return 0;
+	if (!strcmp(method, "media") && state == BM_MOVE_BEGUN)
+		return media_check(t->m, params, error);
+	if (!strcmp(method, "media-write") && state == BM_MOVE_BEGUN)
+		return media_write(t->m, params, error);
 	if (!strcmp(method, "prepare") && state == BM_MOVE_BEGUN)
 		return prepare(t, error);
 	if (!strcmp(method, "vote") && state == BM_MOVE_BEGUN && t->memory.relay)

@@ -14,22 +14,32 @@
 #include "blockmirror/base/log.h"
 #include "blockmirror/base/memory.h"
 #include "blockmirror/machine/graph.h"
-#include "blockmirror/machine/move.h"
+#include "blockmirror/machine/move_media.h"
 
 enum { LARGEST = 1 << 20 };
-#define GO_ON 30000000000ull /* ns that it gets to see that its stream is gone */
-#define STEP  50000000ull
-#define LATE  2000000000ull
+#define OLDEST 60000000000ull /* ns that an event is on its way */
+#define GO_ON  30000000000ull /* ns that it gets to see that its stream is gone */
+#define STEP   50000000ull
 
-/* An event is read when we come to it. A clock that was set is not taken for a long delay. */
-static uint64_t since(uint64_t at)
+uint64_t vm_ago(uint64_t at)
 {
 	struct timespec t;
 	uint64_t now;
 
 	clock_gettime(CLOCK_REALTIME, &t);
 	now = (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-	return now > at && now - at < LATE ? now - at : 0;
+	return at && at < now && now - at < OLDEST ? now - at : 0;
+}
+
+/*
+ * Since when, on our clock: an event waits while we ask somebody else, which would make a pause
+ * shorter than it was. A clock that was set meanwhile counts for nothing.
+ */
+static uint64_t since(uint64_t at)
+{
+	uint64_t ago = vm_ago(at), now = move_now();
+
+	return ago < now ? now - ago : now;
 }
 
 static void on_event(void *arg, const char *name, const json_t *data, uint64_t at)
@@ -38,7 +48,7 @@ static void on_event(void *arg, const char *name, const json_t *data, uint64_t a
 
 	if (!strcmp(name, "STOP") && !vm->stopped) {
 		vm->stopped = true;
-		vm->stopped_at = move_now() - since(at);
+		vm->stopped_at = since(at);
 		vm->stopped_ns = at;
 		vm->resumed_ns = 0;
 		if (vm->on_stop)
@@ -167,6 +177,16 @@ void vm_restore_sender(struct vm *vm)
 	vm->downtime = 0;
 }
 
+void vm_announce(struct vm *vm)
+{
+	struct bm_error error;
+
+	(void)vm_call(
+		vm, "announce-self",
+		json_pack("{s:i s:i s:i s:i}", "initial", 50, "max", 550, "rounds", 5, "step", 100),
+		&error);
+}
+
 void vm_go_on(struct vm *vm)
 {
 	uint64_t end = move_now() + GO_ON;
@@ -240,7 +260,8 @@ static char *disk_of(const char *socket, const char *run)
 	return bm_disk_name_check(name, NULL) < 0 ? NULL : bm_need(strdup(name));
 }
 
-static int take_device(const json_t *device, const char *run, json_t *disks, struct bm_error *error)
+static int take_device(const json_t *device, const char *run, json_t *disks, json_t *media,
+		       struct bm_error *error)
 {
 	const json_t *inserted = json_object_get(device, "inserted");
 	const char *filename = graph_text(json_object_get(inserted, "image"), "filename"),
@@ -253,6 +274,8 @@ static int take_device(const json_t *device, const char *run, json_t *disks, str
 		shown = graph_text(device, "device");
 	socket = socket_of(filename);
 	name = socket ? disk_of(socket, run) : NULL;
+	if (!name && media_take(device, media))
+		return 0;
 	if (!name)
 		return bm_fail(
 			error, BM_E_UNSUPPORTED,
@@ -266,7 +289,8 @@ static int take_device(const json_t *device, const char *run, json_t *disks, str
 	return 0;
 }
 
-int vm_find_disks(struct vm *vm, const char *run, json_t **disks, struct bm_error *error)
+int vm_find_disks(struct vm *vm, const char *run, json_t **disks, json_t **media,
+		  struct bm_error *error)
 {
 	json_t *devices = NULL, *device;
 	size_t i;
@@ -275,15 +299,18 @@ int vm_find_disks(struct vm *vm, const char *run, json_t **disks, struct bm_erro
 	if (r < 0)
 		return r;
 	*disks = json_array();
+	*media = json_array();
 	json_array_foreach(devices, i, device)
 		if (!r)
-			r = take_device(device, run, *disks, error);
+			r = take_device(device, run, *disks, *media, error);
 	json_decref(devices);
 	if (!r && json_array_size(*disks) > MOVE_DISKS)
 		r = bm_fail(error, BM_E_UNSUPPORTED, "the machine has %zu disks, and %d are moved",
 			    json_array_size(*disks), MOVE_DISKS);
-	if (r < 0)
+	if (r < 0) {
 		json_decref(bm_steal(*disks));
+		json_decref(bm_steal(*media));
+	}
 	return r;
 }
 

@@ -82,7 +82,7 @@ peer_qemu() {
 	local host=$1 i words=()
 	mapfile -t words < <(machine_more=(); machine_command | sed -e "s#,path=$console#,path=$console.$host#" \
 		-e "s#driver=nbd,node-name=\(disk[01]\),.*#driver=raw,node-name=\1,$on_file/\1.img#" \
-		-e "s#$dir/a/vm.qmp#$dir/peer.$host.qmp#; s#$dir/watch.qmp#$dir/peer.$host.watch#")
+		-e "s#$dir/a/vm.qmp#$dir/peer.$host.qmp#; s#$dir/watch/qmp#$dir/peer.$host.watch#")
 	words+=(-blockdev "driver=raw,node-name=data,$on_file/data.img" -device "virtio-blk-pci,id=vdata,drive=data")
 	spawn_on "$host" "${words[@]}" "${@:2}"
 	wait_for 20 test -S "$dir/peer.$host.qmp"

@@ -32,7 +32,21 @@ dies() {
 	check "$1: nothing is lost" sound_machine "$now"
 	[ "$2" = STAYS ] || turn
 }
-show_logs() { tail -n 15 "$dir"/{a,b}/run/moves/*.log | sed 's/^/# /'; }
+# All that tells why: who fails once in many runs is not seen again soon.
+show_logs() {
+	local host
+	{
+		tail -n 25 "$dir"/{a,b}/run/moves/*.log "$dir"/{a,b}/log "$dir"/{a,b}/run/machines/*.log
+		for host in a b; do
+			echo "$host: $(machine_qmp $host query-status) $(machine_qmp $host query-migrate)"
+			host_processes $host | xargs -r ps -o pid,stat,etimes,args -p
+			for disk in "${machine_disks[@]}"; do
+				echo "$host $disk: $(role $host "$disk") $(on $host show "$disk" .gate)"
+			done
+		done
+		tail -n 5 "$console".?
+	} 2>&1 | cut -c 1-300 | sed 's/^/# /'
+}
 
 steps_known
 machine_up

@@ -117,10 +117,12 @@ need_guest() {
 	fi
 }
 
+guest_files=(init) # beside fixtures/guest's; init.records is this guest's own init
 # The kernel unpacks both parts of the initrd; what comes later replaces what was there.
 make_guest() {
-	install -m 755 tests/system/libvirt_guest.init "$dir/init" &&
-		(cat "$cache/initrd.gz" && cd "$dir" && echo init | busybox cpio -o -H newc | gzip -1) \
+	install -m 755 tests/system/libvirt_guest.init "$dir/init.records" &&
+		install -m 755 "tests/system/${guest_init:-libvirt_guest.init}" "$dir/init" &&
+		(cat "$cache/initrd.gz" && cd "$dir" && printf '%s\n' "${guest_files[@]}" | busybox cpio -o -H newc | gzip -1) \
 			>"$dir/initrd.gz" 2>>"$dir/log" &&
 		sed -e "s#@KERNEL@#$cache/vmlinuz#; s#@INITRD@#$dir/initrd.gz#; s#@CONSOLE@#$console#" \
 			-e "s#@DISKS@#$disks_folder#; s#@QEMU@#$(command -v qemu-system-x86_64)#" \

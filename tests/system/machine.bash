@@ -21,13 +21,16 @@ need_machine() {
 	need_guest
 }
 
-# machine_up: two hosts that take each other's disks and machines; vm runs on a, and is known there.
+# machine_up [COMMAND…]: two hosts that take each other's disks and machines; vm runs on a, and is known
+# there. COMMAND puts into the hosts what the machine needs beside.
 machine_up() {
-	local disk
+	local disk host
 	host_options=([a]="--machine-hooks $hooks" [b]="--machine-hooks $hooks")
 	check "a guest is made" make_guest
 	check "two hosts are paired" hosts_up
 	check "each takes the other's disks" may_receive
+	for host in a b; do watchable $host || return; done
+	[ $# -eq 0 ] || check "each has what the machine needs" "$@"
 	for disk in "${machine_disks[@]}"; do
 		check "a serves $disk" on a serve "$disk" "$store/$disk.img" --create 32M
 	done
@@ -35,6 +38,8 @@ machine_up() {
 	check "it is known there" bm_on a machine add vm --qmp "$dir/a/vm.qmp"
 	check "it boots and writes to both" wait_for "${BOOT:-90}" ticked 60 60
 }
+# The second QMP socket has the same name on both hosts, and is another one on each.
+watchable() { mkdir -p "$dir/watch" "$dir/$1/watch" && on "$1" mount --bind "$dir/$1/watch" "$dir/watch"; }
 may_receive() { bm_on a peer allow host-b --receive "$store" && bm_on b peer allow host-a --receive "$store"; }
 
 # machine_command: prints how QEMU is started on a, word by word.
@@ -42,7 +47,7 @@ machine_command() {
 	local i
 	printf '%s\n' qemu-system-x86_64 -name vm -machine pc,accel=tcg -cpu qemu64 -smp 1 -m 128 -nodefaults \
 		-display none -kernel "$cache/vmlinuz" -initrd "$dir/initrd.gz" -append "console=ttyS0 quiet panic=-1${guest_words:+ $guest_words}" \
-		-qmp "unix:$dir/a/vm.qmp,server=on,wait=off" -qmp "unix:$dir/watch.qmp,server=on,wait=off"
+		-qmp "unix:$dir/a/vm.qmp,server=on,wait=off" -qmp "unix:$dir/watch/qmp,server=on,wait=off"
 	for i in 0 1; do
 		printf '%s\n' -chardev "file,id=console$i,path=$console.$i,append=on" -serial "chardev:console$i" \
 			-blockdev "driver=nbd,node-name=disk$i,server.type=unix,server.path=$dir/a/run/disks/disk$i.nbd,export=disk$i,reconnect-delay=60,discard=unmap" \
@@ -70,12 +75,21 @@ not() { ! "$@"; }
 # move FROM TO [OPTION…]
 move() { bm_on "$1" migrate vm --to "host-$2" --pause-budget "$budget" "${@:3}"; }
 
-# watch: from here on what happens to the machine, wherever it is now, is noted; stopped_once: its guest was
-# stopped once since then, and did not run on there.
+# watched_there HOST: the same of the machine that comes, from the beginning: $dir/events.there.
+watched_there() {
+	rm -f "$dir/events.there"
+	log=$dir/events.there spawn /usr/bin/python3 tests/system/qmp.py --events "$dir/$1/watch/qmp"
+	watcher_there=$pid
+}
+# watch HOST: from here on what happens to the machine there is noted; stopped_once: its guest was stopped
+# once since then, and did not run on there.
 watch() {
-	log=$dir/events spawn /usr/bin/python3 tests/system/qmp.py --events "$dir/watch.qmp"
+	rm -f "$dir/events"
+	[ -z "${watcher_there:-}" ] || stop "$watcher_there" # QEMU has one socket for us, and takes one
+	watcher_there=''
+	log=$dir/events spawn /usr/bin/python3 tests/system/qmp.py --events "$dir/$1/watch/qmp"
 	watcher=$pid
-	wait_for 10 grep -q connected "$dir/events"
+	wait_for 20 grep -q connected "$dir/events"
 }
 stopped_once() {
 	wait_for 10 lib_gone "$watcher" || { echo "the machine's QEMU is still there"; return 1; }
@@ -116,6 +130,31 @@ step_file=$dir/step
 at() { echo "$1 $2" >"$step_file"; }
 steps_known() { host_before=([a]="env BLOCKMIRROR_MOVE_STEP=$step_file" [b]="env BLOCKMIRROR_MOVE_STEP=$step_file"); }
 came_there() { [ ! -e "$step_file" ]; }
+
+# begins STEP [OPTION…]: a move, whose process waits at that step, in $mover.
+begins() {
+	at "$1" stop
+	log=$dir/move spawn move a b "${@:2}"
+	client=$pid
+	wait_for 60 came_there && wait_for 5 find_mover
+}
+find_mover() {
+	local p
+	for p in $(host_processes a; host_processes b); do
+		[ "$(cut -d ' ' -f 3 "/proc/$p/stat" 2>/dev/null)" = T ] && mover=$p && return
+	done
+	return 1
+}
+# ends STATUS TEXT: so does the command.
+ends() {
+	local status
+	wait_for 60 lib_gone "$client" || return
+	wait "$client"
+	status=$?
+	lib_forget "$client"
+	cat "$dir/move"
+	grep -q "$2" "$dir/move" && [ $status -eq "$1" ]
+}
 
 # settles FROM TO: the machine runs on one of them, with all that is its own; which one is in $now.
 settles() {

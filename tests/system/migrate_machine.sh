@@ -12,7 +12,7 @@ pauses=()
 
 # goes FROM TO [OPTION…]: it moves, is there alone, has lost nothing, and was stopped once.
 goes() {
-	check "it is watched" watch
+	check "it is watched" watch "$1"
 	check "$1 to $2: it moves" move "$1" "$2" "${@:3}"
 	[ "$lib_failed" -eq 0 ] || exit
 	pauses+=("$(sed -n 's/.*stopped for \(.*\), once.*/\1/p' "$dir/out")")

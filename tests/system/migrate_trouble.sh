@@ -43,7 +43,7 @@ stays() {
 no_copy() { [ ! -e "$(in_store b disk0.img)" ] && [ ! -e "$(in_store b disk1.img)" ]; }
 
 rehearsed() {
-	check "it is watched" watch
+	check "it is watched" watch a
 	check "it is rehearsed" move a b --rehearse
 	grep -o 'its pause was.*' "$dir/out" | sed 's/^/# /'
 	check "it was stopped once, and ran on" grep_both
@@ -55,30 +55,6 @@ grep_both() {
 	[ "$(grep -cx STOP "$dir/events")" -eq 1 ] && [ "$(grep -cx RESUME "$dir/events")" -eq 1 ]
 }
 
-# begins STEP [OPTION…]: a move, whose process waits at that step, in $mover.
-begins() {
-	at "$1" stop
-	log=$dir/move spawn move a b "${@:2}"
-	client=$pid
-	wait_for 60 came_there && wait_for 5 find_mover
-}
-find_mover() {
-	local p
-	for p in $(host_processes a; host_processes b); do
-		[ "$(cut -d ' ' -f 3 "/proc/$p/stat" 2>/dev/null)" = T ] && mover=$p && return
-	done
-	return 1
-}
-# ends STATUS TEXT: so does the command.
-ends() {
-	local status
-	wait_for 60 lib_gone "$client" || return
-	wait "$client"
-	status=$?
-	lib_forget "$client"
-	cat "$dir/move"
-	grep -q "$2" "$dir/move" && [ $status -eq "$1" ]
-}
 goes() { rm -f "$dir/move" && begins "$@"; }
 
 ended_early() {

@@ -4,7 +4,8 @@
 
     qmp.py SOCKET COMMAND [ARGUMENTS-AS-JSON]     prints what it returns
     qmp.py --fake SOCKET MAJOR MINOR              a QEMU that greets as that version, and does nothing
-    qmp.py --events SOCKET                        prints the name of each event, until QEMU ends
+    qmp.py --events SOCKET                        prints the name of each event, and when it was, until QEMU ends;
+                                                  waits until there is one
     qmp.py --hold SOCKET                          keeps the socket taken, and says "taken" when it is
 """
 import json
@@ -52,14 +53,22 @@ def fake(path, major, minor):
 
 def events(path):
     s = socket.socket(socket.AF_UNIX)
-    s.connect(path)
+    while True:
+        try:
+            s.connect(path)
+            break
+        except (FileNotFoundError, ConnectionRefusedError):
+            time.sleep(0.02)
     f = s.makefile("rwb")
     f.readline()
     call(f, "qmp_capabilities")
     print("connected", flush=True)
     for line in f:
-        if "event" in json.loads(line):
-            print(json.loads(line)["event"], flush=True)
+        event = json.loads(line)
+        if "event" in event:
+            at = event["timestamp"]
+            print(event["event"], flush=True)
+            print(event["event"], "at", at["seconds"] * 1000000000 + at["microseconds"] * 1000, flush=True)
 
 
 def main():

@@ -1,0 +1,112 @@
+#!/bin/bash
+# SPDX-License-Identifier: BSD-3-Clause
+# What a machine itself, or its VMM, does while it moves: it is shut down (nothing comes of the move, and
+# the other host has nothing of it), it begins anew (the move goes on), the target's VMM is another one
+# and refuses the state (it stays). And the network is cut in the pause, and both daemons die before it.
+# shellcheck source-path=SCRIPTDIR/../system source=../system/network.bash
+. "$(dirname "$0")/../system/network.bash"
+
+need_machine
+have cc || { skip "a guest with a network" "a C compiler"; exit; }
+budget=60s now=''
+
+goes() { rm -f "$dir/move" && begins "$@"; }
+no_copy() { [ ! -e "$(in_store b disk0.img)" ] && [ ! -e "$(in_store b disk1.img)" ]; }
+logs() { tail -n 12 "$dir"/{a,b}/run/moves/*.log "$dir"/*/run/machines/*.log 2>&1 | sed 's/^/# /'; }
+no_machine() { ! pgrep -f "qemu-system.*$dir/$1/" >/dev/null && ! machine_qmp "$1" query-status >/dev/null 2>&1; }
+# stays NAME: it runs on a, and b has nothing of it.
+stays() {
+	check "$1: it is here, with its disks" wait_for 60 settles a b
+	[ "$now" = a ] || { not_ok "$1: here"; logs; exit; }
+	check "$1: b has no copy" wait_for 20 no_copy
+	check "$1: its guest goes on" goes_on
+	check "$1: nothing is lost" sound_machine a
+}
+
+shut_down() {
+	check "one begins" goes source-joined
+	check "the guest shuts down" guest_does off
+	check "it does" wait_for 120 lib_gone "$machine"
+	kill -CONT "$mover"
+	check "nothing comes of it" ends 1 "E_INTERRUPTED: machine vm was shut down" || logs
+	check "its disks are here alone" wait_for 20 only_on a b
+	check "b has no copy" wait_for 20 no_copy
+	check "nor a VMM" wait_for 10 no_machine b
+	check "every record is here" records_there a
+	lib_forget "$machine"
+	stop "$talker"
+	check "it is started again" start_machine
+	check "it boots and writes" wait_for "${BOOT:-90}" ticked $(($(ticks 0) + 60)) $(($(ticks 1) + 60))
+	check "somebody talks with it" talks
+}
+records_there() {
+	local i
+	for i in 0 1; do "$records" check "$(in_store "$1" "disk$i.img")" "$console.$i" || return; done
+}
+
+other_hook() { # NAME JQ-FILTER: what b's hook makes of the command line
+	mkdir -p "$dir/hooks-$1"
+	printf '#!/bin/bash\njq %q "$1" >%q && exec %q %q\n' ".description.arguments |= $2" "$dir/other" \
+		"$hooks/start-target" "$dir/other" >"$dir/hooks-$1/start-target"
+	chmod +x "$dir/hooks-$1/start-target"
+	host_stop b && host_start b --machine-hooks "$dir/hooks-$1"
+}
+rejected() {
+	check "b starts another type of machine" other_hook type 'map(sub("^pc,accel"; "q35,accel"))'
+	check_fails "it does not take the state" 3 "E_QMP: .*; the machine is here" move a b
+	sed 's/^/# /' "$dir/out" | tail -n 1
+	stays "another type"
+	check "b starts one with another device" other_hook device 'map(sub("^virtio-net-pci,.*"; "virtio-rng-pci"))'
+	check_fails "it does not take the state" 3 "E_QMP: .*; the machine is here" move a b
+	sed 's/^/# /' "$dir/out" | tail -n 1
+	stays "another device"
+	check "b has its hooks again" restart_b
+}
+restart_b() { host_stop b && host_start b; }
+
+cut_in_pause() {
+	check "one begins, and the guest stands still" goes source-stopped
+	check "the network is cut" cut_network
+	kill -CONT "$mover"
+	check "its guest goes on" goes_on
+	check "the network is back" join_network
+	check "it comes to an end" ends 7 "E_UNREACHABLE" || logs
+	stays "cut off in the pause"
+}
+
+# Who is moved has no need of them until it is over.
+daemons_die() {
+	check "one begins" goes source-streaming
+	check "both daemons die" both_die
+	kill -CONT "$mover"
+	check "it is there" wait_for 60 machine_is b running
+	check "a's daemon is back" host_start a
+	check "b's daemon is back" host_start b
+	check "it has moved" ends 0 "runs on host host-b" || logs
+	check "it is there, with its disks" wait_for 40 settles a b
+	check "there" [ "$now" = b ]
+	check "its guest goes on" goes_on
+	check "nothing is lost" sound_machine b
+}
+both_die() { host_kill a && host_kill b; }
+
+# From b, where it may be.
+begins_anew() {
+	[ "$now" != b ] || check "back" move b a
+	check "one begins" goes source-streaming
+	check "the guest begins anew" guest_does reset
+	sleep 1
+	kill -CONT "$mover"
+	check "the move goes on" ends 0 "runs on host host-b" || logs
+	check "it is there, with its disks" wait_for 40 settles a b
+	check "there" [ "$now" = b ]
+	check "its guest boots there, and goes on" wait_for "${BOOT:-90}" ticked $(($(ticks 0) + 60)) $(($(ticks 1) + 60))
+	machine_qmp b stop >>"$dir/log"
+	check "every record is there" records_there b
+	check "it has met no error" no_errors
+}
+no_errors() { ! grep -aE 'I/O error|ERROR|BAD' "$console".?; }
+
+steps_known
+network_machine_up
+for part in ${PARTS:-rejected cut_in_pause shut_down daemons_die begins_anew}; do $part; done
