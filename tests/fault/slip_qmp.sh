@@ -4,7 +4,7 @@
 # QEMU refuses: once at each command, before it is carried out and after. Whatever the command says,
 # the guest's disk has what it wrote, before what is run then and after it; and then QEMU is on a file,
 # and nothing of ours is left. Three drives, for the three ways by which QEMU exchanges what is below.
-# Without LONG=1 (make check-long) some of the commands are taken by chance.
+# Without LONG=1 (make check-long) some of the commands are taken by chance, and one of the drives.
 # shellcheck source-path=SCRIPTDIR source=../system/slip.bash
 # shellcheck disable=SC2054 # commas are QEMU's
 . "$(dirname "$0")/../system/slip.bash"
@@ -85,7 +85,9 @@ check "a QEMU" qemu_idle -blockdev "driver=file,node-name=f0,filename=$dir/a/dis
 	-blockdev "driver=file,node-name=bare-file,filename=$dir/a/bare.img" \
 	-device virtio-blk-pci,id=bare,drive=bare-file -drive "if=virtio,file=$dir/a/virt.qcow2"
 # One of each with arguments: slip_qmp.sh vd0 after.
-for drive in ${1:-vd0 bare virtio0}; do
+drives=(vd0 bare virtio0)
+[ -n "${LONG:-}" ] || drives=("${drives[RANDOM % 3]}")
+for drive in ${1:-"${drives[@]}"}; do
 	for mode in ${2:-before after refuse}; do commands "$mode"; done
 done
 
