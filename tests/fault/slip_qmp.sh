@@ -31,8 +31,9 @@ start_proxy() { # MODE NUMBER
 	: >"$dir/fault"
 	log=$dir/fault spawn tests/system/qmp_proxy.py "$dir/via" "$dir/qmp" "$1" "$2"
 	proxy=$pid
-	wait_for 10 test -S "$dir/via"
+	wait_for 60 proxy_listens && [ -S "$dir/via" ]
 }
+proxy_listens() { lib_gone "$proxy" || [ -S "$dir/via" ]; }
 via() { "$bm" "$1" --qmp "$dir/via" --drive "$drive" "${@:2}"; }
 again() {
 	"$@" >"$dir/again" 2>&1 && return
@@ -48,7 +49,7 @@ once() {
 	io "$drive" "write -P $pattern 1M 64k" || return
 	rm -f "$dir/via"
 	start_proxy "$1" "$2" || return
-	timeout -k 5 60 "$bm" relocate --qmp "$dir/via" --drive "$drive" "$to" --overwrite >"$dir/first" 2>&1
+	timeout -k 5 120 "$bm" relocate --qmp "$dir/via" --drive "$drive" "$to" --overwrite >"$dir/first" 2>&1
 	echo "[ended with $?]" >>"$dir/first"
 	if [ ! -s "$dir/fault" ]; then
 		stop "$proxy"

@@ -17,7 +17,7 @@ qemu_idle() {
 	spawn qemu-system-x86_64 -machine pc,accel=tcg -m 32 -nodefaults -display none -S \
 		-qmp "unix:$dir/qmp,server=on,wait=off" -qmp "unix:$dir/own,server=on,wait=off" "$@"
 	qemu=$pid
-	wait_for 10 qemu_answers && ! lib_gone "$qemu" || { tail -n 3 "$dir/log"; return 1; }
+	wait_for 60 qemu_answers && ! lib_gone "$qemu" || { tail -n 3 "$dir/log"; return 1; }
 }
 qemu_answers() { lib_gone "$qemu" || [ -S "$dir/own" ] && monitor query-status >/dev/null 2>&1; }
 
@@ -69,9 +69,9 @@ below_is() {
 		jq -r '[.[] | select(."node-name" == "disk0")][0].file')" = "$1" ] ||
 		{ monitor query-block; return 1; }
 }
-# locked FILE: somebody has it open, for us and for QEMU.
+# locked FILE: somebody has it open, for us and for QEMU. Where nobody has, the server would stay.
 locked() {
-	timeout 5 "$BUILD/blockmirror-nbd" --unix "$dir/lock.sock" "$1" >"$dir/lock" 2>&1 </dev/null
+	timeout 30 "$BUILD/blockmirror-nbd" --unix "$dir/lock.sock" "$1" >"$dir/lock" 2>&1 </dev/null
 	grep E_LOCKED "$dir/lock" && ! qemu-io -f raw -c quit "$1" 2>>"$dir/lock"
 }
 
