@@ -10,11 +10,10 @@ LONG_TESTS := tests/system/hammer_guest.sh tests/system/hammer_detects.sh tests/
 	tests/fault/death_teeth.sh tests/fault/soak.sh tests/fault/target_other.sh \
 	tests/fault/target_trouble.sh tests/fault/target_loss.sh tests/fault/session_taken.sh \
 	tests/system/virsh_migrate.sh tests/system/libvirt_guest.sh tests/system/hosts.sh \
-	tests/fault/slip_death.sh tests/fault/slip_qmp.sh tests/system/live_copy_guest.sh \
+	tests/fault/slip_death.sh tests/system/live_copy_guest.sh \
 	tests/system/slip_cycles.sh tests/fault/hand_over.sh tests/system/nbd_interop.sh \
 	tests/system/shared_death.sh tests/fault/ram_lost.sh tests/system/migrate_trouble.sh \
 	tests/system/native_teeth.sh tests/system/native_kvm.sh tests/system/native_machine.sh \
-	tests/system/hook_relocate.sh tests/system/hooks.sh tests/system/slip_unnamed.sh \
 	tests/system/ram_relay.sh tests/fault/machine_death.sh tests/system/migrate_policy.sh \
 	tests/fault/machine_guest.sh tests/system/migrate_network.sh tests/system/migrate_sixteen.sh
 # Hours by itself.
@@ -22,7 +21,8 @@ EVERY_CALL := tests/fault/every_call.sh
 # They do more with LONG=1.
 WIDE_TESTS := tests/system/nbd_conformance.sh tests/system/upgrade.sh tests/fault/storage_lost.sh \
 	tests/fault/lying.sh tests/system/formats.sh tests/system/peer_x509.sh tests/system/shared.sh \
-	tests/system/migrate_machine.sh
+	tests/system/migrate_machine.sh tests/system/hook_relocate.sh tests/system/hooks_fail.sh \
+	tests/system/slip_unnamed.sh tests/fault/slip_qmp.sh
 SYSTEM_TESTS := $(filter-out %/lib.sh $(LONG_TESTS) $(EVERY_CALL),$(wildcard tests/system/*.sh tests/fault/*.sh))
 ASAN := $(BUILD)/asan
 TSAN := $(BUILD)/tsan

@@ -213,8 +213,10 @@ static int read_object(struct bm_client *client, json_t **object, struct bm_erro
 		r = read_more(client);
 		if (r == -EINTR)
 			return bm_fail_errno(error, r, "interrupted");
-		if (r == -EAGAIN)
-			return bm_fail(error, BM_E_UNREACHABLE, "the other side does not answer");
+		if (r == -EAGAIN) {
+			bm_fail(error, BM_E_UNREACHABLE, "the other side does not answer");
+			return -ETIMEDOUT;
+		}
 		if (r < 0)
 			return gone(client, error);
 	}

@@ -19,7 +19,24 @@
 #include "blockmirror/cli/hook_request.h"
 
 #define AT_ONCE 3000000000ull /* ns: longer nobody waits who does not want to */
-enum { AGAIN_MS = 300, PATIENCE_MS = 60000 };
+enum { AGAIN_MS = 300, PATIENCE_MS = 60000, LOST_AGAIN_MS = 50, LOST_MS = 3000 };
+
+/* Nothing was heard: what was asked may have been done. An error that was told is an answer. */
+static bool is_silence(int r)
+{
+	return r == -ECONNRESET || r == -ETIMEDOUT || r == -EINTR;
+}
+
+/* lost: its process ended, or made place for another one, between the connection and the answer. */
+static int call(struct hook_request *q, struct bm_client *client, const char *method,
+		json_t *params, json_t **job, struct bm_error *error)
+{
+	int r = bm_client_call(client, method, params, job, error);
+
+	if (is_silence(r))
+		q->lost = r == -ECONNRESET;
+	return r;
+}
 
 static bool is_the_same(const struct hook_request *q, const json_t *job)
 {
@@ -91,11 +108,11 @@ static json_t *look(const struct hook_request *q)
 	return answer;
 }
 
-/* The disk's process does not know it, or does not answer. */
-static json_t *answer_failure(struct hook_request *q, struct bm_client *client,
+/* The disk's process does not know it, or does not answer, or (client NULL) is not there. */
+static json_t *answer_failure(struct hook_request *q, struct bm_client *client, int r,
 			      const struct bm_error *error)
 {
-	bool lost = error->code == BM_E_UNREACHABLE || error->code == BM_E_INTERRUPTED;
+	bool silent = client ? is_silence(r) : error->code == BM_E_UNREACHABLE;
 	json_t *answer = client && error->code != BM_E_ID_REUSED ? look(q) : NULL;
 
 	if (!client)
@@ -103,7 +120,7 @@ static json_t *answer_failure(struct hook_request *q, struct bm_client *client,
 	if (answer)
 		return answer;
 	/* Where it was asked for before, somebody may still have it begun. */
-	if (lost || (!client && !q->claim.made))
+	if (silent || (!client && !q->claim.made))
 		return hook_answer(q, "unknown", NULL, error);
 	if (q->claim.locked)
 		claim_drop(&q->claim);
@@ -118,13 +135,13 @@ static json_t *ask(struct hook_request *q, struct bm_client *client)
 	int r;
 
 	if (q->claim.locked)
-		r = bm_client_call(client, "relocate", hook_request_params(q), &job, &error);
+		r = call(q, client, "relocate", hook_request_params(q), &job, &error);
 	else
-		r = bm_client_call(client, "job.show", by_id(q), &job, &error);
+		r = call(q, client, "job.show", by_id(q), &job, &error);
 	if (r < 0 && !q->claim.locked && error.code == BM_E_NOT_FOUND)
 		return hook_answer(q, "accepted", NULL, NULL);
 	if (r < 0)
-		return answer_failure(q, client, &error);
+		return answer_failure(q, client, r, &error);
 	answer = hook_answer_job(q, job);
 	json_decref(job);
 	return answer;
@@ -145,16 +162,16 @@ static json_t *go_on(struct hook_request *q, struct bm_client *client, json_t *a
 	int r = 0;
 
 	if (method)
-		r = bm_client_call(client, method, json_incref(params), &job, &error);
+		r = call(q, client, method, json_incref(params), &job, &error);
 	if (!r && q->wait && !q->cancel) {
 		json_object_set_new(params, "for",
 				    json_string(manual && !q->switches ? "in-sync" : "done"));
 		json_decref(job);
 		job = NULL;
-		r = bm_client_call(client, "job.wait", json_incref(params), &job, &error);
+		r = call(q, client, "job.wait", json_incref(params), &job, &error);
 	}
 	json_decref(params);
-	if (r < 0 && error.code != BM_E_UNREACHABLE && error.code != BM_E_INTERRUPTED) {
+	if (r < 0 && !is_silence(r)) {
 		json_object_set_new(answer, "error",
 				    json_pack("{s:s s:s}", "code", bm_code_name(error.code),
 					      "message", error.text));
@@ -171,9 +188,10 @@ static json_t *once(struct hook_request *q)
 	struct bm_client *client = NULL;
 	struct bm_error error;
 	json_t *answer;
+	int r = cli_connect(q->cli, hook_request_text(q, "disk"), &client, &error);
 
-	if (cli_connect(q->cli, hook_request_text(q, "disk"), &client, &error) < 0)
-		return answer_failure(q, NULL, &error);
+	if (r < 0)
+		return answer_failure(q, NULL, r, &error);
 	/* Hooks, and a target that is far away, take their time. */
 	bm_client_set_timeout(client, q->wait ? 0 : AT_ONCE);
 	answer = q->cancel || q->switches ? NULL : ask(q, client);
@@ -181,7 +199,7 @@ static json_t *once(struct hook_request *q)
 	if (!answer) {
 		json_t *job = NULL;
 
-		if (bm_client_call(client, "job.show", by_id(q), &job, &error) < 0)
+		if (call(q, client, "job.show", by_id(q), &job, &error) < 0)
 			answer = hook_answer(q, "unknown", NULL, &error);
 		else
 			answer = hook_answer_job(q, job);
@@ -196,28 +214,34 @@ static json_t *once(struct hook_request *q)
 	return answer;
 }
 
-/* What wait is for: the disk's process may end and come again, as often as it likes. */
+/*
+ * What wait is for: the disk's process may end and come again, as often as it likes. Who does not
+ * wait is not told "unknown" by a connection that was lost: another one may be had at once, or the
+ * files have the answer.
+ */
 static bool comes_further(const struct hook_request *q, const json_t *answer, int *left)
 {
 	bool waits = q->wait && (is(answer, "unknown") || is(answer, "accepted") ||
 				 (is(answer, "running") && !json_object_get(answer, "copied")));
+	bool lost = q->lost && is(answer, "unknown");
+	int pause = lost ? LOST_AGAIN_MS : AGAIN_MS;
 
-	if (!waits || *left <= 0)
+	if ((!waits && !lost) || *left <= 0)
 		return false;
-	poll(NULL, 0, AGAIN_MS);
-	*left -= AGAIN_MS;
+	poll(NULL, 0, pause);
+	*left -= pause;
 	return true;
 }
 
 static json_t *relocate_disk(struct hook_request *q)
 {
-	int left = PATIENCE_MS;
+	int left = q->wait ? PATIENCE_MS : LOST_MS;
 	json_t *answer = once(q);
 
 	while (comes_further(q, answer, &left)) {
 		json_decref(answer);
 		q->claim.made = false;
-		claim_lock(&q->claim, true);
+		claim_lock(&q->claim, q->wait);
 		answer = once(q);
 	}
 	return answer;

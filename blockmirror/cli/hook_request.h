@@ -19,6 +19,7 @@ struct hook_request {
 	const char *id;
 	json_t *asked; /* disk, or qmp and drive; target; options. NULL: only the id was given */
 	bool wait, cancel, switches;
+	bool lost; /* a connection to the disk's process was, half way */
 	struct claim claim;
 };
 

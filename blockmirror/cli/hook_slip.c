@@ -192,9 +192,11 @@ static json_t *look(const struct hook_request *q)
 	struct bm_client *client = NULL;
 	json_t *job = NULL, *answer, *shown;
 
-	if (*disk && !cli_connect(q->cli, disk, &client, NULL))
+	if (*disk && !cli_connect(q->cli, disk, &client, NULL)) {
+		bm_client_set_timeout(client, AT_ONCE_MS * 1000000ull);
 		bm_client_call(client, "job.show", json_pack("{s:s}", "request", q->id), &job,
 			       NULL);
+	}
 	bm_client_close(client);
 	shown = job ? hook_answer_job(q, job) : NULL;
 	/* At its end it is not with QEMU again yet. */

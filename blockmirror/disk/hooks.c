@@ -245,8 +245,8 @@ static json_t *make_facts(const struct disk *d, json_t *j, enum hook_step step,
 	return facts;
 }
 
-static struct hook_call *add(struct disk *d, json_t *job_json, enum hook_step step,
-			     const char *direction)
+static struct hook_call *call_new(struct disk *d, json_t *job_json, enum hook_step step,
+				  const char *direction)
 {
 	struct hook_call *call = bm_need(calloc(1, sizeof(*call)));
 
@@ -255,10 +255,17 @@ static struct hook_call *add(struct disk *d, json_t *job_json, enum hook_step st
 	call->facts = make_facts(d, job_json, step, direction);
 	json_decref(job_json);
 	call->work = (struct bm_work){.run = run, .done = done};
+	return call;
+}
+
+/* From here on a worker has it: all that it reads is there. */
+static void submit(struct hook_call *call)
+{
+	struct disk *d = call->disk;
+
 	bm_list_append(&d->hook_calls, &call->link);
 	if (first(d) == call)
 		bm_workers_submit(d->workers, d->loop, &call->work);
-	return call;
 }
 
 static char *key_of(enum hook_step step, const char *direction)
@@ -291,9 +298,10 @@ bool hooks_agree(struct job *job, enum hook_step step, enum job_event event)
 		return false;
 	job->held.code = BM_OK;
 	job->asked_event = event;
-	job->asking = add(job->disk, report_job(job), step, direction_of(job, step));
+	job->asking = call_new(job->disk, report_job(job), step, direction_of(job, step));
 	job->asking->asks = true;
 	job->asking->job = job;
+	submit(job->asking);
 	return false;
 }
 
@@ -313,9 +321,10 @@ void hooks_tell(struct job *job, enum hook_step step)
 
 	if (!may_tell(job) || !job->tells)
 		return;
-	call = add(job->disk, report_job(job), step, direction_of(job, step));
+	call = call_new(job->disk, report_job(job), step, direction_of(job, step));
 	if (!job->refused)
 		call->key = key_of(step, direction_of(job, step));
+	submit(call);
 }
 
 void hooks_stop_asking(struct job *job)
@@ -342,13 +351,16 @@ static void tell_again(struct disk *d, const json_t *told, enum hook_step step,
 		       const char *direction)
 {
 	bm_free char *key = key_of(step, direction);
+	struct hook_call *call;
 	size_t i;
 	json_t *value;
 
 	json_array_foreach(told, i, value)
 		if (key && !strcmp(json_string_value(value) ? json_string_value(value) : "", key))
 			return;
-	add(d, report_past(d), step, direction)->key = bm_steal(key);
+	call = call_new(d, report_past(d), step, direction);
+	call->key = bm_steal(key);
+	submit(call);
 }
 
 void hooks_recover(struct disk *d)

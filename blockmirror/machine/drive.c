@@ -296,6 +296,18 @@ static void add_strong_options(json_t *to, const json_t *info)
 	json_decref(told);
 }
 
+/* Of a qcow2 image's encryption QEMU shows the key alone, and wants to be told its format, too. */
+static void add_encryption(json_t *to, const json_t *info)
+{
+	const json_t *image = json_object_get(info, "image");
+	const json_t *data = json_object_get(json_object_get(image, "format-specific"), "data");
+	const char *format = graph_text(json_object_get(data, "encrypt"), "format");
+	json_t *encrypt = json_object_get(to, "encrypt");
+
+	if (encrypt && *format)
+		json_object_set_new(encrypt, "format", json_string(format));
+}
+
 static void set_zeroes(json_t *to, const json_t *info)
 {
 	const char *zeroes = graph_text(info, "detect_zeroes");
@@ -362,6 +374,7 @@ static void find_options(struct bm_qmp *q, const struct graph *g, struct bm_driv
 	d->reopen = bm_cmdline_typed(told, format_options);
 	json_decref(told);
 	add_strong_options(d->reopen, format);
+	add_encryption(d->reopen, format);
 	if (format)
 		set_common(d->reopen, format, d->format_driver);
 	json_object_set_new(d->reopen, "node-name", json_string(d->format));

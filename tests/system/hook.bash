@@ -24,6 +24,15 @@ install_hook() { # NAME
 }
 order() { echo "$2" >"$orders/$1"; } # EVENT SHELL
 free() { rm -f "$orders"/*; }
+# hold EVENT: it does not come back before go.
+hold() {
+	rm -f "$dir/go"
+	order "$1" "until [ -e $dir/go ]; do sleep 0.05; done"
+}
+go() {
+	free
+	touch "$dir/go"
+}
 # heard_of FILTER: what jq makes of all that was heard.
 heard_of() { jq -rs "$1" "$heard"; }
 events() { heard_of '[.[] | .event] | join(" ")'; }

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # A home-made manager has a disk moved, under load, by "hook relocate" alone: with an id that it
 # repeats, while its own calls, the disk's process and the daemon are killed. Each id moves the disk
-# once, which it knows from what its hook was told. Then what is refused.
+# once, which it knows from what its hook was told. hook_refused.sh has what is refused. LONG=1: they
+# are killed at more moments, which chance chooses.
 # shellcheck source-path=SCRIPTDIR source=hook.bash
 . "$(dirname "$0")/hook.bash"
 
@@ -30,6 +31,25 @@ many() { # JSON: eight calls at once; their answers are one
 		[ "$(jq -rs '[.[] | .state] | unique | join(" ")' "$dir"/many.?)" = "$2" ]
 }
 
+# lost_half_way JSON: the disk's process takes the connection, and dies before it answers.
+lost_half_way() {
+	local call status victim
+	victim=$(show disk .pid)
+	kill -STOP "$victim"
+	"$bm" hook relocate <<<"$1" >"$dir/answer" &
+	call=$!
+	wait_for 10 is_connected disk || { kill "$call"; kill -CONT "$victim"; return 1; }
+	kill -KILL "$victim"
+	lib_forget "$victim"
+	wait "$call"
+	status=$?
+	cat "$dir/answer"
+	return $status
+}
+# It is in the queue of those that nobody has accepted yet; or has been.
+is_connected() { grep -q " 0[23] *[0-9]* $BLOCKMIRROR_RUN_DIR/disks/$1.sock\$" /proc/net/unix; }
+loses_sight() { lost_half_way "$1" && [ "$(answer .state)" = "$2" ]; }
+
 moving() {
 	local slow
 	slow=$(request move-1 "$b" '{"rate":"1M","guest_latency":"off"}')
@@ -51,8 +71,9 @@ moving() {
 	check "who waited is killed, and has said nothing" test ! -s "$dir/killed"
 	kill9 "$daemon"
 	check "the daemon is killed; asked again it goes on" asks running "$slow"
-	kill_disk disk
-	check "then the disk's process is; that it runs is known from its files" asks running "$slow"
+	check "then the disk's process is, when it is just asked; that it runs is known from its files" \
+		loses_sight "$slow" running
+	check "it is told again, when nobody is there" asks running "$slow"
 	start_daemon --hook-timeout 10s
 	check "the daemon comes again, and starts the disk" wait_for 10 is_new_process
 	check "it need not be slow any more" wait_for 10 "$bm" job set disk --rate 0
@@ -97,14 +118,18 @@ at_once() {
 	is_done "$r" && disk_is_on "$2"
 }
 killing() {
-	local i victim before
+	local i victim before kills=${LONG:+12}
+	kills=${kills:-2}
 	before=$(times after-switch)
-	for i in 1 2 3 4; do
-		victim=$([ "$i" -gt 2 ] && echo process || echo call)
+	for ((i = 1; i <= kills; i++)); do
+		victim=$([ $((i / 2 % 2)) = 1 ] && echo process || echo call)
 		check "the $victim is killed, and the same asked for" \
 			at_once "kill-$i" "$([ $((i % 2)) = 1 ] && echo "$a" || echo "$b")" "$victim"
 	done
-	check "four ids, four moves" test "$(($(times after-switch) - before))" = 4
+	check "the process is killed when it was asked, and not heard: who waits is told the end" \
+		loses_sight "$(request kill-last "$a" '{"overwrite":true,"guest_latency":"off"}' ',"wait":true')" "done"
+	check "then the disk is there" disk_is_on "$a"
+	check "as many moves as ids" test "$(($(times after-switch) - before))" = $((kills + 1))
 }
 
 cancelling() {
@@ -124,41 +149,8 @@ cancelling() {
 	check "then the disk is there" disk_is_on "$dir/c.img"
 }
 
-refusing() {
-	truncate -s 1M "$dir/there.img"
-	check_fails "a target that is there" 3 '"refused".*E_EXISTS' ask "$(request bad-1 "$dir/there.img")"
-	check "then the id is free: for another target" is_done "$(request bad-1 "$dir/d.img" '{}' ',"wait":true')"
-	order before-switch 'echo "not at noon" >&2; exit 1'
-	check_fails "a hook says no: it is held" 3 '"held".*not at noon' \
-		ask "$(request held-1 "$dir/e.img" '{}' ',"wait":true')"
-	check_fails "that is said again" 3 '"held"' ask '{"id":"held-1"}'
-	free
-	check "told to, it switches over" is_done '{"id":"held-1","switch":true,"wait":true}'
-	check "and is there" disk_is_on "$dir/e.img"
-	order before-relocate "sleep 4.5"
-	check "a hook takes its time: who does not wait is told so" asks accepted "$(request slow-1 "$dir/f.img")"
-	check "he did not wait for it" test "$(times before-relocate)" -gt "$(times after-relocate)"
-	check "who waits is told the end" is_done "$(request slow-1 "$dir/f.img" '{}' ',"wait":true')"
-	free
-	check_fails "a disk that is not served" 4 'E_NOT_FOUND' ask '{"id":"x","disk":"other","target":"/x"}'
-	check_fails "a machine" 3 'E_UNSUPPORTED.*not there yet' ask '{"id":"x","machine":"m","target":"/x"}'
-	check_fails "an unknown member" 2 'E_USAGE.*\\"what\\" is not known' ask '{"id":"x","disk":"disk","target":"/x","what":1}'
-	check_fails "an unknown option" 2 'E_USAGE.*\\"fast\\" is not known' ask "$(request x /x '{"fast":true}')"
-	check_fails "an option that makes no sense" 2 'rate: bytes a second' ask "$(request x /x '{"rate":"much"}')"
-	check_fails "no id" 2 'id: a text is wanted' ask '{"disk":"disk","target":"/x"}'
-	check_fails "an id that is a path" 2 'letters, digits' ask '{"id":"../x"}'
-	check_fails "a target that depends on where one is" 2 'begins with /' ask "$(request x d.img)"
-	check_fails "disk and qmp" 2 'E_USAGE' ask '{"id":"x","disk":"disk","qmp":"/q","drive":"d","target":"/x"}'
-	check_fails "a member twice" 2 'duplicate' ask '{"id":"x","id":"y"}'
-	check_fails "what is no JSON" 2 'a JSON object is wanted' ask 'move it'
-	check_fails "more than 64 KiB" 2 'more than 65536 bytes' ask "{\"id\":\"$(head -c 70000 /dev/zero | tr '\0' x)\"}"
-	check "none of them is remembered" test "$(find "$BLOCKMIRROR_STATE_DIR/requests" -name x | wc -l)" = 0
-	check_fails "arguments" 2 'no arguments' "$bm" hook relocate disk
-}
-
 moving
 remembering
 killing
 cancelling
-refusing
 check "the disk is stopped in the end" wait_for 5 "$bm" stop disk

@@ -11,6 +11,12 @@ export ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=print_stacktrace=1
 # libnbd and libiscsi are not built with it: what they do between themselves is not seen right.
 export TSAN_OPTIONS=ignore_noninstrumented_modules=1
 
+# A worker runs them, and the loop's thread tells it what.
+export BLOCKMIRROR_HOOKS=$dir/hooks
+mkdir -m 755 "$dir/hooks"
+printf '#!/bin/sh\ncat >>%s/heard\n' "$dir" >"$dir/hooks/10-manager"
+chmod 755 "$dir/hooks/10-manager"
+
 # What a sanitizer found is in the log of who found it.
 clean() {
 	! grep -hE -A 25 'Sanitizer|runtime error' "$BLOCKMIRROR_RUN_DIR"/disks/*.log "$dir/log" "$dir/out"
@@ -37,12 +43,14 @@ moves() {
 	check "$kind: the disk serves what is in the file" serves disk "$dir/$kind/d.img"
 	check "$kind: a comparison" "$bm" verify disk disk
 	check_fails "$kind: a target that is none" 3 E_NOT_IMAGE "$bm" relocate disk /dev/null --overwrite
+	check "$kind: hooks were told of it" grep -q after-relocate "$dir/heard"
 	check "$kind: it is stopped" unserve disk
 	stop "$server"
 	sleep 0.5 # reports come with the end
 	check "$kind: nothing was found" clean
 	rm -rf "$BLOCKMIRROR_RUN_DIR" "$BLOCKMIRROR_STATE_DIR"
 	: >"$dir/log"
+	rm -f "$dir/heard"
 }
 
 cancelled() {

@@ -6,7 +6,7 @@
 # shellcheck disable=SC2054,SC2209 # commas are QEMU's; names of drives are meant
 . "$(dirname "$0")/slip.bash"
 
-have jq qemu-system-x86_64 qemu-img || { skip "refusals" "QEMU, jq"; exit; }
+have jq getfattr qemu-system-x86_64 qemu-img || { skip "refusals" "QEMU, jq, attr"; exit; }
 mkdir "$dir/a" "$dir/b"
 
 # refused NAME STATUS CODE COMMAND…: and nothing has changed.
@@ -14,6 +14,7 @@ refused() {
 	local name=$1 status=$2 code=$3
 	shift 3
 	check_fails "$name: $code" "$status" "$code" "$@"
+	[ "$(grep -c "" "$dir/out")" -eq 2 ] || not_ok "$name: in one line" "$dir/out" # and what was expected
 	check "$name: nothing is left" nothing_left
 }
 
@@ -54,6 +55,8 @@ check "a QEMU with drives of all kinds" qemu_idle "${drives[@]}"
 has_clients() { [ "$(show "$1" '.clients | length')" -gt 0 ]; }
 before() { monitor x-debug-query-block-graph | jq -S '.nodes |= map(.name) | .nodes |= sort | .edges |= length' >"$dir/graph.$1"; }
 before 1
+md5sum "$dir"/a/* >"$dir/sums"
+unmarked() { ! getfattr --absolute-names -n user.blockmirror "$dir"/a/* 2>/dev/null; }
 drive=nobody refused "a drive that is not there" 4 E_NOT_FOUND slip "$dir/b"
 if [ -n "${portal:-}" ]; then
 	drive=through refused "passthrough" 3 "E_UNSUPPORTED: through: the guest has the device itself" slip "$dir/b"
@@ -74,7 +77,7 @@ refused "a target that exists" 3 E_EXISTS slip "$dir/a/plain.img"
 refused "the image itself" 3 E_SAME slip "$dir/a"
 refused "a target that is no file" 3 E_UNSUPPORTED slip "nbd+unix:///?socket=$dir/none"
 refused "a target in no folder" 4 "E_NOT_FOUND" slip "$dir/nowhere/disk.img"
-check_fails "options that have no sense" 2 E_USAGE slip "$dir/b" --detach
+refused "options that have no sense" 2 E_USAGE slip "$dir/b" --detach
 check "a job in QEMU" monitor blockdev-backup \
 	'{"job-id":"j","device":"shared-node","target":"n1","sync":"full","speed":1}'
 drive=shared refused "a block job" 3 "E_BUSY.*block job" slip "$dir/b"
@@ -85,22 +88,30 @@ drive=shared refused "an image that QEMU has in use twice" 3 "E_BUSY.*twice" sli
 check "not any more" monitor block-export-del '{"id":"e"}'
 before 2
 check "QEMU's drives are as they were" cmp "$dir/graph.1" "$dir/graph.2"
+check "the images, too" md5sum --quiet -c "$dir/sums"
+check "none has got a mark" unmarked
+check "nothing is where they were to go" test -z "$(ls -A "$dir/b")"
 to=$dir/b
 for name in vd0 disk0 f0 /machine/peripheral/vd0; do
 	drive=$name check "a drive by the name $name moves" slip "$to" --overwrite
 	if [ "$to" = "$dir/b" ]; then to=$dir/a; else to=$dir/b; fi
 done
 
-start=${EPOCHREALTIME/./}
+busy() {
+	local start=${EPOCHREALTIME/./} status
+	slip "$dir/b"
+	status=$?
+	took=$(((${EPOCHREALTIME/./} - start) / 1000))
+	return $status
+}
 spawn tests/system/qmp.py --hold "$dir/qmp"
 holder=$pid
 wait_for 5 grep -q taken "$dir/log"
-refused "a QMP socket that is taken" 3 "E_QMP_BUSY.*-qmp unix:PATH,server=on,wait=off" slip "$dir/b"
-took=$(((${EPOCHREALTIME/./} - start) / 1000))
+refused "a QMP socket that is taken" 3 "E_QMP_BUSY.*-qmp unix:PATH,server=on,wait=off" busy
 check "after 2 s: $took ms in all" test "$took" -lt 6000
 stop "$holder"
 stop "$qemu"
-check_fails "QEMU that has ended" 4 E_NOT_FOUND slip "$dir/b"
+refused "QEMU that has ended" 4 E_NOT_FOUND slip "$dir/b"
 check "a QEMU that is being moved to" qemu_idle "${drives[@]:2:4}" -device virtio-blk-pci,id=vd0,drive=disk0 -incoming defer
 refused "a machine that is on its way" 3 "E_BUSY.*inmigrate" slip "$dir/b"
 stop "$qemu"
@@ -146,13 +157,13 @@ fi
 
 spawn tests/system/qmp.py --fake "$dir/old.qmp" 6 0
 wait_for 5 test -S "$dir/old.qmp"
-check_fails "a QEMU that is too old" 3 "E_QMP: QEMU 6.0 is too old" \
+refused "a QEMU that is too old" 3 "E_QMP: QEMU 6.0 is too old" \
 	"$bm" relocate --qmp "$dir/old.qmp" --drive vd0 "$dir/b"
 start_nbdkit "$dir/nbd.sock" memory 1M
-check_fails "who is not QEMU" 3 "E_QMP: .*is not QEMU" "$bm" relocate --qmp "$dir/nbd.sock" --drive vd0 "$dir/b"
+refused "who is not QEMU" 3 "E_QMP: .*is not QEMU" "$bm" relocate --qmp "$dir/nbd.sock" --drive vd0 "$dir/b"
 spawn qemu-storage-daemon --chardev "socket,path=$dir/qsd.qmp,server=on,wait=off,id=m" --monitor chardev=m
 wait_for 5 test -S "$dir/qsd.qmp"
-check_fails "a QEMU without a machine" 3 "E_QMP: QEMU refuses query-status" \
+refused "a QEMU without a machine" 3 "E_QMP: QEMU refuses query-status" \
 	"$bm" relocate --qmp "$dir/qsd.qmp" --drive vd0 "$dir/b"
-check_fails "no socket" 4 E_NOT_FOUND "$bm" relocate --qmp "$dir/none" --drive vd0 "$dir/b"
-check_fails "no drive named" 2 E_USAGE "$bm" relocate --qmp "$dir/none" "$dir/b"
+refused "no socket" 4 E_NOT_FOUND "$bm" relocate --qmp "$dir/none" --drive vd0 "$dir/b"
+refused "no drive named" 2 E_USAGE "$bm" relocate --qmp "$dir/none" "$dir/b"
