@@ -166,6 +166,17 @@ int bm_qmp_listen(struct bm_qmp *q, int ms, struct bm_error *error)
 	return r && r != -ETIMEDOUT ? no_answer(q, r, "events", error) : 0;
 }
 
+/* It takes nothing any more, and may have said why. */
+static void hear_last(struct bm_qmp *q)
+{
+	json_t *line = NULL;
+
+	while (!read_line(q, now_ms() + STEP_MS, &line)) {
+		tell_event(q, line);
+		json_decref(line);
+	}
+}
+
 int bm_qmp_call(struct bm_qmp *q, const char *command, json_t *arguments, json_t **result,
 		struct bm_error *error)
 {
@@ -176,6 +187,8 @@ int bm_qmp_call(struct bm_qmp *q, const char *command, json_t *arguments, json_t
 	int r = send_line(q, call);
 
 	json_decref(call);
+	if (r < 0)
+		hear_last(q);
 	while (!r) {
 		json_t *line = NULL, *failure;
 		const char *text = "no reason given";

@@ -13,7 +13,7 @@ budget=60s now=''
 goes() { rm -f "$dir/move" && begins "$@"; }
 no_copy() { [ ! -e "$(in_store b disk0.img)" ] && [ ! -e "$(in_store b disk1.img)" ]; }
 logs() { tail -n 12 "$dir"/{a,b}/run/moves/*.log "$dir"/*/run/machines/*.log 2>&1 | sed 's/^/# /'; }
-no_machine() { ! pgrep -f "qemu-system.*$dir/$1/" >/dev/null && ! machine_qmp "$1" query-status >/dev/null 2>&1; }
+no_machine() { ! xargs -r ps -o args= -p < <(host_processes "$1") | grep -q '^qemu-system'; }
 # stays NAME: it runs on a, and b has nothing of it.
 stays() {
 	check "$1: it is here, with its disks" wait_for 60 settles a b
@@ -23,29 +23,30 @@ stays() {
 	check "$1: nothing is lost" sound_machine a
 }
 
+# Who ends his own machine in the middle of a move.
 shut_down() {
+	[ "$now" != b ] || check "back" move b a
 	check "one begins" goes source-joined
 	check "the guest shuts down" guest_does off
-	check "it does" wait_for 120 lib_gone "$machine"
+	check "it does" wait_for 120 no_machine a
 	kill -CONT "$mover"
-	check "nothing comes of it" ends 1 "E_INTERRUPTED: machine vm was shut down" || logs
+	check "nothing comes of it" ends 1 "E_INTERRUPTED: machine vm was shut down"
 	check "its disks are here alone" wait_for 20 only_on a b
 	check "b has no copy" wait_for 20 no_copy
 	check "nor a VMM" wait_for 10 no_machine b
 	check "every record is here" records_there a
-	lib_forget "$machine"
-	stop "$talker"
-	check "it is started again" start_machine
-	check "it boots and writes" wait_for "${BOOT:-90}" ticked $(($(ticks 0) + 60)) $(($(ticks 1) + 60))
-	check "somebody talks with it" talks
+	check "it has met no error" no_errors
 }
+# Where a machine has ended or begun anew, a record may be there that it had no time to tell of.
 records_there() {
 	local i
 	for i in 0 1; do "$records" check "$(in_store "$1" "disk$i.img")" "$console.$i" || return; done
 }
+no_errors() { ! grep -aE 'I/O error|ERROR|BAD' "$console".?; }
 
 other_hook() { # NAME JQ-FILTER: what b's hook makes of the command line
 	mkdir -p "$dir/hooks-$1"
+	# shellcheck disable=SC2016 # the hook's
 	printf '#!/bin/bash\njq %q "$1" >%q && exec %q %q\n' ".description.arguments |= $2" "$dir/other" \
 		"$hooks/start-target" "$dir/other" >"$dir/hooks-$1/start-target"
 	chmod +x "$dir/hooks-$1/start-target"
@@ -70,7 +71,7 @@ cut_in_pause() {
 	kill -CONT "$mover"
 	check "its guest goes on" goes_on
 	check "the network is back" join_network
-	check "it comes to an end" ends 7 "E_UNREACHABLE" || logs
+	check "it comes to an end" ends 7 "E_UNREACHABLE"
 	stays "cut off in the pause"
 }
 
@@ -79,15 +80,16 @@ daemons_die() {
 	check "one begins" goes source-streaming
 	check "both daemons die" both_die
 	kill -CONT "$mover"
-	check "it is there" wait_for 60 machine_is b running
+	check "it runs there" wait_for 60 has_begun_there
 	check "a's daemon is back" host_start a
 	check "b's daemon is back" host_start b
-	check "it has moved" ends 0 "runs on host host-b" || logs
+	check "it has moved" ends 0 "runs on host host-b"
 	check "it is there, with its disks" wait_for 40 settles a b
 	check "there" [ "$now" = b ]
 	check "its guest goes on" goes_on
 	check "nothing is lost" sound_machine b
 }
+has_begun_there() { grep -q ': running$' "$dir"/b/run/moves/*.log; } # its QMP socket is taken
 both_die() { host_kill a && host_kill b; }
 
 # From b, where it may be.
@@ -97,7 +99,7 @@ begins_anew() {
 	check "the guest begins anew" guest_does reset
 	sleep 1
 	kill -CONT "$mover"
-	check "the move goes on" ends 0 "runs on host host-b" || logs
+	check "the move goes on" ends 0 "runs on host host-b"
 	check "it is there, with its disks" wait_for 40 settles a b
 	check "there" [ "$now" = b ]
 	check "its guest boots there, and goes on" wait_for "${BOOT:-90}" ticked $(($(ticks 0) + 60)) $(($(ticks 1) + 60))
@@ -105,8 +107,7 @@ begins_anew() {
 	check "every record is there" records_there b
 	check "it has met no error" no_errors
 }
-no_errors() { ! grep -aE 'I/O error|ERROR|BAD' "$console".?; }
 
 steps_known
 network_machine_up
-for part in ${PARTS:-rejected cut_in_pause shut_down daemons_die begins_anew}; do $part; done
+for part in ${PARTS:-rejected cut_in_pause daemons_die begins_anew shut_down}; do $part; done

@@ -27,6 +27,7 @@ goes() {
 grep_out() { "${@:2}" | grep "$1"; }
 
 
+# shellcheck disable=SC2119 # not these
 machine_up
 for _ in $(seq "${rounds:-1}"); do
 	goes a b

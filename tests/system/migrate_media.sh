@@ -8,7 +8,8 @@
 
 need_hosts
 bios=/usr/share/seabios/bios-256k.bin
-have qemu-system-x86_64 jq setsid && [ -e $bios ] || { skip "a machine" "qemu-system-x86, seabios, jq, util-linux"; exit; }
+{ have qemu-system-x86_64 jq setsid && [ -e $bios ]; } ||
+	{ skip "a machine" "qemu-system-x86, seabios, jq, util-linux"; exit; }
 budget=30s now=''
 machine_disks=(disk0)
 

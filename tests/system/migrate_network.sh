@@ -55,7 +55,7 @@ announced_by() { # HOST SINCE
 apart() {
 	local most=$(($2 / 5 > 10000000 ? $2 / 5 : 10000000))
 	[ "$most" -ge "${3:-0}" ] || most=$3
-	[ $(($1 > $2 ? $1 - $2 : $2 - $1)) -gt $most ]
+	[ $(($1 > $2 ? $1 - $2 : $2 - $1)) -gt "$most" ]
 }
 event_at() { sed -n "s/^$2 at //p" "$dir/$1"; }
 # same_pause: what is told of a move, and what both QEMUs say. The guest itself is heard later than that:

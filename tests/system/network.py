@@ -184,7 +184,7 @@ def frames(folder, interface, begin, end, protocol=""):
 
 def pause(folder, at):
     at = int(at)
-    times = sorted(t for t, _ in read(folder, "udp") if abs(t - at) < 12000000000)
+    times = sorted(t for t, _ in read(folder, "udp") if abs(t - at) < 60000000000)
     gaps = list(zip(times, times[1:]))
     here = [(a, b) for a, b in gaps if a <= at < b]
     other = [b - a for a, b in gaps if not a <= at < b and abs(a - at) < 2000000000]
