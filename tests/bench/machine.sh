@@ -62,8 +62,10 @@ run_ours() {
 		*) on a serve "$disk" "$store/$disk.img" --create 32M ;;
 		esac >>"$dir/log" || return
 	done
-	start_machine && bm_on a machine add vm --qmp "$dir/a/vm.qmp" && wait_for "${BOOT:-90}" ticked 60 60 ||
-		{ echo "no machine on a: $(ticks 0) and $(ticks 1) records"; return 1; }
+	if ! start_machine || ! bm_on a machine add vm --qmp "$dir/a/vm.qmp" || ! wait_for "${BOOT:-90}" ticked 60 60; then
+		echo "no machine on a: $(ticks 0) and $(ticks 1) records"
+		return 1
+	fi
 	count
 	move a b --json --timeout 300s >"$dir/report.json" || return
 	counted
