@@ -86,7 +86,7 @@ throttled() {
 
 # What that host sends.
 link_is() { on "$1" tc qdisc replace dev eth0 root tbf rate "$2" burst 64k latency 50ms; }
-# 24 MiB take 6 s, and 7.2 are allowed in the end; then they take 200.
+# 24 MiB take 6 s, and 7.2 are allowed in the end; then they take 50.
 overrun() {
 	local from=${now:-a} to=b
 	[ "$from" = a ] || to=a
@@ -94,7 +94,7 @@ overrun() {
 	check "overrun: the way is narrow" link_is "$from" 32mbit
 	check "one begins" begins "$from" "$to" --pause-budget 12s
 	check "overrun: the guest is stopped" wait_for 200 has_stopped
-	link_is "$from" 1mbit
+	link_is "$from" 4mbit
 	check "overrun: it runs on" wait_for 30 stopped 1 1
 	check "overrun: the way is wide again" on "$from" tc qdisc del dev eth0 root
 	check "overrun: it is tried again, and moves" ends 0 "runs on host host-$to"

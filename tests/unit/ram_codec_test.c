@@ -547,6 +547,22 @@ static void what_can_be_reckoned_with_is_steady(void **state)
 	assert_true(bm_pace_steady(&p) < 10 * MB);
 }
 
+/* A batch of 256 KiB a second, which is longer than what is measured at once. */
+static void a_slow_link_is_not_taken_for_a_fast_one(void **state)
+{
+	uint64_t now = 0;
+	struct bm_pace p;
+
+	(void)state;
+	bm_pace_init(&p, BM_PACE_NEVER, 1, now);
+	for (int i = 1; i <= 10000; i++) {
+		bm_pace_waits(&p, now += MS, true, false);
+		if (i % 1000 == 0)
+			bm_pace_sent(&p, 256 << 10, 256 << 10);
+	}
+	assert_in_range((uint64_t)p.raw_rate, 200 << 10, 300 << 10);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -562,6 +578,7 @@ int main(void)
 		cmocka_unit_test(what_does_not_get_smaller_is_not_compressed),
 		cmocka_unit_test(the_window_is_what_the_link_takes_in_20_ms),
 		cmocka_unit_test(what_can_be_reckoned_with_is_steady),
+		cmocka_unit_test(a_slow_link_is_not_taken_for_a_fast_one),
 	};
 
 	return cmocka_run_group_tests(tests, begin, NULL);
