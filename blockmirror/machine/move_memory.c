@@ -230,6 +230,11 @@ static void note_round(struct source *s, const struct bm_relay_stats *stats)
 	m->last = *stats;
 }
 
+static json_int_t as_number(uint64_t bytes)
+{
+	return (json_int_t)bytes;
+}
+
 /* info: what QEMU says of its migration. NULL: as before. */
 static void tell(struct source *s, const json_t *info)
 {
@@ -252,8 +257,8 @@ static void tell(struct source *s, const json_t *info)
 		  json_pack("{s:i s:I s:I s:I s:I s:I s:I s:I s:I s:i s:O}", "tries", m->tries,
 			    "round", (json_int_t)m->round, "total", m->total, "remaining",
 			    m->remaining, "dirty_rate", m->dirty, "rate", (json_int_t)stats.rate,
-			    "bytes", (json_int_t)(m->before.stream + stats.stream), "wire_bytes",
-			    (json_int_t)(m->before.wire + stats.wire), "rest_bytes",
+			    "bytes", as_number(m->before.stream + stats.stream), "wire_bytes",
+			    as_number(m->before.wire + stats.wire), "rest_bytes",
 			    (json_int_t)stats.marked, "throttle", (int)m->throttle, "rounds",
 			    m->rounds));
 }

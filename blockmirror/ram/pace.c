@@ -5,6 +5,7 @@
 #include <string.h>
 
 #define INTERVAL     100000000ull /* ns */
+#define LONGEST      5000000000ull
 #define SAMPLE_EVERY 1000000000ull
 #define WINDOW_NS    20000000ull /* all that is under way adds that to the pause */
 #define WINDOW_LEAST (512ull << 10)
@@ -69,6 +70,9 @@ static void add_up(struct bm_pace *p, uint64_t now)
 		p->codec_busy += now - p->at;
 	p->at = now;
 	if (now - p->begun < INTERVAL)
+		return;
+	/* A batch that takes longer than an interval is not sent in the last of them alone. */
+	if (p->link_waited && !p->wire && now - p->begun < LONGEST)
 		return;
 	decide(p, now);
 	p->begun = now;

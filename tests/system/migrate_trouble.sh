@@ -58,7 +58,7 @@ grep_both() {
 goes() { rm -f "$dir/move" && begins "$@"; }
 
 ended_early() {
-	check "one begins" goes source-streaming
+	check "one begins" goes source-joined
 	bm_on a machine cancel vm >>"$dir/log" 2>&1 &
 	kill -CONT "$mover"
 	check "it is cancelled" ends 1 "E_CANCELLED"
@@ -66,7 +66,7 @@ ended_early() {
 	check_fails "one that takes too long" 5 "E_BUDGET: machine vm has not moved within its --timeout" \
 		move a b --timeout 1ms
 	stays "late"
-	check "one begins" goes source-streaming
+	check "one begins" goes source-joined
 	kill9 "$(on a show disk1 .pid)"
 	kill -CONT "$mover"
 	check "the death of a disk's process ends it" ends 1 "E_INTERRUPTED: the process of disk disk1 has died"

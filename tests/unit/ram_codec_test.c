@@ -523,6 +523,46 @@ static void the_window_is_what_the_link_takes_in_20_ms(void **state)
 	assert_int_equal(bm_pace_window(&p), 512 << 10);
 }
 
+/* Half a second of copies of pages, ten times as fast, is no link that got faster; slower is
+ * believed. */
+static void what_can_be_reckoned_with_is_steady(void **state)
+{
+	uint64_t now = 0;
+	struct bm_pace p;
+
+	(void)state;
+	bm_pace_init(&p, BM_PACE_NEVER, 1, now);
+	assert_true(bm_pace_steady(&p) == 0);
+	one_second(&p, &now, 10 * MB, false); /* nothing waited for it */
+	assert_true(bm_pace_steady(&p) == 0);
+	for (int i = 0; i < 5; i++)
+		one_second(&p, &now, 10 * MB, true);
+	assert_in_range((uint64_t)bm_pace_steady(&p), 19 * MB, 21 * MB);
+	for (int i = 0; i < 500; i++) {
+		bm_pace_waits(&p, now += MS, true, false);
+		bm_pace_sent(&p, 10 * MB / 1000, 200 * MB / 1000);
+	}
+	assert_true(p.raw_rate > 120 * MB && bm_pace_steady(&p) < 70 * MB);
+	one_second(&p, &now, 1 * MB, true);
+	assert_true(bm_pace_steady(&p) < 10 * MB);
+}
+
+/* A batch of 256 KiB a second, which is longer than what is measured at once. */
+static void a_slow_link_is_not_taken_for_a_fast_one(void **state)
+{
+	uint64_t now = 0;
+	struct bm_pace p;
+
+	(void)state;
+	bm_pace_init(&p, BM_PACE_NEVER, 1, now);
+	for (int i = 1; i <= 10000; i++) {
+		bm_pace_waits(&p, now += MS, true, false);
+		if (i % 1000 == 0)
+			bm_pace_sent(&p, 256 << 10, 256 << 10);
+	}
+	assert_in_range((uint64_t)p.raw_rate, 200 << 10, 300 << 10);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -537,6 +577,8 @@ int main(void)
 		cmocka_unit_test(it_compresses_when_the_link_is_slower_than_the_codec),
 		cmocka_unit_test(what_does_not_get_smaller_is_not_compressed),
 		cmocka_unit_test(the_window_is_what_the_link_takes_in_20_ms),
+		cmocka_unit_test(what_can_be_reckoned_with_is_steady),
+		cmocka_unit_test(a_slow_link_is_not_taken_for_a_fast_one),
 	};
 
 	return cmocka_run_group_tests(tests, begin, NULL);
