@@ -44,24 +44,27 @@ telling() {
 	check "and nothing else of ours" not grep -v '^BLOCKMIRROR_[A-Z_]*=' "$dir/environment.after-relocate"
 }
 
-# While a hook takes its time, half a second and more, the guest's requests do not wait, and are mirrored.
+# While a hook takes its time, the guest's requests do not wait, and are mirrored: one that did would
+# take as long as the hook. On a machine that is busy others take their time, too: so 2 s and more.
 waiting() {
-	local before
+	local before since held
 	forget_heard
 	hold before-switch
 	start_load disk --initial any
 	log=$dir/move.out spawn moves "$b"
 	check "a hook takes its time before the switch" wait_for 60 phase_is disk in-sync
-	check "the job says that it is asked" test "$(job disk .asking)" = before-switch
+	check "the job says that it is asked" wait_for 10 job_is disk .asking before-switch
+	since=${EPOCHREALTIME/./}
 	before=$(job disk .progress.mirrored_writes)
-	sleep 0.5
+	sleep 2
 	check "meanwhile writes are mirrored" test "$(job disk .progress.mirrored_writes)" -gt "$before"
+	held=$(((${EPOCHREALTIME/./} - since) / 1000))
 	go
 	check "it ends" wait "$pid"
 	lib_forget "$pid"
 	check "and the disk is there" disk_is_on "$b"
 	check "the guest has noticed nothing" end_load
-	check "no request took a second" json_is "$report" '.longest_request.ms < 1000'
+	check "no request took as long as the hook" json_is "$report" ".longest_request.ms < $held"
 	check "the target has all of it" image_fits "$b"
 }
 

@@ -9,6 +9,18 @@
 cache=${GUEST:-$BUILD/guest} console=$dir/console records=$BUILD/fixtures/records qemu=''
 states=$BLOCKMIRROR_STATE_DIR/disks
 
+# encrypting COMMAND…: QEMU measures the processor before it chooses a key's rounds, and gives up where
+# that is too busy ("Unable to get accurate CPU usage").
+encrypting() {
+	local tries
+	for tries in 1 2 3 4 5 6 7 8 9 10; do
+		"$@" && return
+		echo "try $tries"
+		sleep 0.5
+	done
+	return 1
+}
+
 monitor() { tests/system/qmp.py "$dir/own" "$@"; }
 
 # qemu_idle ARGUMENT…: a QEMU whose machine does not run; it is $qemu.

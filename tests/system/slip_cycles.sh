@@ -24,7 +24,7 @@ make_linked() {
 		qemu-img create -q -f qcow2 -b ../base.qcow2 -F qcow2 "$1"
 }
 make_luks() {
-	qemu-img create -q -f luks --object secret,id=key,data=0123456789 \
+	encrypting qemu-img create -q -f luks --object secret,id=key,data=0123456789 \
 		-o key-secret=key,iter-time=10 "$1" 64M &&
 		qemu-io --image-opts --object "${secret[1]}" -c "write -q -z 0 64M" \
 			"driver=luks,key-secret=key,file.filename=$1"

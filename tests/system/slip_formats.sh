@@ -23,8 +23,8 @@ make_images() {
 	truncate -s 8M "$dir/a/raw.img" &&
 		create -f qcow2 "$dir/a/qcow2.img" 8M && qemu-io -c "write -q -P 7 1M 1M" "$dir/a/qcow2.img" &&
 		qemu-img snapshot -c kept "$dir/a/qcow2.img" && qemu-img bitmap --add "$dir/a/qcow2.img" since &&
-		create -f luks -o key-secret=key,iter-time=10 "$dir/a/luks.img" 8M &&
-		create -f qcow2 -o encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10 \
+		encrypting create -f luks -o key-secret=key,iter-time=10 "$dir/a/luks.img" 8M &&
+		encrypting create -f qcow2 -o encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10 \
 			"$dir/a/secret.img" 8M &&
 		create -f qcow2 "$dir/elsewhere/base" 8M && qemu-io -c "write -q -P 9 6M 1M" "$dir/elsewhere/base" &&
 		create -f qcow2 -b "$dir/elsewhere/base" -F qcow2 "$dir/a/linked.img"
