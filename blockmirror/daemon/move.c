@@ -71,9 +71,16 @@ static void start(struct daemon *d, struct move *m)
 	bm_free char *log = NULL;
 	struct bm_error error = {0};
 	bm_close int door = m->port ? peer_listen_data(d->peers, &m->port, &error) : -1;
-	char *argv[] = {
-		(char *)BM_MOVE_PROGRAM, (char *)"--move", m->folder, (char *)"--run-dir", d->run,
-		(char *)"--state-dir",   d->state,         NULL};
+	char *argv[] = {(char *)BM_MOVE_PROGRAM,
+			(char *)"--move",
+			m->folder,
+			(char *)"--run-dir",
+			d->run,
+			(char *)"--state-dir",
+			d->state,
+			d->hook_limit ? (char *)"--hook-timeout" : NULL,
+			(char *)d->hook_limit,
+			NULL};
 	const struct bm_spawn spawn = {.argv = argv,
 				       .log = log,
 				       .append = true,
@@ -373,13 +380,13 @@ void method_move_receive(void *arg, struct bm_rpc_call *call, json_t *params)
 
 	if (!peer || !may_receive(p->daemon, call, peer, machine, id))
 		return;
-	plan = json_pack("{s:i s:s s:s s:s s:s s:s s:O s:O s:s s:s*}", "format", FORMAT, "side",
-			 "target", "move", id, "machine", machine, "peer", peer->name, "hooks",
-			 machine_hooks(p->daemon, machine), "disks",
+	plan = json_pack("{s:i s:s s:s s:s s:s s:s s:O s:O s:s s:s* s:O*}", "format", FORMAT,
+			 "side", "target", "move", id, "machine", machine, "peer", peer->name,
+			 "hooks", machine_hooks(p->daemon, machine), "disks",
 			 json_object_get(params, "disks"), "description",
 			 json_object_get(params, "description"), "user",
 			 peer->identity ? peer->identity : peer->name, "links",
-			 peer->identity ? p->links : NULL);
+			 peer->identity ? p->links : NULL, "receive", peer->receive);
 	if (!plan) {
 		control_refuse(call, BM_E_USAGE, "machine", machine, "has no disks or description");
 		return;

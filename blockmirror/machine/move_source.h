@@ -8,7 +8,7 @@
 /* As the caller wants it; times in ns, 0: no limit. */
 struct move_options {
 	const char *into; /* folder of the target; NULL: the one that an image has here */
-	bool overwrite, rehearse, keep_copies;
+	bool overwrite, rehearse, dry_run, keep_copies;
 	uint64_t budget, timeout;
 };
 
