@@ -47,7 +47,7 @@ DISK_SRC := $(call sources,blockmirror/disk)
 DAEMON_SRC := $(call sources,blockmirror/daemon)
 MACHINE_SRC := $(addprefix blockmirror/machine/,cmdline.c drive.c exchange.c graph.c qmp.c)
 CLI_SRC := $(call sources,blockmirror/cli) $(MACHINE_SRC)
-MOVE_SRC := $(wildcard blockmirror/machine/move*.c) $(addprefix blockmirror/machine/,cmdline.c drive.c graph.c qmp.c)
+MOVE_SRC := $(wildcard blockmirror/machine/move*.c blockmirror/machine/preflight*.c) $(addprefix blockmirror/machine/,cmdline.c drive.c graph.c qmp.c)
 PROGRAMS := $(addprefix $(BUILD)/,blockmirror blockmirror-disk blockmirrord blockmirror-nbd blockmirror-move)
 LIBRARIES := $(BUILD)/libblockmirror.a $(BUILD)/libblockmirror.so
 UNIT_TESTS := $(patsubst tests/unit/%.c,$(BUILD)/tests/unit/%,$(wildcard tests/unit/*_test.c))
@@ -168,7 +168,8 @@ install: all
 	install $(BUILD)/blockmirror-move $(DESTDIR)$(sbindir)
 	install $(BUILD)/blockmirror-nbd $(DESTDIR)$(sbindir)
 	install $(BUILD)/blockmirrord $(DESTDIR)$(sbindir)
-	install -D etc/hooks/qemu/start-target $(DESTDIR)$(prefix)/share/blockmirror/hooks/qemu/start-target
+	install -d $(DESTDIR)$(prefix)/share/blockmirror/hooks/qemu
+	install etc/hooks/qemu/* $(DESTDIR)$(prefix)/share/blockmirror/hooks/qemu
 	install -D etc/libvirt/qemu.d/blockmirror $(DESTDIR)$(sysconfdir)/libvirt/hooks/qemu.d/blockmirror
 	sed 's|@sbindir@|$(sbindir)|' etc/blockmirrord.service >$(DESTDIR)$(unitdir)/blockmirrord.service
 	install -m 644 $(BUILD)/libblockmirror.a $(DESTDIR)$(libdir)

@@ -195,6 +195,7 @@ struct nbd_server {
 	struct bm_keyring *keyring; /* NULL: there is no TLS */
 	struct bm_list conns;
 	unsigned connected;
+	uint64_t changes; /* answered requests that may have changed something */
 	bool stopping;
 	bool frozen;                                /* handover.c: no connection begins anything */
 	void (*froze)(void *arg, const char *busy); /* NULL: nobody waits for it */

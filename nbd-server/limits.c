@@ -150,7 +150,8 @@ void nbd_server_get_usage(const struct nbd_server *server, struct nbd_server_usa
 	/* nbd_server_accept_fd() may have gone beyond the limit. */
 	if (server->connected > most)
 		most = server->connected;
-	*usage = (struct nbd_server_usage){.bound = most * one,
+	*usage = (struct nbd_server_usage){.changes = server->changes,
+					   .bound = most * one,
 					   .max_connections = server->options.max_connections,
 					   .connections = server->connected};
 	bm_list_each(node, &server->conns) {

@@ -176,6 +176,9 @@ static void send_last(struct nbd_piece *piece)
 	struct nbd_conn *conn = piece->conn;
 
 	conn->requests++;
+	if (request->command == NBD_CMD_WRITE || request->command == NBD_CMD_TRIM ||
+	    request->command == NBD_CMD_WRITE_ZEROES)
+		conn->server->changes++;
 	if (!request->error && request->command == NBD_CMD_READ)
 		conn->bytes_read += request->length;
 	else if (!request->error && request->command == NBD_CMD_WRITE)

@@ -82,6 +82,7 @@ struct nbd_server_usage {
 	unsigned max_connections;
 	unsigned connections; /* closed ones count as long as the device has requests of theirs */
 	unsigned in_flight;   /* requests not yet answered */
+	uint64_t changes; /* writes, zeroes and trims that were answered, of all that ever came */
 };
 
 /*

@@ -148,6 +148,9 @@ int cli_one_off(const struct cli *cli, struct bm_client **client, struct bm_erro
 /* Sizes, rates and guest latency as options have them; exit code 2 with a message, or 0. */
 int cli_size(const struct cli *cli, const char *option, const char *value, uint64_t *bytes);
 int cli_latency(const struct cli *cli, const char *value, json_t **latency);
+/* --window */
+struct bm_day_window;
+int cli_window(const struct cli *cli, const char *value, struct bm_day_window *window);
 /* --target-deadline, --on-target-loss */
 int cli_deadline(const struct cli *cli, const char *value, json_t **deadline);
 int cli_target_loss(const struct cli *cli, const char *value, json_t **loss);

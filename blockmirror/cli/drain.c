@@ -51,19 +51,6 @@ static int take_map(struct request *q, const char *value)
 	return 0;
 }
 
-static int take_window(struct request *q, const char *value)
-{
-	int a, b, c, e, n = 0;
-
-	if (sscanf(value, "%d:%2d-%d:%2d%n", &a, &b, &c, &e, &n) != 4 || value[n] || a < 0 ||
-	    a > 23 || b < 0 || b > 59 || c < 0 || c > 24 || e < 0 || e > 59)
-		return cli_usage(q->d->cli, "--window %s: times like 22:00-06:00 are wanted",
-				 value);
-	q->d->begin = a * 60 + b;
-	q->d->end = c * 60 + e;
-	return 0;
-}
-
 static int take_parallel(struct request *q, const char *value)
 {
 	char *end;
@@ -114,7 +101,7 @@ static int take(int option, const char *value, void *arg)
 		json_decref(d->latency);
 		return cli_latency(d->cli, value, &d->latency);
 	default:
-		return take_window(q, value);
+		return cli_window(d->cli, value, &d->window);
 	}
 }
 
@@ -280,7 +267,6 @@ int cmd_drain(struct cli *cli, int argc, char **argv)
 			  .include = json_array(),
 			  .map = json_object(),
 			  .reserve = UINT64_MAX,
-			  .begin = -1,
 			  .plan = {.parallel = PARALLEL, .per_store = PER_STORE},
 			  .started = tell_now()};
 	struct request q = {.d = &d, .to = json_array()};

@@ -18,6 +18,7 @@
 #include <stdio.h>
 #include <sys/types.h>
 
+#include "blockmirror/base/day_window.h"
 #include "blockmirror/base/file_util.h"
 #include "blockmirror/cli/drain_plan.h"
 #include "blockmirror/client.h"
@@ -62,7 +63,7 @@ struct drain {
 	uint64_t reserve; /* bytes; UINT64_MAX: a twentieth */
 	uint64_t rate;    /* bytes/s of all together; 0: any */
 	json_t *latency;  /* as a job has it; NULL: not given */
-	int begin, end;   /* minutes of the day between which images begin to move; -1: any time */
+	struct bm_day_window window; /* in which images begin to move */
 	bool delete_source, dry_run;
 	/* drain_tell.c's: */
 	uint64_t started;

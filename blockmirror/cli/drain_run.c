@@ -60,19 +60,6 @@ int drain_measure(struct drain *d, struct bm_error *error)
 	return 0;
 }
 
-static bool is_time(const struct drain *d)
-{
-	time_t now = time(NULL);
-	struct tm tm;
-	int minute;
-
-	if (d->begin < 0 || !localtime_r(&now, &tm))
-		return true;
-	minute = tm.tm_hour * 60 + tm.tm_min;
-	return d->begin <= d->end ? minute >= d->begin && minute < d->end
-				  : minute >= d->begin || minute < d->end;
-}
-
 static void no_room(struct drain *d, size_t which)
 {
 	struct drain_image *image = &d->image[which];
@@ -129,7 +116,7 @@ static bool begin_some(struct drain *d)
 	bool any = false;
 	size_t which;
 
-	while (is_time(d) && (which = plan_next(&d->plan)) < d->n) {
+	while (bm_day_window_open(&d->window) && (which = plan_next(&d->plan)) < d->n) {
 		begin(d, which);
 		any = true;
 	}

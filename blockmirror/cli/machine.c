@@ -100,6 +100,23 @@ static void print_last(const json_t *last)
 		       cli_text(error, "message"));
 }
 
+/* How far it is; and, when it is in doubt, what about. */
+static void print_move(const json_t *move)
+{
+	struct bm_client *client;
+	struct bm_error error;
+	json_t *report = NULL;
+
+	if (!move || bm_client_connect(cli_text(move, "socket"), &client, &error) < 0)
+		return;
+	if (bm_client_call(client, "show", NULL, &report, &error) >= 0)
+		printf("  phase      %s, with host %s\n", cli_text(report, "phase"),
+		       cli_text(report, "peer"));
+	cli_print_doubt(stdout, "  doubt      ", report);
+	json_decref(report);
+	bm_client_close(client);
+}
+
 static int show(const struct cli *cli, const char *name)
 {
 	struct bm_error error;
@@ -116,6 +133,7 @@ static int show(const struct cli *cli, const char *name)
 	printf("  qmp        %s\n", cli_text(machine, "qmp"));
 	if (json_object_get(machine, "hooks"))
 		printf("  hooks      %s\n", cli_text(machine, "hooks"));
+	print_move(json_object_get(machine, "move"));
 	if (json_object_get(machine, "last"))
 		print_last(json_object_get(machine, "last"));
 	json_decref(machine);
@@ -132,9 +150,8 @@ static int forget(const struct cli *cli, const char *name)
 	return 0;
 }
 
-/* The process of the machine's move; NULL: there is none (any more). */
-static struct bm_client *find_move(const struct cli *cli, const char *name, json_t **machine,
-				   struct bm_error *error)
+struct bm_client *cli_find_move(const struct cli *cli, const char *name, json_t **machine,
+				struct bm_error *error)
 {
 	struct bm_client *client = NULL;
 	const json_t *move;
@@ -152,7 +169,7 @@ static int cancel(const struct cli *cli, const char *name)
 {
 	struct bm_error error;
 	json_t *machine = NULL;
-	struct bm_client *client = find_move(cli, name, &machine, &error);
+	struct bm_client *client = cli_find_move(cli, name, &machine, &error);
 	int r = client    ? bm_client_call(client, "cancel", NULL, NULL, &error)
 		: machine ? bm_fail(&error, BM_E_NOT_FOUND, "machine %s is not being moved", name)
 			  : -1;
@@ -208,7 +225,7 @@ static json_t *follow(const struct cli *cli, const char *name, const char *id,
 
 	for (;; nanosleep(&step, NULL)) {
 		json_t *machine = NULL, *report = NULL;
-		struct bm_client *client = find_move(cli, name, &machine, error);
+		struct bm_client *client = cli_find_move(cli, name, &machine, error);
 		json_t *ended = json_incref(json_object_get(machine, "last"));
 		bool moves = json_object_get(machine, "move"), known = machine;
 
@@ -229,6 +246,47 @@ static json_t *follow(const struct cli *cli, const char *name, const char *id,
 	}
 }
 
+/* All that speaks against it; its first one is the report's error. */
+static int tell_refusals(const struct cli *cli, const json_t *report)
+{
+	json_t *refusals = json_object_get(report, "refusals"), *refusal;
+	struct bm_error error;
+	int status = 0;
+	size_t i;
+
+	json_array_foreach(refusals, i, refusal) {
+		bm_fail(&error, bm_code_by_name(cli_text(refusal, "code")), "%s",
+			cli_text(refusal, "message"));
+		cli_fail(cli, &error);
+		status = status ? status : bm_code_exit(error.code);
+	}
+	return status;
+}
+
+static void tell_forecast(const json_t *report)
+{
+	const json_t *forecast = json_object_get(report, "forecast"),
+		     *way = json_object_get(report, "way");
+	char size[4][BM_UNITS_TEXT], time[3][BM_UNITS_TEXT];
+
+	printf("%s: could go to host %s: %s (disks %s, memory %s), in about %s; the pause would be "
+	       "about %s\n",
+	       cli_text(report, "machine"), cli_text(report, "peer"),
+	       bm_format_size(size[0], cli_number(forecast, "bytes")),
+	       bm_format_size(size[1], cli_number(forecast, "disk_bytes")),
+	       bm_format_size(size[2], cli_number(forecast, "memory_bytes")),
+	       bm_format_duration(time[0], cli_number(forecast, "time_ns")),
+	       bm_format_duration(time[1], cli_number(forecast, "pause_ns")));
+	printf("  way        %s/s, round trip %s\n",
+	       bm_format_size(size[3], cli_number(way, "bandwidth")),
+	       bm_format_duration(time[2], cli_number(way, "rtt_ns")));
+	printf("  memory     %s/s are changed%s\n",
+	       bm_format_size(size[0], cli_number(forecast, "dirty_rate")),
+	       json_is_true(json_object_get(forecast, "converges"))
+		       ? ""
+		       : ": faster than it could be sent, within the pause's budget");
+}
+
 static int tell_end(const struct cli *cli, const json_t *report)
 {
 	const json_t *why = json_object_get(report, "error");
@@ -238,6 +296,8 @@ static int tell_end(const struct cli *cli, const json_t *report)
 
 	if (cli->json)
 		cli_print_json(json_deep_copy(report));
+	if (why && !cli->json && json_object_get(report, "refusals"))
+		return tell_refusals(cli, report);
 	if (why) {
 		bm_fail(&error, bm_code_by_name(cli_text(why, "code")), "%s; the machine is here",
 			cli_text(why, "message"));
@@ -247,7 +307,9 @@ static int tell_end(const struct cli *cli, const json_t *report)
 		return 0;
 	bm_format_duration(took, cli_number(report, "took_ns"));
 	bm_format_duration(pause, cli_number(report, "pause_ns"));
-	if (!strcmp(state, "rehearsed"))
+	if (!strcmp(state, "dry-run"))
+		tell_forecast(report);
+	else if (!strcmp(state, "rehearsed"))
 		printf("%s: could move to host %s: its pause was %s; it runs on here\n",
 		       cli_text(report, "machine"), cli_text(report, "peer"), pause);
 	else

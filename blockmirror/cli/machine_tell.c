@@ -74,7 +74,8 @@ static void put_rounds(const json_t *report, struct machine_told *told)
 void machine_tell(const struct cli *cli, const json_t *report, struct machine_told *told)
 {
 	const char *phase = cli_text(report, "phase");
-	bool same = !strcmp(phase, told->phase);
+	bool doubt = json_object_get(report, "doubt");
+	bool same = !strcmp(phase, told->phase) && doubt == told->doubt;
 
 	if (cli->progress == PROGRESS_NONE || (cli->json && cli->progress == PROGRESS_AUTO))
 		return;
@@ -84,18 +85,20 @@ void machine_tell(const struct cli *cli, const json_t *report, struct machine_to
 		     (strcmp(phase, "mirroring") != 0 && strcmp(phase, "memory") != 0)))
 		return;
 	snprintf(told->phase, sizeof(told->phase), "%s", phase);
+	told->doubt = doubt;
 	told->at = now();
 	if (cli->progress == PROGRESS_JSON) {
 		json_dumpf(report, stderr, JSON_COMPACT);
 		fputc('\n', stderr);
 		return;
 	}
-	fprintf(stderr, "%s: %s", cli_text(report, "machine"), phase);
+	fprintf(stderr, "%s: %s", cli_text(report, "machine"), doubt ? "in doubt" : phase);
 	if (!strcmp(phase, "mirroring"))
 		put_disks(report);
 	if (!strcmp(phase, "memory") && json_object_get(report, "memory"))
 		put_memory(json_object_get(report, "memory"));
 	fputc('\n', stderr);
+	cli_print_doubt(stderr, "  ", report);
 }
 
 static void put_parts(const json_t *pause)

@@ -184,10 +184,12 @@ const struct command commands[] = {
 	 "                    network file system\n"
 	 "  --shared[=WHERE]  you say that it does; WHERE: by that path or URI\n",
 	 cmd_hand_over},
-	{"recover", "NAME [--resume-here --peer-is-dead]",
+	{"recover", "[--machine] NAME [--resume-here --peer-is-dead]",
 	 "a standby becomes the disk, if the host that had it has passed it on",
 	 "After a hand-over that was cut off. That host is asked.\n"
 	 "\n"
+	 "  --machine                     NAME is a machine whose move is in doubt: what is known\n"
+	 "                                of it is told; or it runs here\n"
 	 "  --resume-here --peer-is-dead  it is not asked: you know that it is dead, and will not\n"
 	 "                                come back with the disk\n",
 	 cmd_recover},
@@ -201,9 +203,9 @@ const struct command commands[] = {
 	 "  --hooks DIR   add: programs that are called when it moves (blockmirrord(8))\n",
 	 cmd_machine},
 	{"migrate",
-	 "MACHINE --to HOST [--into FOLDER] [--overwrite] [--rehearse] [--pause-budget TIME] "
-	 "[--timeout TIME] [--policy wait|cancel|force|throttle] [--rate BYTES] [--copy-media]\n"
-	 "          [--detach]\n"
+	 "MACHINE|--all --to HOST [--into FOLDER] [--overwrite] [--dry-run] [--rehearse] "
+	 "[--pause-budget TIME] [--timeout TIME] [--policy wait|cancel|force|throttle] "
+	 "[--rate BYTES] [--window FROM-TO] [--copy-media] [--detach]\n"
 	 "       blockmirror migrate arm|disarm NAME... [--to HOST] [--into FOLDER] "
 	 "[--shared[=WHERE]] [--expires TIME] [--overwrite]",
 	 "move a running machine, or have disks follow one that something else moves",
@@ -222,6 +224,10 @@ const struct command commands[] = {
 	 "  --rehearse           do all but the last step: the guest stops, and runs on here\n"
 	 "  --copy-media         what it only reads, a CD or firmware, is copied where HOST lacks "
 	 "it\n"
+	 "  --dry-run            see whether it could, and tell what it would take; nothing is "
+	 "changed\n"
+	 "  --window FROM-TO     times of the day (22:00-06:00) between which it begins\n"
+	 "  --all                all machines of this host, one after the other\n"
 	 "  --detach             print the move's name and do not wait\n"
 	 "\n"
 	 "  arm     the disks go to HOST and stay in sync here, unless HOST reaches their storage\n"

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * hand-over, recover, migrate arm, migrate disarm: who serves a disk whose storage is on another
+ * hand-over, migrate arm, migrate disarm: who serves a disk whose storage is on another
  * host, or reached by it (shared.c). What is done here is to say so to both; they settle it between
  * them.
  */
@@ -12,6 +12,7 @@
 #include <time.h>
 
 #include "blockmirror/base/cleanup.h"
+#include "blockmirror/base/day_window.h"
 #include "blockmirror/base/record.h"
 #include "blockmirror/base/units.h"
 #include "blockmirror/base/uri.h"
@@ -24,8 +25,6 @@ enum {
 	OPT_INTO,
 	OPT_EXPIRES,
 	OPT_OVERWRITE,
-	OPT_HERE,
-	OPT_DEAD,
 	OPT_SHARED,
 	OPT_REHEARSE,
 	OPT_MEDIA,
@@ -33,7 +32,10 @@ enum {
 	OPT_TIMEOUT,
 	OPT_DETACH,
 	OPT_POLICY,
-	OPT_RATE
+	OPT_RATE,
+	OPT_DRY,
+	OPT_WINDOW,
+	OPT_ALL
 };
 #define NOW     60000000000ull   /* ns: a hand-over by hand needs no longer */
 #define EXPIRES 3600000000000ull /* ns */
@@ -212,11 +214,10 @@ struct request {
 	uint64_t expires;
 	bool shared; /* said by a person */
 	bool overwrite;
-	bool here, dead; /* resume here: the other host is */
 	/* of a machine: */
-	bool rehearse, detach, media;
+	bool rehearse, detach, media, dry_run, all;
+	const char *policy, *window;
 	uint64_t budget, timeout, rate;
-	const char *policy;
 };
 
 static int take_time(const struct request *q, const char *option, const char *value, uint64_t *ns)
@@ -236,10 +237,6 @@ static int take(int option, const char *value, void *arg)
 		q->into = value;
 	else if (option == OPT_OVERWRITE)
 		q->overwrite = true;
-	else if (option == OPT_HERE)
-		q->here = true;
-	else if (option == OPT_DEAD)
-		q->dead = true;
 	else if (option == OPT_SHARED) {
 		q->shared = true;
 		q->as = value;
@@ -253,6 +250,12 @@ static int take(int option, const char *value, void *arg)
 		q->policy = value;
 	else if (option == OPT_RATE)
 		return cli_size(q->cli, "--rate", value, &q->rate);
+	else if (option == OPT_DRY)
+		q->dry_run = true;
+	else if (option == OPT_ALL)
+		q->all = true;
+	else if (option == OPT_WINDOW)
+		q->window = value;
 	else if (option == OPT_BUDGET)
 		return take_time(q, "--pause-budget", value, &q->budget);
 	else if (option == OPT_TIMEOUT)
@@ -357,48 +360,6 @@ int cmd_hand_over(struct cli *cli, int argc, char **argv)
 	return r < 0 ? 0 : r;
 }
 
-static int recover(const struct cli *cli, const char *name, bool alone)
-{
-	struct bm_client *client;
-	struct bm_error error;
-	json_t *result = NULL;
-	int r = cli_connect(cli, name, &client, &error);
-
-	if (r < 0)
-		return cli_fail(cli, &error);
-	r = bm_client_call(client, "take", json_pack("{s:b}", "alone", (int)alone), &result,
-			   &error);
-	bm_client_close(client);
-	if (r < 0)
-		return cli_fail(cli, &error);
-	if (cli->json)
-		cli_print_json(json_incref(result));
-	else
-		printf("%s: this host has the disk (generation %" PRIu64 ")\n", name,
-		       cli_number(result, "generation"));
-	json_decref(result);
-	return 0;
-}
-
-int cmd_recover(struct cli *cli, int argc, char **argv)
-{
-	static const struct option own[] = {{"resume-here", no_argument, NULL, OPT_HERE},
-					    {"peer-is-dead", no_argument, NULL, OPT_DEAD},
-					    {0}};
-	struct request q = {.cli = cli};
-	int r = cli_options(cli, argc, argv, own, take, &q);
-
-	if (!r)
-		r = cli_arguments(cli, argc, 1, 1);
-	if (!r && q.here != q.dead)
-		r = cli_usage(cli,
-			      "--resume-here and --peer-is-dead are said together: a host that "
-			      "lives, and only cannot be reached, has the disk");
-	if (!r)
-		r = recover(cli, argv[optind], q.here);
-	return r < 0 ? 0 : r;
-}
-
 /* migrate */
 
 /* Its storage is there, too, and follows. */
@@ -492,23 +453,38 @@ static int check_policy(const struct request *q)
 	return 0;
 }
 
+static json_t *machine_options(const struct request *q)
+{
+	return json_pack("{s:s* s:b s:b s:b s:b s:I s:I s:I s:s* s:s*}", "into", q->into,
+			 "overwrite", (int)q->overwrite, "rehearse", (int)q->rehearse, "dry_run",
+			 (int)q->dry_run, "copy_media", (int)q->media, "pause_budget",
+			 (json_int_t)q->budget, "timeout", (json_int_t)q->timeout, "rate",
+			 (json_int_t)q->rate, "policy", q->policy, "window", q->window);
+}
+
+/* name NULL: all of this host's. */
 static int machine(const struct request *q, const char *name)
 {
+	struct bm_day_window window;
+
 	if (!q->to)
-		return cli_usage(q->cli, "migrate %s: --to HOST is wanted", name);
+		return cli_usage(q->cli, "migrate %s: --to HOST is wanted", name ? name : "--all");
 	if (q->into && *q->into != '/')
 		return cli_usage(q->cli, "--into %s: an absolute path is wanted", q->into);
 	if (q->shared)
 		return cli_usage(q->cli, "--shared goes with \"migrate arm\" alone");
 	if (check_policy(q))
 		return 2;
-	return cli_migrate_machine(
-		q->cli, name, q->to,
-		json_pack("{s:s* s:b s:b s:b s:I s:I s:I s:s*}", "into", q->into, "overwrite",
-			  (int)q->overwrite, "rehearse", (int)q->rehearse, "copy_media",
-			  (int)q->media, "pause_budget", (json_int_t)q->budget, "timeout",
-			  (json_int_t)q->timeout, "rate", (json_int_t)q->rate, "policy", q->policy),
-		q->detach);
+	if (q->dry_run && q->rehearse)
+		return cli_usage(q->cli, "--dry-run or --rehearse: one of them is wanted");
+	if (q->window && cli_window(q->cli, q->window, &window))
+		return 2;
+	if (name)
+		return cli_migrate_machine(q->cli, name, q->to, machine_options(q), q->detach);
+	if (q->detach)
+		return cli_usage(q->cli, "--all moves one machine after the other, and waits for "
+					 "each: it does not go with --detach");
+	return cli_migrate_all(q->cli, q->to, machine_options(q));
 }
 
 int cmd_migrate(struct cli *cli, int argc, char **argv)
@@ -525,15 +501,20 @@ int cmd_migrate(struct cli *cli, int argc, char **argv)
 					    {"detach", no_argument, NULL, OPT_DETACH},
 					    {"policy", required_argument, NULL, OPT_POLICY},
 					    {"rate", required_argument, NULL, OPT_RATE},
+					    {"dry-run", no_argument, NULL, OPT_DRY},
+					    {"window", required_argument, NULL, OPT_WINDOW},
+					    {"all", no_argument, NULL, OPT_ALL},
 					    {0}};
 	struct request q = {.cli = cli, .expires = EXPIRES};
 	int r = cli_options(cli, argc, argv, own, take, &q);
 	bool arms;
 
 	if (!r)
-		r = cli_arguments(cli, argc, 1, 100);
+		r = cli_arguments(cli, argc, q.all ? 0 : 1, q.all ? 0 : 100);
 	if (r)
 		return r < 0 ? 0 : r;
+	if (q.all)
+		return machine(&q, NULL);
 	arms = !strcmp(argv[optind], "arm");
 	if (argc - optind == 1)
 		return machine(&q, argv[optind]);

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "blockmirror/base/cleanup.h"
+#include "blockmirror/base/day_window.h"
 #include "blockmirror/base/units.h"
 #include "blockmirror/cli/cli.h"
 
@@ -264,6 +265,13 @@ json_t *cli_all_disks(const struct cli *cli)
 	}
 	json_decref(names);
 	return list;
+}
+
+int cli_window(const struct cli *cli, const char *value, struct bm_day_window *window)
+{
+	return bm_day_window_parse(value, window) < 0
+		       ? cli_usage(cli, "--window %s: times like 22:00-06:00 are wanted", value)
+		       : 0;
 }
 
 int cli_size(const struct cli *cli, const char *option, const char *value, uint64_t *bytes)

@@ -278,10 +278,17 @@ void method_machine_list(void *arg, struct bm_rpc_call *call, json_t *params)
 
 void method_machine_show(void *arg, struct bm_rpc_call *call, json_t *params)
 {
-	const json_t *entry = wanted(arg, call, params);
+	const char *name = text_of(params, "name");
+	json_t *coming = NULL;
+	const json_t *entry;
 
+	/* One that is on its way here is this host's only when it has come. */
+	if (name && !machine_find(arg, name) && moves_folder_of(arg, name))
+		coming = json_pack("{s:s}", "name", name);
+	entry = coming ? coming : wanted(arg, call, params);
 	if (entry)
-		bm_rpc_reply(call, report(arg, text_of(params, "name"), entry));
+		bm_rpc_reply(call, report(arg, name, entry));
+	json_decref(coming);
 }
 
 void method_machine_remove(void *arg, struct bm_rpc_call *call, json_t *params)

@@ -71,9 +71,16 @@ static void start(struct daemon *d, struct move *m)
 	bm_free char *log = NULL;
 	struct bm_error error = {0};
 	bm_close int door = m->port ? peer_listen_data(d->peers, &m->port, &error) : -1;
-	char *argv[] = {
-		(char *)BM_MOVE_PROGRAM, (char *)"--move", m->folder, (char *)"--run-dir", d->run,
-		(char *)"--state-dir",   d->state,         NULL};
+	char *argv[] = {(char *)BM_MOVE_PROGRAM,
+			(char *)"--move",
+			m->folder,
+			(char *)"--run-dir",
+			d->run,
+			(char *)"--state-dir",
+			d->state,
+			d->hook_limit ? (char *)"--hook-timeout" : NULL,
+			(char *)d->hook_limit,
+			NULL};
 	const struct bm_spawn spawn = {.argv = argv,
 				       .log = log,
 				       .append = true,

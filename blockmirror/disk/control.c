@@ -551,6 +551,7 @@ static const struct bm_rpc_table methods[] = {
 	{"take", promote_take},
 	{"join", move_join},
 	{"leave", move_leave},
+	{"retire", move_retire},
 	{"job.list", method_job_list},
 	{"job.show", control_job_show},
 	{"job.wait", control_job_wait},

@@ -63,6 +63,11 @@ bool move_is(const struct disk *d, const char *id)
 	return d->move && !strcmp(d->move->id, id);
 }
 
+const char *move_id(const struct disk *d)
+{
+	return d->move->id;
+}
+
 bool move_keeps(const struct disk *d)
 {
 	return d->move && d->move->keep;
@@ -401,6 +406,52 @@ void move_leave(void *arg, struct bm_rpc_call *call, json_t *params)
 	}
 	bm_fail(&error, BM_E_BUSY, "disk %s is just being told; try again", d->name);
 	bm_rpc_fail(call, &error);
+}
+
+static void write_retired(struct bm_work *work)
+{
+	struct moving *m = bm_container(work, struct moving, work);
+
+	m->result = pass_on(m->disk, &m->error);
+}
+
+static void has_retired(struct bm_work *work)
+{
+	struct moving *m = bm_container(work, struct moving, work);
+	struct bm_rpc_call *call = bm_steal(m->call);
+
+	if (!m->result) {
+		bm_rpc_reply(call, NULL);
+		is_retired(m);
+		return;
+	}
+	bm_rpc_fail(call, &m->error); /* it stays fenced, and may be asked again */
+	move_clear(m->disk);
+	end(m);
+}
+
+/* Its machine is on the other host again, which was told that this one was dead. */
+void move_retire(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	struct disk *d = arg;
+	const char *to = json_string_value(json_object_get(params, "to"));
+	struct bm_error error = {0};
+
+	if (!to)
+		bm_fail(&error, BM_E_USAGE, "to (a host) is wanted");
+	else if (d->stopping || d->upgrade || d->yield || d->offering || d->moving || d->lent ||
+		 d->move || d->promotion)
+		bm_fail(&error, BM_E_BUSY, "disk %s is being stopped, upgraded or passed on",
+			d->name);
+	if (error.code) {
+		bm_rpc_fail(call, &error);
+	} else if (d->record.role != BM_ROLE_ACTIVE) {
+		bm_rpc_reply(call, NULL);
+	} else {
+		d->move = new_move("", to, "");
+		gate_set_role(d->gate, GATE_FENCED);
+		begin(d, call, write_retired, has_retired);
+	}
 }
 
 void move_close(struct disk *d)

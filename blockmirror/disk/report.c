@@ -9,6 +9,7 @@
 #include "blockmirror/base/uri.h"
 #include "blockmirror/disk/gate.h"
 #include "blockmirror/disk/job.h"
+#include "blockmirror/disk/standby.h"
 
 enum { SHOWN = 500, CLIENTS = 32, RANGES = 64 };
 
@@ -293,6 +294,15 @@ static json_t *server(const struct disk *d)
 			 (int)usage.max_connections, "in_flight", (int)usage.in_flight);
 }
 
+/* What the host that has the disk wrote here. */
+static json_t *mirrored(const struct disk *d)
+{
+	struct nbd_server_usage usage;
+
+	nbd_server_get_usage(d->data, &usage);
+	return json_integer((json_int_t)usage.changes);
+}
+
 json_t *report_disk(struct disk *d)
 {
 	char *uri = nbd_server_uri(d->nbd, d->name);
@@ -321,6 +331,10 @@ json_t *report_disk(struct disk *d)
 	json_object_set_new(j, "flush_failed", json_boolean(stats.doubtful));
 	json_object_set_new(j, "server", server(d));
 	json_object_set_new(j, "clients", clients(d));
+	if (d->data)
+		json_object_set_new(j, "mirrored", mirrored(d));
+	if (d->move)
+		json_object_set_new(j, "move", json_string(move_id(d)));
 	if (job_of(d))
 		json_object_set_new(j, "job", report_job(d->job));
 	else if (json_array_size(d->past))

@@ -71,9 +71,10 @@ void yield_retire(struct disk *disk); /* its record says so */
 int move_find(struct disk *disk, bool has_port, struct bm_error *error);
 bool move_fences(const struct disk *disk);
 bool move_is(const struct disk *disk, const char *id);
+const char *move_id(const struct disk *disk); /* of one that is in a move */
 bool move_keeps(const struct disk *disk);
 int move_allows(const struct disk *disk, const char *id, struct bm_error *error);
-bm_rpc_method move_join, move_leave;
+bm_rpc_method move_join, move_leave, move_retire;
 void move_clear(struct disk *disk);
 void move_close(struct disk *disk);
 

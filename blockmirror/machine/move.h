@@ -11,6 +11,7 @@
  *   move_end.c     there: how it ends, or is taken back; a process that follows one that has died
  *   move_disks.c   there: the machine's disks
  *   move_target.c  the host that it goes to
+ *   move_alone.c   there: when the other host does not answer any more
  *   move_door.c    there: how the other host comes in
  *   move_memory.c  there: the machine's memory, until the other host has it, or the policy gives up
  *   move_incoming.c  on the other host: where that comes in
@@ -18,6 +19,8 @@
  *   move_hook.c    hooks: what the host does of it
  *   move_announce.c  what is sent for machines whose VMM does not (move_announce.h)
  *   move_media*.c  images that are no disks of ours (move_media.h)
+ *   move_fence.c   a move in doubt, and who may end that
+ *   preflight*.c   whether it can move at all (preflight.h)
  */
 #ifndef BM_MACHINE_MOVE_H
 #define BM_MACHINE_MOVE_H
@@ -34,13 +37,22 @@
 
 enum { MOVE_DISKS = 16, MOVE_CACHE = 128 << 20 /* bytes of pages that both hosts keep */ };
 
+/* It is not known where the machine runs, or may run. */
+struct doubt {
+	atomic_bool is, dead;        /* dead: a person says that the other host is, for good */
+	bool fenced;                 /* it is known to be dead */
+	uint64_t since, told, asked; /* ns; asked: hook fence */
+};
+
 struct move {
 	const char *folder, *run, *state; /* STATE/moves/ID, RUN, STATE */
 	json_t *plan;
 	const char *id, *machine, *peer, *hooks; /* the plan's */
+	uint64_t hook_limit;                     /* ns that each hook may take */
 	int door;                                /* listens for the other host; -1: none */
 	struct bm_move_log log;
 	atomic_bool cancelled;
+	struct doubt doubt;
 	pthread_mutex_t lock; /* of what follows */
 	json_t *report;       /* as show tells it, and the daemon afterwards */
 };
@@ -73,6 +85,25 @@ int move_may_go_on(struct move *m, struct bm_error *error);
  * or "stop", that is done, once.
  */
 void move_step(struct move *m, const char *step);
+
+/*
+ * move_fence.c. tell: in doubt since the first one, and what about; the log has it from time to
+ * time. peer_is_dead: asks the hook, too. for_good: a person said so: nobody need tell it anything.
+ * verdict: it is dead, and that does not help. recover: any thread; told is what is known.
+ */
+void doubt_tell(struct move *m, const char *format, ...) __attribute__((format(printf, 2, 3)));
+void doubt_end(struct move *m);
+bool doubt_peer_is_dead(struct move *m);
+bool doubt_for_good(struct move *m);
+void doubt_verdict(struct move *m, const struct bm_error *why);
+/* false: the other host's daemon says that it knows of no such move (any more). */
+bool doubt_known_there(struct move *m);
+int doubt_recover(struct move *m, bool dead, json_t **told, struct bm_error *error);
+
+/* What the target's standbys have got; and that this is what they had when the plan's "seen" was.
+ */
+json_t *standbys_seen(struct move *m, const json_t *disks);
+int standbys_untouched(struct move *m, struct bm_error *error);
 
 /* The two sides: all there is to do. */
 void move_source(struct move *m);

@@ -70,6 +70,7 @@ static int look_at(struct source *s, size_t i, struct bm_error *error)
 		r = bm_fail(error, BM_E_BUSY, "disk %s is being moved elsewhere", name_of(s, i));
 	json_object_set(disk, "uri", json_object_get(shown, "uri"));
 	json_object_set(disk, "disk", json_object_get(shown, "disk"));
+	json_object_set(disk, "size", json_object_get(shown, "size"));
 	json_object_set_new(disk, "begin", json_boolean(!has_copy(s, shown)));
 	json_decref(shown);
 	return r;

@@ -184,8 +184,6 @@ static int try_commit(struct source *s, struct bm_error *error)
 
 bool source_commit(struct source *s, struct bm_error *error)
 {
-	uint64_t told = 0;
-
 	move_phase(s->m, "passed");
 	for (;;) {
 		int r = try_commit(s, error);
@@ -200,15 +198,19 @@ bool source_commit(struct source *s, struct bm_error *error)
 				s->resumed = now;
 			s->part += now - s->resumed; /* what was after that is no pause */
 			source_part(s, "start_ns");
+			doubt_end(s->m);
 			return r;
 		}
-		move_tell(s->m, "doubt", json_string(error->text));
-		if (move_now() > told + OFTEN) {
-			bm_log(BM_LOG_ERROR,
-			       "%s: it is not known whether machine %s runs on host %s: %s; its "
-			       "disks here wait",
-			       s->m->id, s->m->machine, s->m->peer, error->text);
-			told = move_now();
+		doubt_tell(s->m,
+			   "it is not known whether machine %s runs on host %s (%.150s); its disks "
+			   "here wait",
+			   s->m->machine, s->m->peer, error->text);
+		if (doubt_peer_is_dead(s->m)) {
+			bm_fail(error, BM_E_INTERRUPTED,
+				"host %s is dead, and was to run machine %s: whatever that did "
+				"there is lost",
+				s->m->peer, s->m->machine);
+			return false;
 		}
 		move_sleep(STEP);
 	}
@@ -271,51 +273,38 @@ void source_done(struct source *s)
 	media_leave(s->m);
 	move_step(s->m, "left");
 	while (call_anew(s, "done", NULL, TELL, NULL, &error) < 0) {
-		json_t *result = NULL;
-		bool known = true;
-
-		/* It may have forgotten all about it already. */
-		if (!move_ask_daemon(s->m, "remote.move-state",
-				     json_pack("{s:s s:s}", "peer", s->m->peer, "move", s->m->id),
-				     &result, &error))
-			known = json_is_true(json_object_get(result, "known"));
-		json_decref(result);
-		if (!known)
+		if (!doubt_known_there(s->m))
+			break;
+		doubt_tell(s->m, "host %s, which has machine %s, does not answer", s->m->peer,
+			   s->m->machine);
+		if (doubt_for_good(s->m))
 			break;
 		move_sleep(STEP);
 	}
+	doubt_end(s->m);
 	report = final_report(s, "done", NULL);
 	move_forget(s->m, json_pack("{s:s s:s s:o}", "name", s->m->machine, "away", s->m->peer,
 				    "last", report));
 }
 
-/* Until it has heard, or does not know of it: it may have voted, and then waits for us. */
+/*
+ * Until it has heard, or does not know of it: it may have voted, and then waits for us. One that
+ * hook fence has proven dead may come back, and may have begun to run the machine.
+ */
 static void tell_abort(struct source *s)
 {
 	struct bm_error error = {0};
-	uint64_t told = move_now();
 
-	while (json_object_get(s->m->plan, "target") &&
-	       call_anew(s, "abort", NULL, TELL, NULL, &error) < 0) {
-		json_t *result = NULL;
-		bool known = true;
-
-		if (!move_ask_daemon(s->m, "remote.move-state",
-				     json_pack("{s:s s:s}", "peer", s->m->peer, "move", s->m->id),
-				     &result, &error))
-			known = json_is_true(json_object_get(result, "known"));
-		json_decref(result);
-		if (!known)
-			return;
-		if (move_now() > told + OFTEN) {
-			bm_log(BM_LOG_WARN,
-			       "%s: host %s does not know yet that nothing comes of "
-			       "it: %s",
-			       s->m->id, s->m->peer, error.text);
-			told = move_now();
-		}
+	while (json_object_get(s->m->plan, "target") && !doubt_for_good(s->m) &&
+	       call_anew(s, "abort", json_pack("{s:b}", "fenced", (int)s->m->doubt.fenced), TELL,
+			 NULL, &error) < 0) {
+		if (!doubt_known_there(s->m))
+			break;
+		doubt_tell(s->m, "machine %s is here, and host %s does not know that yet (%.150s)",
+			   s->m->machine, s->m->peer, error.text);
 		move_sleep(STEP);
 	}
+	doubt_end(s->m);
 }
 
 /* Without a word from us it may stay stopped: only one that is gone is not asked again. */
@@ -370,21 +359,53 @@ void source_abort(struct source *s, const struct bm_error *why)
 	if (s->vm.stopped_ns && s->vm.resumed_ns > s->vm.stopped_ns)
 		move_tell(s->m, "pause_ns",
 			  json_integer((json_int_t)(s->vm.resumed_ns - s->vm.stopped_ns)));
+	vm_close(&s->vm); /* it runs, and somebody else may want to talk to it */
 	tell_abort(s);
 	disks_give_up(s);
 	move_forget(s->m, json_pack("{s:s s:o}", "name", s->m->machine, "last",
-				    final_report(s, s->rehearsed ? "rehearsed" : "aborted",
+				    final_report(s,
+						 !s->rehearsed        ? "aborted"
+						 : s->options.dry_run ? "dry-run"
+								      : "rehearsed",
 						 s->rehearsed ? NULL : why)));
+}
+
+/*
+ * Before anything was decided here, our host died, and with it the VMM. The other one may have been
+ * told that we are dead (doubt_peer_is_dead() there), and then has the machine.
+ */
+static bool runs_there(struct source *s)
+{
+	struct bm_error error;
+	json_t *result = NULL;
+	bool runs = false;
+
+	if (!json_object_get(s->m->plan, "target") ||
+	    vm_connect(&s->vm, graph_text(s->m->plan, "qmp"), &error) >= 0 ||
+	    (error.code != BM_E_NOT_FOUND && error.code != BM_E_UNREACHABLE))
+		return false;
+	if (!call_anew(s, "hello", NULL, TELL, &result, &error))
+		runs = !strcmp(state_of(result), "started");
+	json_decref(result);
+	return runs;
 }
 
 void source_recover(struct source *s)
 {
 	struct bm_error error = {BM_E_INTERRUPTED, "the process of the move has died"};
+	enum bm_move_state state = s->m->log.state;
 
 	s->disks = json_object_get(s->m->plan, "disks");
 	bm_log(BM_LOG_WARN, "%s: its process has died: its log says \"%s\"", s->m->id,
-	       bm_move_state_name(s->m->log.state));
-	switch (s->m->log.state) {
+	       bm_move_state_name(state));
+	if (state == BM_MOVE_BEGUN && runs_there(s)) {
+		bm_log(BM_LOG_WARN,
+		       "%s: host %s was told that this one is dead, and runs machine %s", s->m->id,
+		       s->m->peer, s->m->machine);
+		move_must_log(s->m, BM_MOVE_PASSED);
+		state = BM_MOVE_PASSED;
+	}
+	switch (state) {
 	case BM_MOVE_PASSED:
 		if (source_commit(s, &error))
 			source_done(s);

@@ -15,8 +15,6 @@
 #include "blockmirror/base/run.h"
 #include "blockmirror/machine/move.h"
 
-#define PATIENCE 60000000000ull /* ns */
-
 struct waiting {
 	uint64_t end;
 };
@@ -40,7 +38,7 @@ static int write_params(const struct move *m, json_t *params, char **path)
 static int run(const struct move *m, const char *hook, const char *name, const char *params,
 	       json_t **result, struct bm_error *error)
 {
-	struct waiting waiting = {.end = move_now() + PATIENCE};
+	struct waiting waiting = {.end = move_now() + m->hook_limit};
 	char *argv[] = {(char *)hook, (char *)params, NULL};
 	bm_free char *output = NULL;
 	char why[200];

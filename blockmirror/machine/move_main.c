@@ -18,10 +18,12 @@
 #include "blockmirror/base/memory.h"
 #include "blockmirror/base/rpc.h"
 #include "blockmirror/base/signals.h"
+#include "blockmirror/base/units.h"
 #include "blockmirror/base/worker.h"
 #include "blockmirror/machine/move.h"
 
 enum { FIRST_FD = 3, MOST_WAITING = 16 };
+#define HOOK_LIMIT 60000000000ull /* ns */
 
 static const char help[] =
 	"usage: blockmirror-move --move FOLDER [options]\n"
@@ -31,6 +33,7 @@ static const char help[] =
 	"  --move FOLDER    STATE/moves/ID: plan and log\n"
 	"  --run-dir DIR    sockets (default $BLOCKMIRROR_RUN_DIR, then /run/blockmirror)\n"
 	"  --state-dir DIR  records (default $BLOCKMIRROR_STATE_DIR, then /var/lib/blockmirror)\n"
+	"  --hook-timeout T how long each hook may take (default 60s)\n"
 	"  --help, --version\n";
 
 struct program {
@@ -85,8 +88,24 @@ static void method_cancel(void *arg, struct bm_rpc_call *call, json_t *params)
 	bm_rpc_reply(call, NULL);
 }
 
-static const struct bm_rpc_table methods[] = {
-	{"show", method_show}, {"wait", method_wait}, {"cancel", method_cancel}, {NULL, NULL}};
+static void method_recover(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	struct program *p = arg;
+	struct bm_error error;
+	json_t *told = NULL;
+
+	if (doubt_recover(&p->move, json_is_true(json_object_get(params, "dead")), &told, &error) <
+	    0)
+		bm_rpc_fail(call, &error);
+	else
+		bm_rpc_reply(call, told);
+}
+
+static const struct bm_rpc_table methods[] = {{"show", method_show},
+					      {"wait", method_wait},
+					      {"cancel", method_cancel},
+					      {"recover", method_recover},
+					      {NULL, NULL}};
 
 static void leave(struct bm_timer *timer)
 {
@@ -167,6 +186,7 @@ static int take_options(int argc, char **argv, struct move *m)
 	static const struct option options[] = {{"move", required_argument, NULL, 'm'},
 						{"run-dir", required_argument, NULL, 'r'},
 						{"state-dir", required_argument, NULL, 's'},
+						{"hook-timeout", required_argument, NULL, 'W'},
 						{"help", no_argument, NULL, 'h'},
 						{"version", no_argument, NULL, 'V'},
 						{0}};
@@ -179,6 +199,9 @@ static int take_options(int argc, char **argv, struct move *m)
 			m->run = optarg;
 		} else if (c == 's') {
 			m->state = optarg;
+		} else if (c == 'W' && !bm_parse_duration(optarg, &m->hook_limit) &&
+			   m->hook_limit) {
+			continue;
 		} else if (c == 'h' || c == 'V') {
 			fputs(c == 'h' ? help : "blockmirror-move " BM_VERSION "\n", stdout);
 			return -1;
@@ -194,7 +217,10 @@ static int take_options(int argc, char **argv, struct move *m)
 
 int main(int argc, char **argv)
 {
-	struct program p = {.move = {.run = bm_run_dir(), .state = bm_state_dir(), .log.fd = -1},
+	struct program p = {.move = {.run = bm_run_dir(),
+				     .state = bm_state_dir(),
+				     .log.fd = -1,
+				     .hook_limit = HOOK_LIMIT},
 			    .signals.run = on_signal};
 	struct bm_error error = {0};
 	int status = take_options(argc, argv, &p.move);

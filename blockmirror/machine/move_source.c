@@ -10,8 +10,11 @@
 
 #include "blockmirror/base/cap.h"
 #include "blockmirror/base/cleanup.h"
+#include "blockmirror/base/client_io.h"
+#include "blockmirror/base/day_window.h"
 #include "blockmirror/machine/graph.h"
 #include "blockmirror/machine/move_media.h"
+#include "blockmirror/machine/preflight.h"
 
 #define STEP  200000000ull
 #define ALIVE 3000000000ull /* ns that the target may take to say so while disks are copied */
@@ -37,44 +40,11 @@ int source_may_go_on(struct source *s, struct bm_error *error)
 	return r;
 }
 
-static json_t *blockers(const json_t *info)
-{
-	return json_object_get(info, "blocked-reasons");
-}
-
 static int plan(struct source *s, struct bm_error *error)
 {
-	bm_free char *status = NULL, *migration = NULL;
-	json_t *info = NULL, *arguments;
 	int r = vm_connect(&s->vm, graph_text(s->m->plan, "qmp"), error);
 
-	if (r < 0)
-		return r;
-	status = vm_status(&s->vm, error);
-	migration = status ? vm_migration(&s->vm, &info, error) : NULL;
-	if (!migration)
-		return -ENOTCONN;
-	if (strcmp(status, "running") != 0)
-		r = bm_fail(error, BM_E_NOT_READY, "machine %s does not run: it is \"%s\"",
-			    s->m->machine, status);
-	else if (json_array_size(blockers(info)))
-		r = bm_fail(error, BM_E_UNSUPPORTED, "its VMM cannot move machine %s: %s",
-			    s->m->machine, json_string_value(json_array_get(blockers(info), 0)));
-	else if (!strcmp(migration, "active") || !strcmp(migration, "setup"))
-		r = bm_fail(error, BM_E_BUSY, "machine %s is being migrated by somebody else",
-			    s->m->machine);
-	json_decref(info);
-	if (!r)
-		r = disks_find(s, error);
-	if (!r)
-		r = media_no_tpm(&s->vm, error);
-	arguments = r ? NULL : vm_arguments(&s->vm);
-	if (!r)
-		json_object_set_new(s->m->plan, "description",
-				    json_pack("{s:O s:o*}", "qmp",
-					      json_object_get(s->m->plan, "qmp"), "arguments",
-					      arguments));
-	return r;
+	return r < 0 ? r : preflight_here(s, error);
 }
 
 /* The target knows of it, and has a process for it. */
@@ -107,17 +77,54 @@ static int reach_target(struct source *s, struct bm_error *error)
 	return r;
 }
 
+static int await_window(struct source *s, struct bm_error *error)
+{
+	const char *text = graph_text(json_object_get(s->m->plan, "options"), "window");
+	struct bm_day_window window = {0};
+	int r = 0;
+
+	if (!*text || s->options.dry_run)
+		return 0;
+	if (bm_day_window_parse(text, &window) < 0)
+		return bm_fail(error, BM_E_USAGE, "window %s: times like 22:00-06:00 are wanted",
+			       text);
+	move_phase(s->m, "waits for its window");
+	while (!r && !bm_day_window_open(&window)) {
+		move_sleep(STEP);
+		r = move_may_go_on(s->m, error);
+	}
+	s->begun = move_now();
+	return r;
+}
+
+/* Until here nothing is changed on either host. */
+static int check(struct source *s, struct bm_error *error)
+{
+	int r;
+
+	move_phase(s->m, "checking");
+	r = offer(s, error);
+	if (!r)
+		r = reach_target(s, error);
+	if (!r)
+		r = preflight_there(s, error);
+	if (!r)
+		r = preflight_measure(s, error);
+	move_step(s->m, "checked");
+	if (r || !s->options.dry_run)
+		return r;
+	preflight_forecast(s);
+	s->rehearsed = true;
+	return bm_fail(error, BM_E_CANCELLED, "it was to be looked at, no more");
+}
+
 static int prepare(struct source *s, struct bm_error *error)
 {
 	bool all = false;
 	int r;
 
 	move_phase(s->m, "preparing");
-	r = offer(s, error);
-	if (!r)
-		r = reach_target(s, error);
-	if (!r)
-		r = media_pass(s, error);
+	r = media_pass(s, error);
 	if (!r)
 		r = disks_begin(s, error);
 	if (!r)
@@ -158,7 +165,9 @@ static int pass_memory(struct source *s, struct bm_error *error)
 	int r;
 
 	move_phase(s->m, "memory");
-	r = memory_pass(s, error);
+	r = preflight_again(s, error);
+	if (!r)
+		r = memory_pass(s, error);
 	move_step(s->m, "voted");
 	if (!r && s->options.rehearse) {
 		s->rehearsed = true;
@@ -199,7 +208,7 @@ void source_part(struct source *s, const char *name)
 
 static int decide(struct source *s, struct bm_error *error)
 {
-	int r;
+	int id, r;
 
 	move_step(s->m, "gone");
 	r = disks_fence(s, error);
@@ -207,6 +216,9 @@ static int decide(struct source *s, struct bm_error *error)
 	move_step(s->m, "fenced");
 	if (!r)
 		r = move_may_go_on(s->m, error);
+	if (!r) /* nobody waits for its answer: it is for when we die */
+		r = bm_client_send(s->talk, "fenced", json_pack("{s:O}", "disks", s->commit), &id,
+				   error);
 	if (!r && bm_move_log_append(&s->m->log, BM_MOVE_PASSED) < 0)
 		r = bm_fail(error, BM_E_IO, "the log of the move cannot be written");
 	source_part(s, "decision_ns");
@@ -237,6 +249,7 @@ static void read_options(struct source *s)
 		.into = json_string_value(json_object_get(o, "into")),
 		.overwrite = json_is_true(json_object_get(o, "overwrite")),
 		.rehearse = json_is_true(json_object_get(o, "rehearse")),
+		.dry_run = json_is_true(json_object_get(o, "dry_run")),
 		.keep_copies = json_is_true(json_object_get(o, "keep_copies")),
 		.budget = (uint64_t)number(o, "pause_budget"),
 		.timeout = (uint64_t)number(o, "timeout"),
@@ -261,9 +274,13 @@ void move_source(struct move *m)
 	}
 	move_must_log(m, BM_MOVE_BEGUN);
 	move_step(m, "begun");
-	r = source_set_rate(&s, &error);
+	r = await_window(&s, &error);
 	if (!r)
 		r = plan(&s, &error);
+	if (!r)
+		r = check(&s, &error);
+	if (!r)
+		r = source_set_rate(&s, &error);
 	if (!r)
 		r = prepare(&s, &error);
 	if (!r)

@@ -25,6 +25,8 @@
 #include "blockmirror/machine/graph.h"
 #include "blockmirror/machine/move_announce.h"
 #include "blockmirror/machine/move_media.h"
+#include "blockmirror/machine/move_target.h"
+#include "blockmirror/machine/preflight.h"
 
 #define START  30000000000ull /* ns that a VMM gets to listen at its QMP socket */
 #define STEP   50000000ull
@@ -32,17 +34,6 @@
 #define TAKE   30000000000ull  /* ns that a disk gets to become ours */
 #define FORGOT 600000000000ull /* ns without a word, after which what was not voted for goes */
 enum { TICK_MS = 250, SLEEP_MS = 100 };
-
-struct target {
-	struct move *m;
-	struct door *door;
-	struct visitor *talk; /* NULL: nobody is there */
-	struct vm vm;
-	char *qmp, *incoming;
-	struct incoming memory;
-	uint64_t heard;
-	bool over;
-};
 
 /* The VMM */
 
@@ -57,7 +48,7 @@ static bool has_vm(struct target *t)
 }
 
 /* Whether it is there, whole, and waits for "cont", or runs. */
-static bool is_loaded(struct target *t)
+bool target_is_loaded(struct target *t)
 {
 	struct bm_error error;
 	bm_free char *status = has_vm(t) ? vm_status(&t->vm, &error) : NULL;
@@ -74,7 +65,7 @@ static void await_end(pid_t pid)
 		move_sleep(STEP / 10);
 }
 
-static void end_vm(struct target *t)
+void target_end_vm(struct target *t)
 {
 	struct bm_error error;
 
@@ -85,7 +76,8 @@ static void end_vm(struct target *t)
 		await_end(pid);
 	}
 	vm_close(&t->vm);
-	if (move_hook(t->m, "stop-target", json_pack("{s:s}", "qmp", t->qmp), NULL, &error) < 0 &&
+	if (json_object_get(t->m->plan, "prepared") &&
+	    move_hook(t->m, "stop-target", json_pack("{s:s}", "qmp", t->qmp), NULL, &error) < 0 &&
 	    error.code != BM_E_NOT_FOUND)
 		bm_log(BM_LOG_WARN, "%s: %s", t->m->id, error.text);
 }
@@ -158,13 +150,21 @@ static int prepare(struct target *t, struct bm_error *error)
 	/* Again: the memory came to nothing, and with it the machine that waited for it. */
 	if (t->vm.qmp) {
 		incoming_end(&t->memory);
-		end_vm(t);
+		target_end_vm(t);
 	}
+	json_object_set_new(t->m->plan, "prepared", json_true());
 	bm_sync_folder_of(t->qmp);
 	unlink(t->qmp);
-	r = move_hook(t->m, "start-target", params, NULL, error);
+	r = move_save(t->m, error);
+	if (!r)
+		r = move_hook(t->m, "start-target", json_incref(params), NULL, error);
+	json_decref(params);
 	if (!r)
 		r = wait_for_vm(t, error);
+	if (!r)
+		json_object_set_new(t->m->plan, "vmm", json_integer(bm_qmp_peer(t->vm.qmp).pid));
+	if (!r)
+		r = move_save(t->m, error);
 	if (!r)
 		r = set_up_vm(t, error);
 	if (!r)
@@ -205,7 +205,7 @@ static int vote(struct target *t, struct bm_error *error)
 		if (bm_qmp_listen(t->vm.qmp, SLEEP_MS, error) < 0)
 			return has_refused(t, error);
 	}
-	if (!is_loaded(t))
+	if (!target_is_loaded(t))
 		return bm_fail(error, BM_E_QMP, "the machine is loaded, and not paused");
 	move_step(t->m, "loaded");
 	if (bm_move_log_append(&t->m->log, BM_MOVE_VOTED) < 0)
@@ -216,7 +216,7 @@ static int vote(struct target *t, struct bm_error *error)
 }
 
 /* All at once; one whose process has died is started again, and asked again. */
-static void take_disks(struct target *t, json_t *disks)
+void target_take_disks(struct target *t, json_t *disks)
 {
 	struct bm_client *client[MOVE_DISKS] = {NULL};
 	int id[MOVE_DISKS];
@@ -257,11 +257,11 @@ static void take_disks(struct target *t, json_t *disks)
 	}
 }
 
-static void run_machine(struct target *t)
+void target_run(struct target *t)
 {
 	struct bm_error error;
 
-	if (!is_loaded(t) || vm_call(&t->vm, "cont", NULL, &error) < 0) {
+	if (!target_is_loaded(t) || vm_call(&t->vm, "cont", NULL, &error) < 0) {
 		bm_log(BM_LOG_ERROR,
 		       "%s: all disks of machine %s are here, and its VMM is not any more",
 		       t->m->id, t->m->machine);
@@ -278,7 +278,7 @@ static int commit(struct target *t, json_t *params, struct bm_error *error)
 	json_t *disks = json_object_get(params, "disks");
 	enum bm_move_state state = t->m->log.state;
 
-	if (state == BM_MOVE_GONE || (state == BM_MOVE_VOTED && !is_loaded(t))) {
+	if (state == BM_MOVE_GONE || (state == BM_MOVE_VOTED && !target_is_loaded(t))) {
 		move_must_log(t->m, BM_MOVE_GONE);
 		return bm_fail(error, BM_E_INTERRUPTED, "the machine is not here any more");
 	}
@@ -291,23 +291,36 @@ static int commit(struct target *t, json_t *params, struct bm_error *error)
 		move_step(t->m, "started");
 	}
 	move_phase(t->m, "started");
-	take_disks(t, disks);
-	run_machine(t);
+	target_take_disks(t, disks);
+	target_run(t);
 	move_phase(t->m, "running");
 	return 0;
 }
 
-static void give_up(struct target *t)
+void target_give_up(struct target *t)
 {
 	incoming_end(&t->memory);
-	end_vm(t);
+	target_end_vm(t);
 	media_undo(t->m);
 	if (t->m->log.state != BM_MOVE_GONE)
 		move_must_log(t->m, BM_MOVE_GONE);
 }
 
+/* What speaks against the machine here; nothing does: it is kept for it. */
+static int check(struct target *t, json_t *params, struct bm_error *error)
+{
+	json_t *need = json_object_get(params, "need");
+
+	if (!json_is_object(need))
+		return bm_fail(error, BM_E_USAGE, "need is wanted");
+	t->checked = preflight_check(t->m, need, error);
+	return t->checked ? 0 : -EIO;
+}
+
 static json_t *tell(struct target *t)
 {
+	if (t->checked)
+		return bm_steal(t->checked);
 	return json_pack("{s:s s:I s:I s:O*}", "state", bm_move_state_name(t->m->log.state),
 			 "bytes", (json_int_t)incoming_bytes(&t->memory), "ran_ns",
 			 (json_int_t)vm_ago(t->vm.resumed_ns), "want",
@@ -318,8 +331,12 @@ static int act(struct target *t, const char *method, json_t *params, struct bm_e
 {
 	enum bm_move_state state = t->m->log.state;
 
+	if (!strcmp(method, "alive") && state == BM_MOVE_BEGUN)
+		return preflight_serviced(t->m, error);
 	if (!strcmp(method, "hello") || !strcmp(method, "alive"))
 		return 0;
+	if (!strcmp(method, "check") && state == BM_MOVE_BEGUN)
+		return check(t, params, error);
 	if (!strcmp(method, "media") && state == BM_MOVE_BEGUN)
 		return media_check(t->m, params, error);
 	if (!strcmp(method, "media-write") && state == BM_MOVE_BEGUN)
@@ -330,8 +347,19 @@ static int act(struct target *t, const char *method, json_t *params, struct bm_e
 		return vote(t, error);
 	if (!strcmp(method, "commit"))
 		return commit(t, params, error);
+	if (!strcmp(method, "fenced") && state == BM_MOVE_VOTED)
+		return target_note_fenced(t, params);
+	if (!strcmp(method, "abort") && state == BM_MOVE_STARTED &&
+	    json_is_true(json_object_get(params, "fenced"))) {
+		int r = target_fenced_out(t, error);
+
+		if (!r)
+			move_must_log(t->m, BM_MOVE_GONE);
+		t->over = !r;
+		return r;
+	}
 	if (!strcmp(method, "abort") && state != BM_MOVE_STARTED && state != BM_MOVE_DONE) {
-		give_up(t);
+		target_give_up(t);
 		t->over = true;
 		return 0;
 	}
@@ -370,7 +398,7 @@ static void hear(struct target *t)
 	t->talk = NULL;
 	/* Its VMM runs on there: ours would wait for nothing. */
 	if (t->m->log.state == BM_MOVE_BEGUN)
-		give_up(t);
+		target_give_up(t);
 }
 
 /* Somebody comes, or who is there says something. */
@@ -450,12 +478,15 @@ void move_target(struct move *m)
 	if (m->log.state == BM_MOVE_NONE)
 		move_must_log(m, BM_MOVE_BEGUN);
 	else if (m->log.state == BM_MOVE_BEGUN) /* of a process that has died: so has the stream */
-		give_up(&t);
+		target_give_up(&t);
+	else if (m->log.state == BM_MOVE_STARTED && json_object_get(m->plan, "alone"))
+		target_go_alone(&t);
 	while (!t.over && !is_forgotten(&t)) {
 		await(&t);
 		come(&t);
 		if (t.talk)
 			hear(&t);
+		target_look_at_doubt(&t);
 	}
 	/* The answer is on its way, and the other end goes first. */
 	if (t.talk)

@@ -94,6 +94,11 @@ void move_leave(void *arg, struct bm_rpc_call *call, json_t *params)
 	daemon_adopt(arg, call, params);
 }
 
+void move_retire(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	daemon_adopt(arg, call, params);
+}
+
 int move_allows(const struct disk *d, const char *id, struct bm_error *error)
 {
 	(void)d;

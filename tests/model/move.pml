@@ -5,8 +5,8 @@
  * broken variants. move_source.c and move_end.c are S's process, move_target.c is T's, disk/move.c the disks'.
  *
  * What holds:
- *  - The machine never runs on both hosts, nor on S once it has run on T.
- *  - No disk is served on both. Where the machine runs, all disks are.
+ *  - The machine never runs on both hosts, nor on S once it has run on T, unless T is dead for good.
+ *  - No disk is served on both. Where the machine runs, all disks are, and as its memory knows them.
  *  - When nothing more can happen all disks are on one host, and the machine runs there, unless that
  *    host was started anew.
  *
@@ -20,7 +20,10 @@
  *  - A log entry is there, and then durable. S's may report an error and be there all the same. T's are
  *    durable at once, or the rule that says so is left out.
  *  - Disks' data: who fences has it equal on both (handover.pml).
- *  - FAULTS things fail: a process is killed, the network is cut (it comes back), a host is started anew.
+ *  - FAULTS things fail: a process is killed, the network is cut (it comes back), a host is started anew, T's copies
+ *    fall behind. A host is down for a while; the other one may be told then that it is dead, and it does not come
+ *    back. (It is a person's word, or hook fence's; that such a host is told when it comes back all the same is not
+ *    in here.)
  */
 #define MOST 3
 
@@ -40,6 +43,10 @@ byte broken;
 #define waits_to_be_told   11 /* ... set_up_vm(): QEMU was started with -S */
 #define passed_is_not_done 12 /* disk/move.c settle(): only "done" counts */
 #define log_decides_leave  13 /* ... disks_leave(): what is fenced opens by the log alone */
+#define dead_not_silent    14 /* move_fence.c: a host is fenced that is dead, and not one that does not answer */
+#define told_then_alone    15 /* ... standbys_untouched(): S has said that its disks are whole there */
+#define untouched          16 /* ... and has not written to them since */
+#define alone_goes_on      17 /* move_target.c: one that began by itself goes on by itself, when its process has died */
 
 byte faults;
 #define FAULT (faults < MOST)
@@ -53,6 +60,8 @@ byte faults;
 #define OFF    5
 byte svm = RUN, tvm = WAIT;
 bit shut, ran, sboot, tboot, link = 1;
+bit sdown, tdown, sfenced, tfenced; /* it is off; sfenced: S was told that T is dead, tfenced: T that S is */
+bit sure, touched, behind; /* T knows that its copies are whole; they were written to since; they are not */
 
 /* logs */
 #define BEGUN   0
@@ -87,9 +96,9 @@ bit taken[2]; /* T's */
 #define ANY(x) (x[0] || x[1])
 
 inline holds() {
-	assert(!(svm == RUN && tvm == RUN) && !(svm == RUN && ran));
-	assert(!(open[0] && taken[0]) && !(open[1] && taken[1]));
-	assert(tvm != RUN || ALL(taken));
+	assert(!(svm == RUN && tvm == RUN) && !(svm == RUN && ran && !sfenced));
+	assert(tdown || (!(open[0] && taken[0]) && !(open[1] && taken[1])));
+	assert(tvm != RUN || (ALL(taken) && !behind && !touched));
 	assert(!(ANY(passed) && sld == ABORTED))
 }
 
@@ -157,8 +166,9 @@ end:	do
 	/* the decision */
 	:: atomic { sp && at == GATED && talks[0] && !fenced[0] && (svm == POST || !RULE(complete_then_pass)) -> open[0] = 0; fenced[0] = 1 }
 	:: atomic { sp && at == GATED && talks[1] && !fenced[1] && (svm == POST || !RULE(complete_then_pass)) -> open[1] = 0; fenced[1] = 1 }
-	:: atomic { sp && at == GATED && (ALL(fenced) || !RULE(all_are_fenced)) && (svm == POST || !RULE(complete_then_pass)) ->
-		sl = PASSED; at = WRITES }
+	:: atomic { sp && at == GATED && behind -> at = ABORTS }
+	:: atomic { sp && at == GATED && !behind && (ALL(fenced) || !RULE(all_are_fenced)) && (svm == POST || !RULE(complete_then_pass)) ->
+		sure = sure || (link && tp && tl == VOTED); sl = PASSED; at = WRITES }
 	:: atomic { sp && at == WRITES -> sld = PASSED; at = COMMITS }
 	:: atomic { sp && at == WRITES && FAULT -> faults++; at = ABORTS } /* it may be there, and may become durable */
 	:: atomic { sp && at == WRITES && FAULT -> faults++; sld = PASSED; at = ABORTS }
@@ -166,6 +176,7 @@ end:	do
 	:: atomic { sp && at == COMMITS && link && tp && !asks && !starts && !answer -> asks = 1 }
 	:: atomic { sp && at == COMMITS && link && answer == GONE -> answer = 0; at = ABORTS }
 	:: atomic { sp && at == COMMITS && link && answer == STARTED -> answer = 0; sl = DONE; sld = DONE; at = ENDS }
+	:: atomic { sp && at == COMMITS && (tdown || !RULE(dead_not_silent)) -> sfenced = 1; at = ABORTS }
 	/* or not */
 	:: atomic { sp && at == MEMORY && (!STREAM || tvm == OFF || !ALL(talks) || svm == RUN) -> at = ABORTS }
 	:: atomic { sp && at == GATED && (!ALL(talks) || svm == RUN) -> at = ABORTS }
@@ -178,7 +189,8 @@ end:	do
 		:: else
 		fi;
 		at = TELLS; holds() }
-	:: atomic { sp && at == TELLS && link && tp -> at = ENDS;
+	:: atomic { sp && at == TELLS && sfenced -> at = ENDS }
+	:: atomic { sp && at == TELLS && !sfenced && link && tp -> at = ENDS;
 		if
 		:: tl != STARTED -> target_gone()
 		:: else
@@ -205,6 +217,9 @@ end:	do
 		:: tvm == LOADED -> tvm = RUN; ran = 1
 		:: else
 		fi; holds() }
+	/* S is dead, and T was told */
+	:: atomic { tp && tl == VOTED && tvm == LOADED && sdown && !starts && (sure || !RULE(told_then_alone)) && (!touched || !RULE(untouched)) ->
+		tfenced = 1; tl = STARTED; tld = STARTED; starts = 1 }
 	/* of a stream that has ended nothing comes */
 	:: atomic { tp && tl == BEGUN && !link && tvm != OFF -> target_gone() }
 	od
@@ -213,31 +228,36 @@ end:	do
 proctype Faults() {
 end:	do
 	:: atomic { FAULT && sp && at != ENDS -> faults++; sp = 0; late = late || asks; asks = 0; answer = 0 }
-	:: atomic { !sp -> source_starts(); holds() }
+	:: atomic { !sp && !sdown -> source_starts(); holds() }
 	:: atomic { FAULT && tp -> faults++; tp = 0; starts = 0; asks = 0; late = 0; answer = 0 }
-	:: atomic { !tp -> tp = 1;
+	:: atomic { !tp && !tdown -> tp = 1;
 		if
 		:: tl == BEGUN -> target_gone()
+		:: tl == STARTED && tfenced && RULE(alone_goes_on) -> starts = 1
 		:: else -> tld = tl
 		fi; holds() }
 	:: atomic { FAULT && live[0] -> faults++; live[0] = 0; talks[0] = 0; open[0] = 0 }
-	:: atomic { !live[0] -> disk_starts(0);
+	:: atomic { !live[0] && !sdown -> disk_starts(0);
 		if
 		:: joined[0] && RULE(log_decides_leave) -> follow(0)
 		:: joined[0] && !RULE(log_decides_leave) && sl == PASSED -> joined[0] = 0; open[0] = 1
 		:: else
 		fi; holds() }
 	:: atomic { FAULT && live[1] -> faults++; live[1] = 0; talks[1] = 0; open[1] = 0 }
-	:: atomic { !live[1] -> disk_starts(1);
+	:: atomic { !live[1] && !sdown -> disk_starts(1);
 		if
 		:: joined[1] -> follow(1)
 		:: else
 		fi; holds() }
 	:: atomic { FAULT && link -> faults++; link = 0; late = late || asks; asks = 0; answer = 0 }
 	:: atomic { !link -> link = 1 }
-	:: atomic { FAULT && !sboot -> faults++; sboot = 1; sp = 0; svm = OFF; sl = sld; answer = 0;
+	:: atomic { FAULT && !sboot -> faults++; sboot = 1; sdown = 1; sp = 0; svm = OFF; sl = sld; answer = 0;
 		live[0] = 0; live[1] = 0; talks[0] = 0; talks[1] = 0; open[0] = 0; open[1] = 0 }
-	:: atomic { FAULT && !tboot -> faults++; tboot = 1; tp = 0; tvm = OFF; tl = tld; starts = 0; asks = 0; late = 0; answer = 0 }
+	:: atomic { FAULT && !tboot -> faults++; tboot = 1; tdown = 1; tp = 0; tvm = OFF; tl = tld; starts = 0; asks = 0; late = 0; answer = 0 }
+	:: atomic { sdown && !tfenced -> sdown = 0 }
+	:: atomic { tdown && !sfenced -> tdown = 0; holds() }
+	:: atomic { FAULT && !behind && at == MEMORY && svm != OFF -> faults++; behind = 1 }
+	:: atomic { sure && !touched && svm == RUN && ANY(open) && link && !tdown && !ANY(taken) -> touched = 1 }
 	od
 }
 
@@ -247,6 +267,6 @@ active proctype Main() {
 		run Source(); run Target(); run Faults()
 	}
 	timeout;
-	assert((ALL(open) && !ANY(taken)) || (ALL(taken) && !ANY(open)));
+	assert((ALL(open) && (!ANY(taken) || (sfenced && tdown))) || (ALL(taken) && !ANY(open)));
 	assert(svm == RUN || tvm == RUN || (sboot && ALL(open)) || (tboot && ALL(taken)))
 }

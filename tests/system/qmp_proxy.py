@@ -8,6 +8,7 @@ At the NUMBER-th command of all that clients send:
     before   both connections are closed; QEMU has not heard of it
     after    QEMU has carried it out; they are closed instead of the answer
     refuse   the client is told an error; QEMU has not heard of it
+    answer   NUMBER is {COMMAND: result, …}: always, instead of QEMU's results
 Prints which command that was. What comes later passes. SIGUSR1 closes the connections of now.
 """
 import json
@@ -20,7 +21,10 @@ import threading
 
 class Proxy:
     def __init__(self, listen, server, mode, number):
-        self.server, self.mode, self.left = server, mode, int(number)
+        self.server, self.mode = server, mode
+        self.lies = json.loads(number) if mode == "answer" else {}
+        self.left = 0 if mode == "answer" else int(number)
+        self.asked = {}
         self.listener = socket.socket(socket.AF_UNIX)
         if os.path.exists(listen):
             os.unlink(listen)
@@ -62,6 +66,7 @@ class Proxy:
         """Whether the connection goes on; self.passes says whether QEMU hears of it."""
         self.left -= 1
         self.passes = True
+        self.asked[message.get("id")] = message["execute"]
         if self.left:
             return True
         print(self.mode, message["execute"], flush=True)
@@ -80,10 +85,18 @@ class Proxy:
             for line in upstream.makefile("rb"):
                 if self.lost is not None and json.loads(line).get("id") == self.lost:
                     break
-                client.sendall(line)
+                client.sendall(self.lie(line) if self.lies else line)
         except OSError:
             pass
         self.end(client, upstream)
+
+    def lie(self, line):
+        answer = json.loads(line)
+        command = self.asked.get(answer.get("id"))
+        if command in self.lies:
+            answer.pop("error", None)
+            answer["return"] = self.lies[command]
+        return json.dumps(answer).encode() + b"\n"
 
     @staticmethod
     def end(*sockets):

@@ -1,0 +1,136 @@
+#!/bin/bash
+# SPDX-License-Identifier: BSD-3-Clause
+# A machine's move is in doubt, and one of the two hosts is dead. Nothing runs by time alone; hook fence, or a person,
+# says that it is dead, and then the machine runs on the other one, with all of its disks, of which nothing is lost.
+# Never two run: also when the dead one comes back.
+# shellcheck source-path=SCRIPTDIR/../system source=../system/machine.bash
+. "$(dirname "$0")/../system/machine.bash"
+
+need_machine
+budget=30s
+
+# The hooks of etc, and fence, which says what the test knows: that a host has died.
+make_hooks() {
+	mkdir "$dir/hooks" && cp "$hooks"/* "$dir/hooks/" || return
+	cat >"$dir/hooks/fence" <<-END
+		#!/bin/bash
+		echo asked >>"$dir/asked"
+		[ -e "$dir/dead.\$(jq -r .peer "\$1")" ] || { echo "it may live" >&2; exit 1; }
+	END
+	chmod +x "$dir/hooks/fence" && hooks=$dir/hooks
+}
+fences() { : >"$dir/dead.host-$1"; }
+alive() { rm -f "$dir/dead.host-$1"; }
+
+# dies HOST: all that runs there, at once.
+dies() {
+	local pids p
+	mapfile -t pids < <(host_processes "$1")
+	kill -KILL "${pids[@]}"
+	for p in "${pids[@]}"; do wait "$p" 2>/dev/null; lib_forget "$p"; done
+	unset "host_daemon[$1]"
+	wait_for 5 nobody_on "$1"
+}
+nobody_on() { [ -z "$(host_processes "$1")" ]; }
+
+# begins FROM TO STEP: a move, whose process waits at that step, in $mover.
+begins() {
+	rm -f "$dir/asked"
+	at "$3" stop
+	log=$dir/move spawn move "$1" "$2" --overwrite
+	client=$pid
+	wait_for 60 came_there && wait_for 5 find_mover
+}
+find_mover() {
+	local p
+	for p in $(host_processes a; host_processes b); do
+		[ "$(cut -d ' ' -f 3 "/proc/$p/stat" 2>/dev/null)" = T ] && mover=$p && return
+	done
+	return 1
+}
+over() { stop "$client"; rm -f "$dir/move"; }
+says() { "${@:2}" >"$dir/said" 2>&1; cat "$dir/said"; grep "$1" "$dir/said"; }
+in_doubt() { says "in doubt\|doubt  " bm_on "$1" machine show vm; }
+runs_on() { wait_for 60 machine_is "$1" running; }
+show_logs() { tail -n 15 "$dir"/{a,b}/run/{moves,disks}/*.log | cut -c 1-300 | sed 's/^/# /'; }
+stop_here() { [ "$lib_failed" -eq 0 ] || { show_logs; exit; }; }
+fenced_on() { [ "$(on "$1" show disk0 .gate)$(on "$1" show disk1 .gate)" = fencedfenced ]; }
+asked() { [ -s "$dir/asked" ]; }
+
+# S has decided, and T dies before it has heard of that.
+target_dead() {
+	check "it has decided" begins a b source-passed
+	check "b dies" dies b
+	kill -CONT "$mover"
+	check "a is in doubt, and says so" wait_for 20 in_doubt a
+	check "so does the command" wait_for 10 grep "in doubt" "$dir/move"
+	check "and how it ends" grep "recover --machine vm --resume-here --peer-is-dead" "$dir/said"
+	check "asking changes nothing" says "not known whether machine vm runs" bm_on a recover --machine vm
+	check "the hook is asked" wait_for 20 asked
+	check "it does not know: nothing runs" fenced_on a
+	check_fails "one of the two words is not enough" 2 "said together" bm_on a recover --machine vm --peer-is-dead
+	check "a person knows" bm_on a recover --machine vm --resume-here --peer-is-dead
+	check "it runs on a" runs_on a
+	check "its guest goes on" goes_on
+	check "nothing is lost" sound_machine a
+	over
+	check "b is back" host_start b
+	check "it forgets the move, which a has forgotten" wait_for 40 only_on a b
+	check_fails "a machine that is in no doubt" 4 "is in no move" bm_on a recover --machine vm
+	stop_here
+}
+
+# T runs it already when it dies, and comes back with all disks.
+target_dead_late() {
+	check "it has begun there" begins a b target-started
+	check "b dies" dies b
+	check "a is in doubt" wait_for 20 in_doubt a
+	check "nothing runs" fenced_on a
+	fences b
+	check "the hook knows: it runs on a" runs_on a
+	check "its guest goes on" goes_on
+	check "b does not know" wait_for 20 says "does not know that yet" bm_on a machine show vm
+	alive b
+	check "b is back" host_start b
+	check "it is told" wait_for 60 only_on a b
+	check "it runs on a still" machine_is a running
+	check "nothing is lost" sound_machine a
+	over
+	stop_here
+}
+
+# T has voted, and S dies before it could say that its disks are whole there: they may not be.
+source_dead_early() {
+	check "it has voted" begins a b source-voted
+	check "b hears nothing, and is in doubt" source_gone
+	check "the hook is asked" wait_for 40 asked
+	check_fails "b must not begin" 3 "E_NOT_READY: host host-a had not said that its disks were whole here" \
+		bm_on b recover --machine vm --resume-here --peer-is-dead
+	check "and does not" not_begun b
+	check "a is back" host_start a
+	check "a has the disks" wait_for 60 only_on a b
+}
+not_begun() { ! grep -h ": started" "$dir/$1"/run/moves/*.log; }
+source_gone() { dies a && wait_for 20 in_doubt b; }
+
+# It has decided, and could not say so.
+source_dead() {
+	check "it has decided" begins a b source-passed
+	check "a dies, b is in doubt" source_gone
+	check "it runs nowhere" not_begun b
+	fences a
+	check "the hook knows: it runs on b" runs_on b
+	check "its guest goes on" goes_on
+	over
+	alive a
+	check "a is back" host_start a
+	check "it learns of that" wait_for 60 only_on b a
+	check "it runs on b still" machine_is b running
+	check "nothing is lost" sound_machine b
+}
+
+steps_known
+check "there are hooks" make_hooks
+machine_up
+for part in ${PARTS:-target_dead target_dead_late source_dead_early source_dead}; do $part; done
+[ "$lib_failed" -eq 0 ] || show_logs
