@@ -7,7 +7,7 @@
 . "$(dirname "$0")/../system/machine.bash"
 
 need_machine
-budget=30s
+budget=30s mover=''
 
 # The hooks of etc, and fence, which says what the test knows: that a host has died.
 make_hooks() {
@@ -39,7 +39,7 @@ begins() {
 	at "$3" stop
 	log=$dir/move spawn move "$1" "$2" --overwrite
 	client=$pid
-	wait_for 60 came_there && wait_for 5 find_mover
+	wait_for 150 came_there && wait_for 10 find_mover
 }
 find_mover() {
 	local p
