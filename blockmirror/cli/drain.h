@@ -35,18 +35,18 @@ struct drain_store {
 };
 
 struct drain_image {
-	char *path;       /* without links */
-	const char *name; /* the part of it that is below the datastore */
-	char *disk, *uri; /* of one that we serve; NULL: nobody uses it */
-	char *qmp, *drive; /* of one that a running QEMU has; NULL: none has */
-	char *slipped;     /* the disk of ours that it is meanwhile, when that is known */
-	char *backing;     /* what it shows through to; NULL: nothing */
-	bool flattens;     /* it is copied with what shows through to it */
+	char *path;         /* without links */
+	const char *name;   /* the part of it that is below the datastore */
+	char *disk, *uri;   /* of one that we serve; NULL: nobody uses it */
+	char *qmp, *drive;  /* of one that a running QEMU has; NULL: none has */
+	char *slipped;      /* the disk of ours that it is meanwhile, when that is known */
+	char *backing;      /* what it shows through to; NULL: nothing */
+	bool flattens;      /* it is copied with what shows through to it */
 	unsigned snapshots; /* inside it */
 	pid_t owner;        /* the process that has it rightly open; 0: none */
 	char note[120];     /* what else there is to know of it; "" */
-	bool container;   /* qcow2 */
-	dev_t dev;        /* these two are the file */
+	bool container;     /* qcow2 */
+	dev_t dev;          /* these two are the file */
 	ino_t ino;
 	uint64_t size, need; /* bytes: of the file, and that it takes */
 	struct bm_error why; /* it stays: from the beginning, or after all */

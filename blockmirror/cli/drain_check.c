@@ -67,10 +67,11 @@ int drain_check_stores(const struct drain *d, struct bm_error *error)
 	struct statvfs fs;
 
 	if (!statvfs(d->from.path, &fs) && fs.f_flag & ST_RDONLY)
-		return bm_fail(error, BM_E_ACCESS,
-			       "%s is mounted read-only: nothing can be removed there, or marked as "
-			       "an old copy; mount it to be written to",
-			       d->from.path);
+		return bm_fail(
+			error, BM_E_ACCESS,
+			"%s is mounted read-only: nothing can be removed there, or marked as "
+			"an old copy; mount it to be written to",
+			d->from.path);
 	for (size_t i = 0; i < d->plan.n_stores; i++) {
 		const char *path = d->to[i].path;
 		char kind[KIND];

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * One image moves. A disk that we serve is relocated by its own process, which goes on when we are
- * gone; what a running QEMU has is drain_qemu.c's. What nobody uses is copied, both copies are compared, and the copy gets its name:
+ * gone; what a running QEMU has is drain_qemu.c's. What nobody uses is copied, both copies are
+ *compared, and the copy gets its name:
  *
  *	copy -> FOLDER/.NAME.part; its owner, mode, times
  *	compare, by the job; the file is as it was when the copy began, and nobody has it open
@@ -112,10 +113,7 @@ static json_t *params_of(const struct drain *d, const struct drain_image *image)
 	/* One that becomes whole is read, and written, by what knows its format. */
 	if (image->flattens && asprintf(&clone, "qcow2:%s", image->path) < 0)
 		bm_need(NULL);
-	target = bm_need(bm_uri_like(clone	  ? clone
-				     : image->uri ? image->uri
-						  : image->path,
-				     end));
+	target = bm_need(bm_uri_like(clone ? clone : image->uri ? image->uri : image->path, end));
 	params = json_pack("{s:s s:b s:I}", "target", target, "verify", 1, "rate",
 			   (json_int_t)(d->rate / (d->plan.running + 1)));
 	if (!image->disk && !image->qmp) {
@@ -167,7 +165,7 @@ static int begin(struct drain *d, struct drain_image *image, const char *store)
 	if (image->qmp)
 		return begin_qemu(d, image, store);
 	r = image->disk ? cli_connect(d->cli, image->disk, &image->client, &image->why)
-			    : cli_one_off(d->cli, &image->client, &image->why);
+			: cli_one_off(d->cli, &image->client, &image->why);
 	if (r < 0)
 		return r;
 	bm_client_set_timeout(image->client, PATIENCE);

@@ -185,8 +185,8 @@ static void release_some(struct drain *d)
 	bool any_ahead = false;
 
 	for (size_t i = 0; i < d->n; i++)
-		any_ahead |= is_ahead(d, i) || (d->plan.items[i].state == PLAN_HELD &&
-						!is_held(d, i, true));
+		any_ahead |= is_ahead(d, i) ||
+			     (d->plan.items[i].state == PLAN_HELD && !is_held(d, i, true));
 	for (size_t i = 0; i < d->n; i++) {
 		if (d->plan.items[i].state != PLAN_HELD || is_held(d, i, any_ahead))
 			continue;

@@ -32,14 +32,6 @@ static struct drain_image *add(struct drain *d, const char *path)
 	return image;
 }
 
-/* What a fault injector is around (dev/fault.c). */
-static const char *path_of(const char *uri)
-{
-	const char *inner = strncmp(uri, "fault:", 6) ? NULL : strchr(uri, ';');
-
-	return bm_uri_path(inner ? inner + 1 : uri);
-}
-
 /* The disk that is on it now. */
 static const json_t *find_disk(const json_t *disks, const struct stat *st)
 {
@@ -47,7 +39,7 @@ static const json_t *find_disk(const json_t *disks, const struct stat *st)
 	size_t i;
 
 	json_array_foreach(disks, i, disk) {
-		const char *path = path_of(cli_text(disk, "uri"));
+		const char *path = bm_uri_path(cli_text(disk, "uri"));
 		struct stat there;
 
 		if (path && *path && !stat(path, &there) && there.st_dev == st->st_dev &&

@@ -48,8 +48,8 @@ static json_t *object_of(const struct drain *d, const struct drain_image *image)
 	return json_pack("{s:s s:s s:s* s:I s:I s:s* s:b s:s* s:o*}", "image", image->path, "kind",
 			 kind_of(image), "disk", image->disk, "size", (json_int_t)image->size,
 			 "allocated", (json_int_t)image->need, "store", store_of(d, image), "moved",
-			 (int)image->moved, "note",
-			 *image->note ? image->note : NULL, "why", why_of(image));
+			 (int)image->moved, "note", *image->note ? image->note : NULL, "why",
+			 why_of(image));
 }
 
 static void put_event(const char *event, json_t *object)
@@ -205,7 +205,9 @@ static void put_result(const struct drain_image *image)
 		       image->why.text);
 	else
 		printf("  %-28s moved to %s, compared\n", image->name,
-		       image->target ? image->target : path ? path : "its target");
+		       image->target ? image->target
+		       : path        ? path
+				     : "its target");
 }
 
 int tell_summary(struct drain *d)
