@@ -95,7 +95,7 @@ void tell_plan(const struct drain *d)
 {
 	uint64_t bytes = 0;
 	size_t moving = 0;
-	char text[BM_UNITS_TEXT];
+	char text[BM_UNITS_TEXT], kept[BM_UNITS_TEXT];
 
 	if (d->cli->json) {
 		json_t *images = json_array();
@@ -104,6 +104,10 @@ void tell_plan(const struct drain *d)
 			json_array_append_new(images, object_of(d, &d->image[i]));
 		put_event("plan", json_pack("{s:s s:o s:o}", "datastore", d->from.path, "images",
 					    images, "stores", stores(d)));
+		return;
+	}
+	if (!d->n) {
+		printf("there is nothing in %s\n", d->from.path);
 		return;
 	}
 	printf("%-28s %10s %10s  %-4s  %s\n", "IMAGE", "SIZE", "ALLOCATED", "KIND", "GOES TO");
@@ -116,8 +120,9 @@ void tell_plan(const struct drain *d)
 	}
 	for (size_t i = 0; i < d->plan.n_stores; i++)
 		if (d->plan.stores[i].pool == i)
-			printf("%s: %s left after that, beside what it keeps free\n", d->to[i].path,
-			       bm_format_size(text, d->plan.stores[i].room));
+			printf("%s: room for %s more after that; %s are kept free\n", d->to[i].path,
+			       bm_format_size(text, d->plan.stores[i].room),
+			       bm_format_size(kept, d->to[i].reserve));
 	printf("%zu of %zu move, %s\n", moving, d->n, bm_format_size(text, bytes));
 }
 
@@ -228,7 +233,8 @@ int tell_summary(struct drain *d)
 					       (int)empty, "took_ns", (json_int_t)ns));
 		return left;
 	}
-	printf("\n%zu of %zu moved, %s, in %s\n", moved, d->n, bm_format_size(size, bytes),
+	if (d->n)
+		printf("\n%zu of %zu moved, %s, in %s\n", moved, d->n, bm_format_size(size, bytes),
 	       bm_format_duration(took, ns));
 	for (size_t i = 0; i < d->n; i++)
 		put_result(&d->image[i]);

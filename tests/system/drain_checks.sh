@@ -16,11 +16,21 @@ plan_of() { drain --dry-run --json "$@" >"$dir/plan"; }
 has() { jq -e "select(.event == \"plan\") | .images[] | select(.image == \"$old/$1\") | $2" "$dir/plan" >>"$dir/log"; }
 # stays IMAGE CODE TEXT [OPTION…]: it does, and is told so, with that reason.
 stays() {
-	plan_of "${@:4}" && has "$1" ".why.code == \"$2\" and .store == null and (.why.message | test(\"$3\"))" ||
-		{ cat "$dir/plan"; return 1; }
+	plan_of "${@:4}" || return
+	has "$1" ".why.code == \"$2\" and .store == null and (.why.message | test(\"$3\"))" || { cat "$dir/plan"; return 1; }
 }
 # goes IMAGE [OPTION…]
-goes() { plan_of "${@:2}" && has "$1" '.why == null and .store != null' || { cat "$dir/plan"; return 1; }; }
+goes() {
+	plan_of "${@:2}" || return
+	has "$1" '.why == null and .store != null' || { cat "$dir/plan"; return 1; }
+}
+all_move() {
+	local status
+	drain --flatten >"$dir/summary"
+	status=$?
+	cat "$dir/summary"
+	return $status
+}
 random() { dd if=/dev/urandom bs=1M count="$2" of="$1" 2>>"$dir/log"; }
 cleanup() {
 	chattr -i "$old"/*.img 2>/dev/null
@@ -188,11 +198,11 @@ check "and so does all below" stays base.raw E_LINKED "shows through mid.qcow2" 
 qemu-img snapshot -d one "$old/top.qcow2"
 for name in top mid base; do
 	[ $name = base ] && format=raw file=base.raw || format=qcow2 file=$name.qcow2
-	qemu-img convert -f $format -O raw "$old/$file" "$dir/$name.content"
+	qemu-img convert -f "$format" -O raw "$old/$file" "$dir/$name.content"
 done
-check "all of them move" eval "drain --flatten | tee \"$dir/summary\"; test ${PIPESTATUS[0]} -eq 0"
+check "all of them move" all_move
 check "empty, verified" grep -q "$old is empty, verified" "$dir/summary"
-check "every disk is in the summary" test "$(grep -c ' moved to .*compared' "$dir/summary")" -eq "$(ls "$new" | wc -l)"
+check "every disk is in the summary" test "$(grep -c ' moved to .*compared' "$dir/summary")" -eq "$(find "$new" -type f | wc -l)"
 check "a clone is one image now" test "$(qemu-img info --output=json "$new/top.qcow2" | jq -r '."backing-filename" // "none"')" = none
 for name in top mid; do
 	check "$name has what it showed" qemu-img compare -q -f qcow2 -F raw "$new/$name.qcow2" "$dir/$name.content"
