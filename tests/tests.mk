@@ -15,7 +15,7 @@ LONG_TESTS := tests/system/hammer_guest.sh tests/system/hammer_detects.sh tests/
 	tests/system/shared_death.sh tests/fault/ram_lost.sh tests/system/migrate_trouble.sh \
 	tests/system/native_teeth.sh tests/system/native_kvm.sh tests/system/native_machine.sh \
 	tests/system/hook_relocate.sh tests/system/hooks.sh tests/system/slip_unnamed.sh \
-	tests/system/ram_relay.sh tests/fault/machine_death.sh
+	tests/system/ram_relay.sh tests/fault/machine_death.sh tests/system/drain_guests.sh
 # Hours by itself.
 EVERY_CALL := tests/fault/every_call.sh
 # They do more with LONG=1.
