@@ -235,7 +235,7 @@ int tell_summary(struct drain *d)
 	}
 	if (d->n)
 		printf("\n%zu of %zu moved, %s, in %s\n", moved, d->n, bm_format_size(size, bytes),
-	       bm_format_duration(took, ns));
+		       bm_format_duration(took, ns));
 	for (size_t i = 0; i < d->n; i++)
 		put_result(&d->image[i]);
 	if (empty)

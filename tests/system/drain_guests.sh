@@ -43,10 +43,10 @@ fill_datastore() {
 # guest NUMBER FORMAT FILE: a QEMU of its own folder, $dir/vmNUMBER.
 guest() {
 	local top=$dir
-	# shellcheck disable=SC2034 # it is kept open
 	local keyboard
 	mkdir "$top/vm$1"
 	mkfifo "$top/vm$1/keyboard"
+	# shellcheck disable=SC2034 # it is kept open
 	exec {keyboard}<>"$top/vm$1/keyboard"
 	# shellcheck disable=SC2016
 	spawn bash -c 'exec "$@" <"$0"' "$top/vm$1/keyboard" \
