@@ -16,7 +16,7 @@ LONG_TESTS := tests/system/hammer_guest.sh tests/system/hammer_detects.sh tests/
 	tests/system/native_teeth.sh tests/system/native_kvm.sh tests/system/native_machine.sh \
 	tests/system/ram_relay.sh tests/fault/machine_death.sh tests/system/migrate_policy.sh \
 	tests/fault/machine_guest.sh tests/system/migrate_network.sh tests/system/migrate_sixteen.sh \
-	tests/fault/machine_fence.sh tests/system/migrate_reserve.sh
+	tests/fault/machine_fence.sh tests/system/migrate_reserve.sh tests/system/drain_guests.sh
 # Hours by itself.
 EVERY_CALL := tests/fault/every_call.sh
 # They do more with LONG=1.

@@ -256,6 +256,9 @@ static void check_end(struct bm_timer *timer)
 {
 	struct oneoff *o = bm_container(timer, struct oneoff, end);
 
+	/* It may have begun since: its devices were being opened when the client went. */
+	if (job_runs(o->disk.job))
+		job_stop(o->disk.job, BM_E_CANCELLED, "the client went away");
 	if (!job_runs(o->disk.job) && !o->call && !o->verify)
 		bm_loop_stop(o->disk.loop);
 	else
@@ -267,8 +270,6 @@ static void client_gone(void *arg)
 	struct oneoff *o = bm_container(arg, struct oneoff, disk);
 
 	atomic_store(&o->give_up, true);
-	if (job_runs(o->disk.job))
-		job_stop(o->disk.job, BM_E_CANCELLED, "the client went away");
 	if (o->verify)
 		bm_verify_cancel(o->verify);
 	o->end.run = check_end;
