@@ -49,6 +49,8 @@ static const struct {
 	[BM_E_BUDGET] = {"E_BUDGET", 5, ETIME},
 	[BM_E_HOOK] = {"E_HOOK", 3, ECANCELED},
 	[BM_E_ID_REUSED] = {"E_ID_REUSED", 3, EEXIST},
+	[BM_E_MAINTENANCE] = {"E_MAINTENANCE", 3, EBUSY},
+	[BM_E_DENIED] = {"E_DENIED", 3, EACCES},
 };
 
 const char *bm_code_name(enum bm_code code)

@@ -49,6 +49,8 @@ enum bm_code {
 	BM_E_BUDGET,      /* more time, or a longer pause, than was allowed: rolled back */
 	BM_E_HOOK,        /* a hook refused, could not be run, or did not end in time */
 	BM_E_ID_REUSED,   /* a request's id came before, with another content */
+	BM_E_MAINTENANCE, /* the host, or the datastore, is in maintenance */
+	BM_E_DENIED,      /* the configuration lets nothing of that kind go there */
 	BM_CODES
 };
 
