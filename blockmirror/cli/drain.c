@@ -25,7 +25,9 @@ enum {
 	OPT_RATE,
 	OPT_LATENCY,
 	OPT_WINDOW,
-	OPT_INCLUDE
+	OPT_INCLUDE,
+	OPT_FLATTEN,
+	OPT_DENY
 };
 
 /* VMware's limits for the same work: two a host, eight a datastore. */
@@ -93,6 +95,13 @@ static int take(int option, const char *value, void *arg)
 		return take_text(q, q->to, "--to", value);
 	case OPT_INCLUDE:
 		return take_text(q, d->include, "--include", value);
+	case OPT_DENY:
+		if (!d->deny)
+			d->deny = json_array();
+		return *value ? take_text(q, d->deny, "--deny", value) : 0;
+	case OPT_FLATTEN:
+		d->flatten = true;
+		return 0;
 	case OPT_DELETE:
 		d->delete_source = true;
 		return 0;
@@ -222,8 +231,10 @@ static int make_plan(struct drain *d, struct bm_error *error)
 	r = put_wanted(d, error);
 	if (!r)
 		r = drain_measure(d, error);
-	if (!r)
+	if (!r) {
+		drain_check_pairs(d);
 		plan_make(&d->plan);
+	}
 	return r;
 }
 
@@ -238,6 +249,8 @@ static int run(struct request *q, const char *from)
 	if (!json_array_size(q->to) || json_array_size(q->to) > MOST)
 		return cli_usage(d->cli, "--to FOLDER is wanted, up to %d times", MOST);
 	r = open_stores(q, from, &error);
+	if (!r)
+		r = drain_check_stores(d, &error);
 	if (!r)
 		r = make_plan(d, &error);
 	if (r < 0)
@@ -258,6 +271,7 @@ static void drain_free(struct drain *d)
 	free(d->plan.order);
 	free(d->plan.stores);
 	json_decref(d->include);
+	json_decref(d->deny);
 	json_decref(d->map);
 	json_decref(d->latency);
 }
@@ -275,6 +289,8 @@ int cmd_drain(struct cli *cli, int argc, char **argv)
 					    {"guest-latency", required_argument, NULL, OPT_LATENCY},
 					    {"window", required_argument, NULL, OPT_WINDOW},
 					    {"include", required_argument, NULL, OPT_INCLUDE},
+					    {"flatten", no_argument, NULL, OPT_FLATTEN},
+					    {"deny", required_argument, NULL, OPT_DENY},
 					    {0}};
 	struct drain d = {.cli = cli,
 			  .include = json_array(),

@@ -5,11 +5,15 @@
  * all of it blocks.
  *
  *   drain_scan.c    what lies there, and what keeps it there
- *   drain_inside.c  what a file holds, and who has it open
+ *   drain_inside.c  what a file holds
+ *   drain_who.c     who has it open
+ *   drain_check.c   what else is to be said against moving it
+ *   drain_qemu.c    images of running QEMUs that we know
  *   drain_plan.c    where each image goes, and when (drain_plan.h)
  *   drain_run.c     they move
  *   drain_move.c    one of them does
  *   drain_tell.c    the plan, what happens, the summary
+ *   drain_bar.c     how far all of it is, on a terminal
  */
 #ifndef BM_CLI_DRAIN_H
 #define BM_CLI_DRAIN_H
@@ -34,7 +38,13 @@ struct drain_image {
 	char *path;       /* without links */
 	const char *name; /* the part of it that is below the datastore */
 	char *disk, *uri; /* of one that we serve; NULL: nobody uses it */
-	char *backing;    /* what it shows through to; NULL: nothing */
+	char *qmp, *drive; /* of one that a running QEMU has; NULL: none has */
+	char *slipped;     /* the disk of ours that it is meanwhile, when that is known */
+	char *backing;     /* what it shows through to; NULL: nothing */
+	bool flattens;     /* it is copied with what shows through to it */
+	unsigned snapshots; /* inside it */
+	pid_t owner;        /* the process that has it rightly open; 0: none */
+	char note[120];     /* what else there is to know of it; "" */
 	bool container;   /* qcow2 */
 	dev_t dev;        /* these two are the file */
 	ino_t ino;
@@ -45,6 +55,9 @@ struct drain_image {
 	struct bm_client *client;
 	char *target, *part; /* where it comes to; of one that nobody uses, what it is until then */
 	int number;          /* of the job */
+	pid_t runner;        /* of one that a QEMU has: our process that moves it; 0 */
+	int words;           /* ... that it writes to */
+	bool full;           /* ... is taken back, since its target has become full */
 	uint64_t lost;       /* since when nobody answers; 0: somebody does */
 	json_t *job;         /* as it was last; NULL */
 	struct bm_stamp stamp; /* of the file, when that began */
@@ -63,10 +76,13 @@ struct drain {
 	uint64_t rate;    /* bytes/s of all together; 0: any */
 	json_t *latency;  /* as a job has it; NULL: not given */
 	int begin, end;   /* minutes of the day between which images begin to move; -1: any time */
-	bool delete_source, dry_run;
+	bool delete_source, dry_run, flatten;
+	json_t *deny;     /* kinds of file systems that nothing goes to; NULL: the usual ones */
+	json_t *machines; /* drain_qemu.c's */
+	json_t *plans;    /* of disks that are slipped under a QEMU for their move */
 	/* drain_tell.c's: */
 	uint64_t started;
-	bool line; /* of the progress is there */
+	unsigned line; /* lines of the progress that are there */
 };
 
 /* drain_scan.c: all that lies in d->from, sorted by name; why is set in what stays. */
@@ -76,15 +92,43 @@ void drain_forget(struct drain *d);
 bool drain_is_empty(const struct drain *d);
 
 /*
- * drain_inside.c: looks at the file that image is: sets container, backing and, if it is none that
- * moves, why. opened: sets why when a process or the kernel has it open; list comes of
- * drain_opened(), which looks at all processes once.
+ * drain_inside.c: looks at the file that image is: sets container, backing, snapshots and, if it is
+ * none that moves, why. chain: the bytes that path takes, and all that shows through it.
  */
 void drain_look_inside(const struct drain *d, struct drain_image *image, int fd);
+uint64_t drain_chain_bytes(const char *path);
+
+/*
+ * drain_who.c: look sets why when a process or the kernel has it open, but for its owner and what
+ * that has started; of one with an owner only who may write counts. opened() looks at all processes
+ * once.
+ */
 struct drain_opened;
 struct drain_opened *drain_opened(void);
 void drain_opened_free(struct drain_opened *opened);
-void drain_look_who(const struct drain_opened *opened, struct drain_image *image, int fd);
+void drain_look_who(const struct drain *d, const struct drain_opened *opened,
+		    struct drain_image *image, int fd);
+
+/*
+ * drain_check.c: stores: what is wrong with one at all. image: sets why, or note; pairs: where a
+ * store does not do for an image, the plan gets one that does, or why is set.
+ */
+int drain_check_stores(const struct drain *d, struct bm_error *error);
+void drain_check_image(const struct drain *d, struct drain_image *image, const json_t *disk);
+void drain_check_pairs(struct drain *d);
+
+/*
+ * drain_qemu.c: ask: all machines that blockmirrord knows, once, before a scan. find: whether one
+ * has that file, or a move of it was begun; then the image is that drive's, or why is set. left:
+ * what has moved, and QEMU has not got back. deaf: machines that could not be asked, or NULL.
+ */
+void drain_qemu_ask(struct drain *d);
+bool drain_qemu_find(struct drain *d, struct drain_image *image);
+void drain_qemu_left(struct drain *d, struct drain_image *(*add)(struct drain *, const char *));
+const char *drain_qemu_deaf(const struct drain *d);
+int drain_qemu_begin(struct drain *d, struct drain_image *image, json_t *params);
+/* As drain_move_look(). */
+bool drain_qemu_look(struct drain *d, size_t which);
 
 /* drain_run.c: returns an exit code. */
 int drain_run(struct drain *d);
@@ -106,8 +150,11 @@ uint64_t tell_now(void);
 void tell_plan(const struct drain *d);
 void tell_begun(struct drain *d, const struct drain_image *image);
 void tell_over(struct drain *d, const struct drain_image *image);
-void tell_progress(struct drain *d);
 void tell_interrupted(struct drain *d);
 int tell_summary(struct drain *d); /* an exit code */
+
+/* drain_bar.c; clear: before anything else is printed */
+void tell_progress(struct drain *d);
+void tell_clear(struct drain *d);
 
 #endif

@@ -1,10 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * What a file in a datastore holds, by its first bytes, and who has it open. Formats have their
- * magic numbers from their own specifications (of qcow2: docs/interop/qcow2.txt of QEMU).
+ * What a file in a datastore holds, by its first bytes. Formats have their magic numbers from their own specifications (of qcow2: docs/interop/qcow2.txt of QEMU).
  */
 #include <ctype.h>
-#include <dirent.h>
 #include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -19,7 +17,8 @@
 #include "blockmirror/base/uri.h"
 #include "blockmirror/cli/drain.h"
 
-enum { HEAD = 4096, NAME_LIMIT = 1023 };
+enum { HEAD = 4096, NAME_LIMIT = 1023, DEEPEST = 64 };
+#define MAGIC "QFI\xfb"
 
 static uint32_t be32(const uint8_t *p)
 {
@@ -43,6 +42,7 @@ enum {
 	QCOW2_VERSION = 4,
 	QCOW2_BACKING = 8,
 	QCOW2_BACKING_SIZE = 16,
+	QCOW2_SNAPSHOTS = 60,
 	QCOW2_FEATURES = 72,
 	QCOW2_DATA_FILE = 1 << 2, /* of the features that must be understood */
 	QCOW2_LEAST = 104
@@ -67,10 +67,46 @@ static char *backing_path(const char *path, const char *name)
 	return bm_uri_canonical(beside);
 }
 
-static void look_at_qcow2(struct drain_image *image, const uint8_t *head, ssize_t n, int fd)
+/* *backing stays NULL where there is none. */
+static int read_backing(const char *path, const uint8_t *head, int fd, char **backing)
 {
-	uint32_t version = n >= QCOW2_LEAST ? be32(head + QCOW2_VERSION) : 0, length;
+	uint32_t length = be32(head + QCOW2_BACKING_SIZE);
 	char name[NAME_LIMIT + 1] = "";
+
+	if (!be64(head + QCOW2_BACKING) || !length)
+		return 0;
+	if (length > NAME_LIMIT ||
+	    pread(fd, name, length, (off_t)be64(head + QCOW2_BACKING)) != (ssize_t)length)
+		return -EINVAL;
+	*backing = backing_path(path, name);
+	return 0;
+}
+
+/* Made whole it has what it shows, and not what it showed once. */
+static void look_at_clone(const struct drain *d, struct drain_image *image)
+{
+	if (!d->flatten)
+		bm_fail(&image->why, BM_E_LINKED,
+			"it is a linked clone, %s shows through it: --flatten copies both into one "
+			"image",
+			image->backing);
+	else if (image->snapshots)
+		bm_fail(&image->why, BM_E_LINKED,
+			"it is a linked clone with %u snapshots in it, which --flatten would lose: "
+			"remove them (qemu-img snapshot -d), or rebase it (qemu-img rebase)",
+			image->snapshots);
+	else {
+		image->flattens = true;
+		image->need += drain_chain_bytes(image->backing);
+		snprintf(image->note, sizeof(image->note), "becomes one image with %.80s",
+			 image->backing);
+	}
+}
+
+static void look_at_qcow2(const struct drain *d, struct drain_image *image, const uint8_t *head,
+			  ssize_t n, int fd)
+{
+	uint32_t version = n >= QCOW2_LEAST ? be32(head + QCOW2_VERSION) : 0;
 
 	image->container = true;
 	if (version != 2 && version != 3) {
@@ -83,19 +119,36 @@ static void look_at_qcow2(struct drain_image *image, const uint8_t *head, ssize_
 		bm_fail(&image->why, BM_E_LINKED, "its data are in another file");
 		return;
 	}
-	length = be32(head + QCOW2_BACKING_SIZE);
-	if (!be64(head + QCOW2_BACKING) || !length)
-		return;
-	if (length > NAME_LIMIT ||
-	    pread(fd, name, length, (off_t)be64(head + QCOW2_BACKING)) != (ssize_t)length)
+	image->snapshots = be32(head + QCOW2_SNAPSHOTS);
+	if (read_backing(image->path, head, fd, &image->backing) < 0)
 		bm_fail(&image->why, BM_E_NOT_IMAGE, "it is a damaged qcow2 image");
-	else
-		image->backing = backing_path(image->path, name);
-	if (image->backing)
-		bm_fail(&image->why, BM_E_LINKED,
-			"%s shows through it: \"qemu-img rebase -b ''\" makes it whole (flattens "
-			"it) while nobody uses it",
-			image->backing);
+	else if (image->backing)
+		look_at_clone(d, image);
+	else if (image->snapshots)
+		snprintf(image->note, sizeof(image->note), "%u snapshots in it come along",
+			 image->snapshots);
+}
+
+uint64_t drain_chain_bytes(const char *path)
+{
+	bm_free char *at = bm_need(strdup(path));
+	uint64_t sum = 0;
+
+	for (int depth = 0; at && depth < DEEPEST; depth++) {
+		bm_close int fd = open(at, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+		uint8_t head[HEAD] = {0};
+		char *next = NULL;
+		struct stat st;
+
+		if (fd < 0 || fstat(fd, &st) < 0)
+			break;
+		sum += (uint64_t)st.st_blocks * 512;
+		if (pread(fd, head, sizeof(head), 0) == sizeof(head) && !memcmp(head, MAGIC, 4))
+			read_backing(at, head, fd, &next);
+		free(at);
+		at = next;
+	}
+	return sum;
 }
 
 /* Others */
@@ -166,8 +219,8 @@ void drain_look_inside(const struct drain *d, struct drain_image *image, int fd)
 		bm_fail_errno(&image->why, errno, "it cannot be read");
 		return;
 	}
-	if (n >= 4 && !memcmp(head, "QFI\xfb", 4)) {
-		look_at_qcow2(image, head, n, fd);
+	if (n >= 4 && !memcmp(head, MAGIC, 4)) {
+		look_at_qcow2(d, image, head, n, fd);
 		return;
 	}
 	magic = find_magic(head, n);
@@ -183,127 +236,4 @@ void drain_look_inside(const struct drain *d, struct drain_image *image, int fd)
 	else if (!image->size || image->size % 512)
 		bm_fail(&image->why, BM_E_SIZE, "its size, %llu bytes, is none of a disk",
 			(unsigned long long)image->size);
-}
-
-/* Who has it open */
-
-struct opener {
-	dev_t dev;
-	ino_t ino;
-	char who[64];
-};
-
-struct drain_opened {
-	struct opener *list;
-	size_t n, room;
-};
-
-static void add(struct drain_opened *o, const struct stat *st, const char *who)
-{
-	struct opener *one;
-
-	if (!S_ISREG(st->st_mode))
-		return;
-	if (o->n == o->room) {
-		o->room = o->room ? o->room * 2 : 256;
-		o->list = bm_need(reallocarray(o->list, o->room, sizeof(*o->list)));
-	}
-	one = &o->list[o->n++];
-	*one = (struct opener){.dev = st->st_dev, .ino = st->st_ino};
-	snprintf(one->who, sizeof(one->who), "%s", who);
-}
-
-/* A process that we have started reads what it copies. */
-static bool is_ours(const char *pid)
-{
-	char path[64];
-	bm_free char *text = NULL;
-	const char *name_end;
-	int parent = 0;
-
-	snprintf(path, sizeof(path), "/proc/%.20s/stat", pid);
-	if (atoi(pid) == getpid() || bm_read_text(path, 4096, &text))
-		return atoi(pid) == getpid();
-	name_end = strrchr(text, ')');
-	return name_end && sscanf(name_end, ") %*c %d", &parent) == 1 && parent == getpid();
-}
-
-static void add_process(struct drain_opened *o, const char *pid)
-{
-	char path[64], who[64], name[32] = "";
-	bm_free char *text = NULL;
-	struct dirent *entry;
-	struct stat st;
-	DIR *fds;
-
-	snprintf(path, sizeof(path), "/proc/%.20s/comm", pid);
-	if (!bm_read_text(path, sizeof(name), &text))
-		snprintf(name, sizeof(name), "%.*s", (int)strcspn(text, "\n"), text);
-	snprintf(who, sizeof(who), "process %.20s (%.20s)", pid, name);
-	snprintf(path, sizeof(path), "/proc/%.20s/fd", pid);
-	fds = opendir(path);
-	while (fds && (entry = readdir(fds)))
-		if (isdigit((unsigned char)*entry->d_name) &&
-		    !fstatat(dirfd(fds), entry->d_name, &st, 0))
-			add(o, &st, who);
-	if (fds)
-		closedir(fds);
-}
-
-static void add_loop_device(struct drain_opened *o, const char *name)
-{
-	bm_free char *path = NULL, *text = NULL;
-	char who[64];
-	struct stat st;
-
-	if (asprintf(&path, "/sys/block/%s/loop/backing_file", name) < 0) {
-		path = NULL;
-		return;
-	}
-	if (bm_read_text(path, 4096, &text))
-		return;
-	text[strcspn(text, "\n")] = '\0';
-	snprintf(who, sizeof(who), "/dev/%.40s", name);
-	if (!stat(text, &st))
-		add(o, &st, who);
-}
-
-struct drain_opened *drain_opened(void)
-{
-	struct drain_opened *o = bm_need(calloc(1, sizeof(*o)));
-	DIR *all = opendir("/proc"), *blocks = opendir("/sys/block");
-	struct dirent *entry;
-
-	while (all && (entry = readdir(all)))
-		if (isdigit((unsigned char)*entry->d_name) && !is_ours(entry->d_name))
-			add_process(o, entry->d_name);
-	while (blocks && (entry = readdir(blocks)))
-		if (!strncmp(entry->d_name, "loop", 4))
-			add_loop_device(o, entry->d_name);
-	if (all)
-		closedir(all);
-	if (blocks)
-		closedir(blocks);
-	return o;
-}
-
-void drain_opened_free(struct drain_opened *o)
-{
-	free(o->list);
-	free(o);
-}
-
-/* Locks tell of other hosts, too, where the file system does. While we copy it they are ours. */
-void drain_look_who(const struct drain_opened *o, struct drain_image *image, int fd)
-{
-	struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
-	bool ours = image->client;
-
-	for (size_t i = 0; i < o->n; i++)
-		if (o->list[i].dev == image->dev && o->list[i].ino == image->ino) {
-			bm_fail(&image->why, BM_E_LOCKED, "%s has it open", o->list[i].who);
-			return;
-		}
-	if (!ours && !fcntl(fd, F_OFD_GETLK, &lock) && lock.l_type != F_UNLCK)
-		bm_fail(&image->why, BM_E_LOCKED, "somebody has locked it");
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * One image moves. A disk that we serve is relocated by its own process, which goes on when we are
- * gone. What nobody uses is copied, both copies are compared, and the copy gets its name:
+ * gone; what a running QEMU has is drain_qemu.c's. What nobody uses is copied, both copies are compared, and the copy gets its name:
  *
  *	copy -> FOLDER/.NAME.part; its owner, mode, times
  *	compare, by the job; the file is as it was when the copy began, and nobody has it open
@@ -64,8 +64,8 @@ static void name_target(struct drain_image *image, const char *store)
 	if (asprintf(&image->target, "%s/%s", store, image->name) < 0)
 		bm_need(NULL);
 	slash = strrchr(image->target, '/');
-	if (asprintf(&image->part, "%.*s/.%s.part", (int)(slash - image->target), image->target,
-		     slash + 1) < 0)
+	if (asprintf(&image->part, "%.*s/.%s%s.part", (int)(slash - image->target), image->target,
+		     slash + 1, image->flattens ? ".whole" : "") < 0)
 		bm_need(NULL);
 }
 
@@ -105,14 +105,23 @@ static bool go_on(const struct drain *d, struct drain_image *image)
 
 static json_t *params_of(const struct drain *d, const struct drain_image *image)
 {
-	bm_free char *target = bm_need(bm_uri_like(image->uri ? image->uri : image->path,
-						   image->uri ? image->target : image->part));
-	json_t *params = json_pack("{s:s s:b s:I}", "target", target, "verify", 1, "rate",
-				   (json_int_t)(d->rate / (d->plan.running + 1)));
+	const char *end = image->disk || image->qmp ? image->target : image->part;
+	bm_free char *clone = NULL, *target;
+	json_t *params;
 
-	if (!image->disk) {
-		json_object_set_new(params, "source", json_string(image->path));
+	/* One that becomes whole is read, and written, by what knows its format. */
+	if (image->flattens && asprintf(&clone, "qcow2:%s", image->path) < 0)
+		bm_need(NULL);
+	target = bm_need(bm_uri_like(clone	  ? clone
+				     : image->uri ? image->uri
+						  : image->path,
+				     end));
+	params = json_pack("{s:s s:b s:I}", "target", target, "verify", 1, "rate",
+			   (json_int_t)(d->rate / (d->plan.running + 1)));
+	if (!image->disk && !image->qmp) {
+		json_object_set_new(params, "source", json_string(clone ? clone : image->path));
 		json_object_set_new(params, "overwrite", json_true());
+		json_object_set_new(params, "flatten", json_boolean(image->flattens));
 		return params;
 	}
 	json_object_set_new(params, "delete_source", json_boolean(d->delete_source));
@@ -129,7 +138,7 @@ static int round_up(struct drain_image *image)
 {
 	uint64_t size = (image->size + 511) & ~511ull;
 
-	if (!image->container || size == image->size)
+	if (!image->container || image->flattens || size == image->size)
 		return 0;
 	if (truncate(image->path, (off_t)size) < 0)
 		return bm_fail_errno(&image->why, errno, "it cannot be made %llu bytes long",
@@ -138,12 +147,27 @@ static int round_up(struct drain_image *image)
 	return 0;
 }
 
-static int begin(const struct drain *d, struct drain_image *image, const char *store)
+/* What has moved, and was not given back, has its target. */
+static int begin_qemu(struct drain *d, struct drain_image *image, const char *store)
+{
+	int r = 0;
+
+	if (!image->target || image->need) {
+		name_target(image, store);
+		r = make_folders(d, image, store, &image->why);
+	}
+	return r < 0 ? r : drain_qemu_begin(d, image, params_of(d, image));
+}
+
+static int begin(struct drain *d, struct drain_image *image, const char *store)
 {
 	json_t *job = NULL;
-	int r = image->disk ? cli_connect(d->cli, image->disk, &image->client, &image->why)
-			    : cli_one_off(d->cli, &image->client, &image->why);
+	int r;
 
+	if (image->qmp)
+		return begin_qemu(d, image, store);
+	r = image->disk ? cli_connect(d->cli, image->disk, &image->client, &image->why)
+			    : cli_one_off(d->cli, &image->client, &image->why);
 	if (r < 0)
 		return r;
 	bm_client_set_timeout(image->client, PATIENCE);
@@ -197,7 +221,7 @@ static int put_attributes(const struct drain_image *image)
 }
 
 /* Whether it is what was copied still, and nobody has come to use it. */
-static int check_unused(struct drain_image *image)
+static int check_unused(const struct drain *d, struct drain_image *image)
 {
 	bm_close int fd = open(image->path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
 	struct bm_stamp now = bm_stamp(image->path);
@@ -208,7 +232,7 @@ static int check_unused(struct drain_image *image)
 	    now.written.tv_nsec != image->stamp.written.tv_nsec)
 		return bm_fail(&image->why, BM_E_BUSY, "it was written to while it was copied");
 	opened = drain_opened();
-	drain_look_who(opened, image, fd);
+	drain_look_who(d, opened, image, fd);
 	drain_opened_free(opened);
 	return image->why.code ? -EBUSY : 0;
 }
@@ -235,7 +259,7 @@ static int leave_source(const struct drain *d, struct drain_image *image)
 
 static int finish(const struct drain *d, struct drain_image *image)
 {
-	int r = check_unused(image);
+	int r = check_unused(d, image);
 
 	if (!r)
 		r = put_attributes(image);
@@ -312,6 +336,8 @@ bool drain_move_look(struct drain *d, size_t which)
 	json_t *job = NULL;
 	const char *state;
 
+	if (image->qmp)
+		return drain_qemu_look(d, which);
 	if (ask(d, image, &job, &error) < 0) {
 		if (may_come_again(image, &error))
 			return true;
@@ -350,7 +376,7 @@ void drain_move_rate(struct drain_image *image, uint64_t rate)
 
 void drain_move_leave(struct drain_image *image)
 {
-	if (!image->disk)
+	if (!image->disk && !image->qmp)
 		cancel(image);
 	end(image);
 }

@@ -10,7 +10,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum plan_state { PLAN_WAITS, PLAN_RUNS, PLAN_OVER };
+/* HELD: it has its place, and is not to begin before its user says PLAN_WAITS, and begun = 0. */
+enum plan_state { PLAN_WAITS, PLAN_RUNS, PLAN_OVER, PLAN_HELD };
 
 struct plan_item {
 	uint64_t need; /* bytes that it takes */

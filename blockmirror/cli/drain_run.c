@@ -124,11 +124,87 @@ static void share_rate(struct drain *d)
 			drain_move_rate(&d->image[i], d->rate / d->plan.running);
 }
 
+/* What is not over, and will be. */
+static bool is_ahead(const struct drain *d, size_t which)
+{
+	const struct plan_item *item = &d->plan.items[which];
+
+	return item->state == PLAN_RUNS || (item->state == PLAN_WAITS && item->store >= 0);
+}
+
+static bool shows(const struct drain *d, size_t clone, size_t which)
+{
+	return d->image[clone].backing && !strcmp(d->image[clone].backing, d->image[which].path);
+}
+
+static bool same_qemu(const struct drain *d, size_t one, size_t other)
+{
+	return d->image[one].qmp && d->image[other].qmp &&
+	       !strcmp(d->image[one].qmp, d->image[other].qmp);
+}
+
+/*
+ * After the plan was made: of one QEMU, whose monitor serves one at a time, one drive goes after
+ * the other; what shows through clones goes after them.
+ */
+static void hold_some(struct drain *d)
+{
+	for (size_t i = 0; i < d->n; i++)
+		for (size_t k = 0; k < d->n && d->plan.items[i].state == PLAN_WAITS; k++)
+			if ((shows(d, k, i) && d->plan.items[k].state != PLAN_OVER) ||
+			    (k < i && same_qemu(d, k, i) && is_ahead(d, k)))
+				d->plan.items[i].state = PLAN_HELD;
+}
+
+/* Whether one stays that it shows through. */
+static bool is_needed(struct drain *d, size_t which)
+{
+	for (size_t i = 0; i < d->n; i++)
+		if (shows(d, i, which) && !d->image[i].moved) {
+			bm_fail(&d->image[which].why, BM_E_LINKED,
+				"it shows through %s, which stays", d->image[i].name);
+			return true;
+		}
+	return false;
+}
+
+static bool is_held(const struct drain *d, size_t which, bool any_ahead)
+{
+	for (size_t i = 0; i < d->n; i++) {
+		bool held = d->plan.items[i].state == PLAN_HELD && any_ahead;
+
+		if ((shows(d, i, which) && (is_ahead(d, i) || held)) ||
+		    (i != which && same_qemu(d, i, which) && is_ahead(d, i)))
+			return true;
+	}
+	return false;
+}
+
+static void release_some(struct drain *d)
+{
+	bool any_ahead = false;
+
+	for (size_t i = 0; i < d->n; i++)
+		any_ahead |= is_ahead(d, i) || (d->plan.items[i].state == PLAN_HELD &&
+						!is_held(d, i, true));
+	for (size_t i = 0; i < d->n; i++) {
+		if (d->plan.items[i].state != PLAN_HELD || is_held(d, i, any_ahead))
+			continue;
+		if (is_needed(d, i)) {
+			ended(d, i);
+			continue;
+		}
+		d->plan.items[i].state = PLAN_WAITS;
+		d->plan.begun = 0;
+	}
+}
+
 static bool begin_some(struct drain *d)
 {
 	bool any = false;
 	size_t which;
 
+	release_some(d);
 	while (is_time(d) && (which = plan_next(&d->plan)) < d->n) {
 		begin(d, which);
 		any = true;
@@ -175,7 +251,7 @@ static bool look_at_all(struct drain *d)
 static bool waits(const struct drain *d)
 {
 	for (size_t i = 0; i < d->n; i++)
-		if (d->plan.items[i].state == PLAN_WAITS && d->plan.items[i].store >= 0)
+		if (is_ahead(d, i) || d->plan.items[i].state == PLAN_HELD)
 			return true;
 	return false;
 }
@@ -204,7 +280,8 @@ int drain_run(struct drain *d)
 	sigdelset(&as_before, SIGTERM);
 	sigaction(SIGINT, &action, NULL);
 	sigaction(SIGTERM, &action, NULL);
-	while (waits(d) || d->plan.running) {
+	hold_some(d);
+	while (waits(d)) {
 		bool changed = begin_some(d);
 
 		tell_progress(d);

@@ -32,6 +32,14 @@ static struct drain_image *add(struct drain *d, const char *path)
 	return image;
 }
 
+/* What a fault injector is around (dev/fault.c). */
+static const char *path_of(const char *uri)
+{
+	const char *inner = strncmp(uri, "fault:", 6) ? NULL : strchr(uri, ';');
+
+	return bm_uri_path(inner ? inner + 1 : uri);
+}
+
 /* The disk that is on it now. */
 static const json_t *find_disk(const json_t *disks, const struct stat *st)
 {
@@ -39,7 +47,7 @@ static const json_t *find_disk(const json_t *disks, const struct stat *st)
 	size_t i;
 
 	json_array_foreach(disks, i, disk) {
-		const char *path = bm_uri_path(cli_text(disk, "uri"));
+		const char *path = path_of(cli_text(disk, "uri"));
 		struct stat there;
 
 		if (path && *path && !stat(path, &there) && there.st_dev == st->st_dev &&
@@ -54,6 +62,7 @@ static void take_disk(struct drain_image *image, const json_t *disk)
 {
 	image->disk = bm_need(strdup(cli_text(disk, "name")));
 	image->uri = bm_need(strdup(cli_text(disk, "uri")));
+	image->owner = (pid_t)cli_number(disk, "pid");
 	if (strcmp(cli_text(disk, "role"), "active") != 0)
 		bm_fail(&image->why, BM_E_NOT_READY, "it is the copy here of a disk of host %s",
 			cli_text(disk, "peer"));
@@ -88,17 +97,20 @@ static void look_at_mark(struct drain_image *image)
 static void look(const struct drain *d, struct drain_image *image,
 		 const struct drain_opened *opened)
 {
+	bool cold = !image->disk && !image->qmp;
 	bm_close int fd = open(image->path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
 
 	if (fd < 0) {
 		bm_fail_errno(&image->why, errno, "it cannot be opened");
 		return;
 	}
-	drain_look_inside(d, image, fd);
-	if (!image->why.code)
+	if (cold)
+		drain_look_inside(d, image, fd);
+	if (cold && !image->why.code)
 		look_at_mark(image);
-	if (!image->why.code)
-		drain_look_who(opened, image, fd);
+	/* Of one that moves already, who had it is on its way to let go. */
+	if (!image->why.code && !image->slipped)
+		drain_look_who(d, opened, image, fd);
 }
 
 static void consider(struct drain *d, const FTSENT *entry, const json_t *disks,
@@ -122,13 +134,14 @@ static void consider(struct drain *d, const FTSENT *entry, const json_t *disks,
 		bm_fail(&image->why, BM_E_NOT_IMAGE, "it is no file");
 		return;
 	}
-	disk = find_disk(disks, st);
+	disk = drain_qemu_find(d, image) ? NULL : find_disk(disks, st);
 	if (st->st_nlink > 1)
-		bm_fail(&image->why, BM_E_LINKED, "the file has another name, too");
+		bm_fail(&image->why, BM_E_LINKED, "the file has another name, too: remove that");
 	else if (disk)
 		take_disk(image, disk);
-	else
+	if (!image->why.code)
 		look(d, image, opened);
+	drain_check_image(d, image, disk);
 }
 
 static int by_path(const FTSENT **a, const FTSENT **b)
@@ -143,19 +156,29 @@ static int by_name(const void *a, const void *b)
 	return strcmp(one->path, other->path);
 }
 
-/* Moved away from under the images that show it, it would be missed. */
+/*
+ * Moved away from under the images that show it, it would be missed. Those that become whole miss
+ * it no more: it waits for them (drain_run.c). What stays has its backing stay, down the chain.
+ */
 static void hold_backings(struct drain *d)
 {
-	for (size_t i = 0; i < d->n; i++) {
-		const struct drain_image key = {.path = d->image[i].backing};
-		struct drain_image *backing;
+	bool again = true;
 
-		if (!key.path)
-			continue;
-		backing = bsearch(&key, d->image, d->n, sizeof(*d->image), by_name);
-		if (backing && !backing->why.code)
-			bm_fail(&backing->why, BM_E_LINKED, "it shows through %s",
+	while (again) {
+		again = false;
+		for (size_t i = 0; i < d->n; i++) {
+			const struct drain_image key = {.path = d->image[i].backing};
+			struct drain_image *backing;
+
+			if (!key.path || (d->image[i].flattens && !d->image[i].why.code))
+				continue;
+			backing = bsearch(&key, d->image, d->n, sizeof(*d->image), by_name);
+			if (!backing || backing->why.code)
+				continue;
+			bm_fail(&backing->why, BM_E_LINKED, "it shows through %s, which stays",
 				d->image[i].name);
+			again = true;
+		}
 	}
 }
 
@@ -182,15 +205,18 @@ static int walk(struct drain *d, FTS *fts, const json_t *disks, const struct dra
 int drain_scan(struct drain *d, const json_t *disks, struct bm_error *error)
 {
 	char *const paths[] = {d->from.path, NULL};
-	struct drain_opened *opened = drain_opened();
+	struct drain_opened *opened;
 	FTS *fts = fts_open(paths, FTS_PHYSICAL | FTS_XDEV | FTS_NOCHDIR, by_path);
 	int r = fts ? 0 : bm_fail_errno(error, errno, "%s", d->from.path);
 
+	drain_qemu_ask(d);
+	opened = drain_opened();
 	if (fts) {
 		r = walk(d, fts, disks, opened, error);
 		fts_close(fts);
 	}
 	drain_opened_free(opened);
+	drain_qemu_left(d, add);
 	if (d->n)
 		qsort(d->image, d->n, sizeof(*d->image), by_name);
 	hold_backings(d);
@@ -208,10 +234,17 @@ void drain_forget(struct drain *d)
 		free(image->disk);
 		free(image->uri);
 		free(image->backing);
+		free(image->qmp);
+		free(image->drive);
+		free(image->slipped);
+		if (image->runner)
+			close(image->words);
 		free(image->target);
 		free(image->part);
 	}
 	free(d->image);
+	json_decref(d->machines);
+	json_decref(d->plans);
 	d->image = NULL;
 	d->n = 0;
 }

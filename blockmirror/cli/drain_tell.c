@@ -8,9 +8,9 @@
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
-#include <unistd.h>
 
 #include "blockmirror/base/units.h"
+#include "blockmirror/base/uri.h"
 #include "blockmirror/cli/cli.h"
 #include "blockmirror/cli/drain.h"
 
@@ -26,7 +26,7 @@ uint64_t tell_now(void)
 
 static const char *kind_of(const struct drain_image *image)
 {
-	return image->disk ? "live" : "cold";
+	return image->qmp ? "qemu" : image->disk ? "live" : "cold";
 }
 
 static json_t *why_of(const struct drain_image *image)
@@ -45,10 +45,11 @@ static const char *store_of(const struct drain *d, const struct drain_image *ima
 
 static json_t *object_of(const struct drain *d, const struct drain_image *image)
 {
-	return json_pack("{s:s s:s s:s* s:I s:I s:s* s:b s:o*}", "image", image->path, "kind",
+	return json_pack("{s:s s:s s:s* s:I s:I s:s* s:b s:s* s:o*}", "image", image->path, "kind",
 			 kind_of(image), "disk", image->disk, "size", (json_int_t)image->size,
 			 "allocated", (json_int_t)image->need, "store", store_of(d, image), "moved",
-			 (int)image->moved, "why", why_of(image));
+			 (int)image->moved, "note",
+			 *image->note ? image->note : NULL, "why", why_of(image));
 }
 
 static void put_event(const char *event, json_t *object)
@@ -83,7 +84,7 @@ static void put_row(const struct drain *d, const struct drain_image *image)
 	printf("%-28s %10s %10s  %-4s  ", image->name, bm_format_size(size, image->size),
 	       bm_format_size(need, image->need), kind_of(image));
 	if (store)
-		printf("%s\n", store);
+		printf("%s%s%s\n", store, *image->note ? ": " : "", image->note);
 	else if (image->why.code)
 		printf("stays: %s: %s\n", bm_code_name(image->why.code), image->why.text);
 	else
@@ -122,16 +123,9 @@ void tell_plan(const struct drain *d)
 
 /* What happens */
 
-static void end_line(struct drain *d)
-{
-	if (d->line)
-		fputs("\r\033[K", stdout);
-	d->line = false;
-}
-
 void tell_begun(struct drain *d, const struct drain_image *image)
 {
-	end_line(d);
+	tell_clear(d);
 	if (d->cli->json)
 		put_event("begun", object_of(d, image));
 	else
@@ -141,7 +135,7 @@ void tell_begun(struct drain *d, const struct drain_image *image)
 
 void tell_over(struct drain *d, const struct drain_image *image)
 {
-	end_line(d);
+	tell_clear(d);
 	if (d->cli->json)
 		put_event("over", object_of(d, image));
 	else if (image->moved)
@@ -152,63 +146,27 @@ void tell_over(struct drain *d, const struct drain_image *image)
 	fflush(stdout);
 }
 
-static uint64_t done_of(const struct drain *d, size_t i)
+static void put_interrupted(const struct drain_image *image)
 {
-	const struct drain_image *image = &d->image[i];
-	const json_t *p = json_object_get(image->job, "progress");
-	double total = (double)cli_number(p, "total");
+	const char *disk = image->qmp ? image->slipped : image->disk;
 
-	if (image->moved)
-		return image->need;
-	if (d->plan.items[i].state != PLAN_RUNS || total <= 0)
-		return 0;
-	return (uint64_t)((double)image->need * (double)cli_number(p, "done") / total);
-}
-
-/* On a terminal alone: elsewhere the lines of what begins and is over are what people read. */
-void tell_progress(struct drain *d)
-{
-	uint64_t done = 0, all = 0, rate = 0;
-	char a[BM_UNITS_TEXT], b[BM_UNITS_TEXT];
-	size_t moved = 0, moving = 0;
-
-	if (d->cli->json || d->cli->progress == PROGRESS_NONE ||
-	    d->cli->progress == PROGRESS_PLAIN ||
-	    (d->cli->progress == PROGRESS_AUTO && !isatty(STDOUT_FILENO)))
-		return;
-	for (size_t i = 0; i < d->n; i++) {
-		bool runs = d->plan.items[i].state == PLAN_RUNS;
-		const json_t *p = json_object_get(d->image[i].job, "progress");
-
-		if (d->plan.items[i].store < 0 || (d->image[i].why.code && !runs))
-			continue;
-		moving++;
-		moved += d->image[i].moved;
-		all += d->image[i].need;
-		done += done_of(d, i);
-		rate += runs ? cli_number(p, "rate") : 0;
-	}
-	printf("\r\033[K%zu of %zu, %.0f%% of %s, %s/s, %u at a time", moved, moving,
-	       all ? (double)done * 100 / (double)all : 0, bm_format_size(a, all),
-	       bm_format_size(b, rate), d->plan.running);
-	fflush(stdout);
-	d->line = true;
+	if (!image->disk && !image->qmp)
+		printf("%s: stays; its copy is given up\n", image->name);
+	else
+		printf("%s: its move goes on; \"blockmirror job cancel %s\" ends it\n", image->name,
+		       disk ? disk : "DISK");
 }
 
 void tell_interrupted(struct drain *d)
 {
-	end_line(d);
+	tell_clear(d);
 	if (d->cli->json) {
 		put_event("interrupted", json_object());
 		return;
 	}
 	for (size_t i = 0; i < d->n; i++)
 		if (d->plan.items[i].state == PLAN_RUNS)
-			printf(d->image[i].disk
-				       ? "%s: its move goes on; \"blockmirror job cancel %s\" "
-					 "ends it\n"
-				       : "%s: stays; its copy is given up\n",
-			       d->image[i].name, d->image[i].disk);
+			put_interrupted(&d->image[i]);
 	puts("The same command goes on where this one was.");
 }
 
@@ -229,6 +187,27 @@ static int totals(const struct drain *d, size_t *moved, uint64_t *bytes)
 	return left > 0;
 }
 
+static size_t left_in(const struct drain *d)
+{
+	size_t left = 0;
+
+	for (size_t i = 0; i < d->n; i++)
+		left += !d->image[i].moved;
+	return left;
+}
+
+static void put_result(const struct drain_image *image)
+{
+	const char *path = bm_uri_path(cli_text(image->job, "target"));
+
+	if (!image->moved)
+		printf("  %-28s stays: %s: %s\n", image->name, bm_code_name(image->why.code),
+		       image->why.text);
+	else
+		printf("  %-28s moved to %s, compared\n", image->name,
+		       image->target ? image->target : path ? path : "its target");
+}
+
 int tell_summary(struct drain *d)
 {
 	bool empty = drain_is_empty(d);
@@ -237,7 +216,7 @@ int tell_summary(struct drain *d)
 	size_t moved;
 	int left = totals(d, &moved, &bytes);
 
-	end_line(d);
+	tell_clear(d);
 	if (d->cli->json) {
 		json_t *images = json_array();
 
@@ -250,16 +229,14 @@ int tell_summary(struct drain *d)
 	printf("\n%zu of %zu moved, %s, in %s\n", moved, d->n, bm_format_size(size, bytes),
 	       bm_format_duration(took, ns));
 	for (size_t i = 0; i < d->n; i++)
-		if (!d->image[i].moved)
-			printf("  %s stays: %s: %s\n", d->image[i].name,
-			       bm_code_name(d->image[i].why.code), d->image[i].why.text);
+		put_result(&d->image[i]);
 	if (empty)
-		printf("%s is empty, and what was there was compared\n", d->from.path);
+		printf("%s is empty, verified\n", d->from.path);
 	else if (!left)
 		printf("%s has old copies alone: they are marked so, and nobody uses them\n",
 		       d->from.path);
 	else
-		printf("%s is not empty. Mend what is said above, and run this again\n",
-		       d->from.path);
+		printf("%s is not empty, %zu left. Mend what is said above, and run this again\n",
+		       d->from.path, left_in(d));
 	return left;
 }

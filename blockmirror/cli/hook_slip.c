@@ -21,8 +21,9 @@
 
 #include "blockmirror/base/cleanup.h"
 #include "blockmirror/cli/hook_request.h"
+#include "blockmirror/cli/slip_run.h"
 
-enum { LARGEST = 1 << 20, AT_ONCE_MS = 3000, STEP_MS = 100, BEGINS_MS = 30000, MOST_TRIES = 5 };
+enum { AT_ONCE_MS = 3000, STEP_MS = 100, BEGINS_MS = 30000, MOST_TRIES = 5 };
 
 /* The runner's: what it was told by the way. */
 
@@ -62,36 +63,6 @@ static void moved(void *arg)
 		note(run, "moved", json_true());
 }
 
-/* What relocate --qmp has printed: objects, of which the last error, and the job, count. */
-static void read_words(int fd, json_t **job, struct bm_error *error)
-{
-	off_t size = lseek(fd, 0, SEEK_END);
-	bm_free char *text = size > 0 && size < LARGEST ? calloc(1, (size_t)size + 1) : NULL;
-	const char *at = text;
-	json_error_t where;
-
-	if (!text || pread(fd, text, (size_t)size, 0) != size)
-		return;
-	for (;;) {
-		json_t *object = json_loads(at, JSON_DISABLE_EOF_CHECK, &where), *failure;
-
-		if (!object)
-			return;
-		at += where.position;
-		failure = json_object_get(object, "error");
-		if (failure) {
-			error->code = bm_code_by_name(cli_text(failure, "code"));
-			snprintf(error->text, sizeof(error->text), "%s",
-				 cli_text(failure, "message"));
-		}
-		if (json_object_get(object, "number")) {
-			json_decref(*job);
-			*job = json_incref(object);
-		}
-		json_decref(object);
-	}
-}
-
 /* What it came to. status is that of relocate --qmp. */
 static json_t *conclude(const struct hook_request *q, int status, int words)
 {
@@ -101,7 +72,7 @@ static json_t *conclude(const struct hook_request *q, int status, int words)
 	struct bm_error error = {.code = BM_E_INTERNAL};
 	json_t *job = NULL, *answer;
 
-	read_words(words, &job, &error);
+	slip_words(words, &job, &error);
 	if (json_object_get(job, "held")) /* it was not switched over, and given up */
 		json_object_set(job, "error", json_object_get(job, "held"));
 	if (!status || gone || (begun && error.code == BM_E_SAME))

@@ -146,7 +146,7 @@ const struct command commands[] = {
 	 "IMAGE=FOLDER]... "
 	 "[--reserve SIZE] [--parallel N] [--rate BYTES] [--guest-latency MS|off] [--window "
 	 "FROM-TO] "
-	 "[--include PATTERN]...",
+	 "[--include PATTERN]... [--flatten] [--deny KIND]...",
 	 "all images of a folder move to others, those that are served while they are in use",
 	 "What it did not finish it goes on with when it is run again.\n"
 	 "\n"
@@ -161,7 +161,10 @@ const struct command commands[] = {
 	 "  --guest-latency       as for relocate\n"
 	 "  --window FROM-TO      times of the day (22:00-06:00) between which images begin to "
 	 "move\n"
-	 "  --include PATTERN     files with such names are raw images, whatever they look like\n",
+	 "  --include PATTERN     files with such names are raw images, whatever they look like\n"
+	 "  --flatten             a linked clone becomes one image with what shows through it\n"
+	 "  --deny KIND           of file system, to which nothing may go (default: tmpfs and "
+	 "ramfs;\n                        '': none)\n",
 	 cmd_drain},
 	{"maintenance", "on|off|status [DATASTORE|host]",
 	 "nothing new lands on a datastore, or this host",

@@ -133,15 +133,15 @@ static int make_room(const struct bm_drive *drive, struct bm_error *error)
 }
 
 static json_t *make_plan(const char *name, const char *qmp, const char *drive_name,
-			 const struct bm_drive *d)
+			 const struct bm_drive *d, bool whole)
 {
 	char node[NODE_NAME + 1];
 
 	snprintf(node, sizeof(node), "bm-%.28s", name);
-	return json_pack("{s:i s:s s:s s:s s:s s:s s:s s:s s:s* s:O s:O}", "format", 1, "name",
+	return json_pack("{s:i s:s s:s s:s s:s s:s s:s s:s s:s* s:b s:O s:O}", "format", 1, "name",
 			 name, "qmp", qmp, "drive", drive_name, "node", d->format, "file_node",
 			 d->file, "nbd_node", node, "path", d->path, "backing", d->backing,
-			 "reopen", d->reopen, "add", d->add);
+			 "whole", (int)whole, "reopen", d->reopen, "add", d->add);
 }
 
 static int add_nbd(struct slip *s, struct bm_error *error)
@@ -240,7 +240,7 @@ int slip_adopt(struct slip *s, const char *qmp, const char *drive_name,
 	struct bm_error back;
 	int r = 0;
 
-	s->plan = name ? make_plan(name, qmp, drive_name, drive) : NULL;
+	s->plan = name ? make_plan(name, qmp, drive_name, drive, s->whole) : NULL;
 	if (!s->plan)
 		return bm_fail_errno(error, ENOMEM, "%s", drive_name);
 	r = slip_plan_write(s, error);

@@ -41,6 +41,7 @@ struct slip {
 	pid_t pid;              /* of the process, if it is our child; 0 */
 	unsigned starts;        /* of the process, by us */
 	bool doubt;             /* QEMU did not say whether it has moved the guest */
+	bool whole;             /* it is handed back when it has moved: relocate --qmp */
 };
 
 /* slip.c */
@@ -94,6 +95,11 @@ int slip_plan_write(struct slip *s, struct bm_error *error);
 /* The image's mark, the record, the plan, all in RUN. */
 void slip_forget(struct slip *s);
 const char *slip_text(const struct slip *s, const char *key);
+/*
+ * Plans that relocate --qmp has made, and not ended: each with "now", the path that its disk is on
+ * ("": none).
+ */
+json_t *slip_plans(const struct cli *cli);
 
 /* slip_disk.c */
 int slip_disk_start(struct slip *s, const char *image, bool beside, struct bm_error *error);

@@ -133,7 +133,7 @@ static int adopt(struct slip *s, const struct asked *a, const char *target, stru
 
 		s->qmp = NULL;
 		slip_close(s);
-		*s = (struct slip){.cli = a->cli, .qmp = kept};
+		*s = (struct slip){.cli = a->cli, .qmp = kept, .whole = s->whole};
 	}
 	r = bm_drive_find(s->qmp, a->drive, &drive, error);
 	if (!r && target)
@@ -433,7 +433,7 @@ int cli_relocate_slipped(struct cli *cli, const char *qmp, const char *drive, co
 			 json_t *params)
 {
 	const struct asked a = {.cli = cli, .qmp = qmp, .drive = drive};
-	struct slip s = {.cli = cli};
+	struct slip s = {.cli = cli, .whole = true};
 	bm_free char *path = NULL;
 	bm_free char *there = bm_uri_path(target) ? bm_uri_absolute(bm_uri_path(target)) : NULL;
 	struct bm_error error;

@@ -130,6 +130,41 @@ static int find_by_drive(struct slip *s, const char *qmp, const char *drive, str
 	return r;
 }
 
+static void add_plan(json_t *list, const char *folder)
+{
+	bm_record_auto struct bm_record record = {0};
+	json_t *plan = read_plan(folder);
+	const char *now = cli_text(plan, "path");
+
+	if (json_is_true(json_object_get(plan, "whole"))) {
+		if (!bm_record_read(folder, &record, NULL))
+			now = bm_uri_path(record.uri);
+		json_object_set_new(plan, "now", json_string(now ? now : ""));
+		json_array_append(list, plan);
+	}
+	json_decref(plan);
+}
+
+json_t *slip_plans(const struct cli *cli)
+{
+	bm_free char *state = bm_uri_absolute(cli->state_dir), *disks = NULL;
+	struct dirent **entries = NULL;
+	json_t *list = json_array();
+	int n = -1;
+
+	if (state && asprintf(&disks, "%s/disks", state) >= 0)
+		n = scandir(disks, &entries, NULL, alphasort);
+	for (int i = 0; i < n; i++) {
+		bm_free char *folder = file_in(disks, entries[i]->d_name);
+
+		if (folder)
+			add_plan(list, folder);
+		free(entries[i]);
+	}
+	free(entries);
+	return list;
+}
+
 int slip_plan_find(struct slip *s, const char *name, const char *qmp, const char *drive,
 		   struct bm_error *error)
 {

@@ -1,12 +1,13 @@
 #!/bin/bash
 # SPDX-License-Identifier: BSD-3-Clause
-# A datastore is emptied: disks that guests write to move live, what nobody uses is copied, compared and
-# renamed, and what cannot go stays, with the reason. It is interrupted, killed, and run again; a target
-# becomes full; and at the end the right ones are there, byte for byte, and the file system unmounts.
-# shellcheck source-path=SCRIPTDIR source=disk.bash
-. "$(dirname "$0")/disk.bash"
+# A datastore is emptied: disks that guests write to move live, what a QEMU has is slipped out of under it, what
+# nobody uses is copied, compared and renamed, and what cannot go stays, with the reason. It is interrupted,
+# killed, so is a disk's process, and run again; a disk fails; a target becomes full; and at the end the right
+# ones are there, byte for byte, and the file system unmounts. drain_guests.sh has guests in the QEMUs.
+# shellcheck source-path=SCRIPTDIR source=slip.bash
+. "$(dirname "$0")/slip.bash"
 
-have qemu-img mkfs.ext4 losetup jq fallocate || { skip "drain" "qemu-utils, e2fsprogs, util-linux, jq"; exit; }
+have qemu-system-x86_64 qemu-img mkfs.ext4 losetup jq fallocate || { skip "drain" "qemu-utils, e2fsprogs, util-linux, jq"; exit; }
 losetup -f >"$dir/out" 2>&1 || { skip "drain" "$(head -n 1 "$dir/out")"; exit; }
 old=$dir/old one=$dir/one two=$dir/two
 LIVE=(disk1 disk2 disk3 disk4)
@@ -20,15 +21,19 @@ store() {
 stores_down() { for folder in "$old" "$one" "$two"; do ! mountpoint -q "$folder" || umount -l "$folder"; done; }
 random() { dd if=/dev/urandom bs=1M count="$2" of="$1" 2>>"$dir/log"; }
 
-# Twelve images: 4 that are served, 3 raw, a qcow2 with a snapshot, one that is open elsewhere, an
-# overlay and what it shows, and one that is none.
+# 4 that are served, one of which fails while $dir/bad is there, 2 that a QEMU has, 3 raw, a qcow2 with a
+# snapshot, one that somebody else writes to, a linked clone and what it shows, and one that is none.
 fill_datastore() {
-	local name
+	local name image
 	for name in "${LIVE[@]}"; do
 		truncate -s 24M "$old/$name.img"
 		dd if=/dev/urandom bs=1M count=4 seek=16 conv=notrunc of="$old/$name.img" 2>>"$dir/log"
-		serve "$name" "$old/$name.img" || return
+		image=$old/$name.img
+		[ "$name" != disk4 ] || image="fault:op=read,range=$((17 * M))-$((17 * M + 4096)),error=EIO,while=$dir/bad;$image"
+		serve "$name" "$image" || return
 	done
+	random "$old/vm0.img" 6 && qemu-img create -q -f qcow2 "$old/vm1.qcow2" 16M &&
+		qemu-io -f qcow2 -c 'write -q -P 5 2M 3M' "$old/vm1.qcow2" || return
 	mkdir -m 750 "$old/sub" && chown 12:34 "$old/sub"
 	random "$old/a.img" 20 && random "$old/sub/b.raw" 9 && truncate -s 64M "$old/b.boot" &&
 		printf '\x55\xaa' | dd of="$old/b.boot" bs=1 seek=510 conv=notrunc 2>>"$dir/log" || return
@@ -41,6 +46,13 @@ fill_datastore() {
 	echo "what is here" >"$old/README"
 }
 
+start_machine() {
+	cp "$old/vm0.img" "$dir/vm0.img" && cp "$old/vm1.qcow2" "$dir/vm1.qcow2" &&
+		qemu_idle -blockdev "driver=file,node-name=f0,filename=$old/vm0.img" -blockdev driver=raw,node-name=disk0,file=f0 \
+			-device virtio-blk-pci,id=vd0,drive=disk0 -blockdev "driver=file,node-name=f1,filename=$old/vm1.qcow2" \
+			-blockdev driver=qcow2,node-name=disk1,file=f1 -device virtio-blk-pci,id=vd1,drive=disk1 &&
+		"$bm" machine add vm --qmp "$dir/qmp"
+}
 start_loads() {
 	local name
 	loads=()
@@ -84,11 +96,14 @@ plan_only() {
 	for name in a.img sub/b.raw b.boot c.qcow2; do
 		check "$name moves" planned "$name" '.kind == "cold" and .store != null'
 	done
+	for name in vm0.img vm1.qcow2; do
+		check "$name moves while its machine runs" planned "$name" '.kind == "qemu" and .store != null'
+	done
 	check "an overlay stays" stays clone.qcow2 E_LINKED
 	check "and what it shows" stays base.img E_LINKED
-	check "what somebody has open stays" stays open.img E_LOCKED
+	check "what somebody else writes to stays" stays open.img E_LOCKED
 	check "a text stays" stays README E_NOT_IMAGE
-	check "the table says it, too" says "^8 of 12 move" drain --delete-source --dry-run
+	check "the table says it, too" says "^10 of 14 move" drain --delete-source --dry-run
 	check "nothing has moved" test -e "$old/a.img" -a ! -e "$one/a.img" -a ! -e "$two/a.img"
 }
 
@@ -101,7 +116,7 @@ reasons() {
 	"$bm" stop disk4 >>"$dir/log" 2>&1
 	check "a disk that is not served" drain --delete-source --dry-run --json
 	check "stays" stays disk4.img E_OWNED
-	serve disk4 "$old/disk4.img"
+	serve disk4
 	truncate -s 1000 "$old/odd.img"
 	qemu-img create -q -f vmdk "$old/d.vmdk" 8M
 	check "an odd size, a VMDK" drain --delete-source --dry-run --json
@@ -131,14 +146,34 @@ cut_off() {
 	result $(($? != 130)) "interrupted, it says so"
 	lib_forget "$pid"
 	check "a move goes on" one_goes_on
+	killed_process
 	log=$dir/drain.log spawn "$bm" drain "$old" --to "$one" --to "$two" --delete-source --rate 2M --json --parallel 9
 	check "it moves again, a copy, too" wait_for 20 part
+	check "and so does a machine's disk" wait_for 20 slipped
 	kill -KILL "$pid"
 	wait "$pid" 2>/dev/null
 	lib_forget "$pid"
 	check "killed, the image is there" test -e "$old/a.img"
 	check "what copied it ends, too" wait_for 30 is_free a.img
 }
+slipped() { compgen -G "$states/vd*/slip"; }
+# A disk's process is killed: the one that the daemon starts goes on, and so does who waits for it.
+killed_process() {
+	log=$dir/drain.log spawn "$bm" drain "$old" --to "$one" --to "$two" --delete-source --rate 2M --json
+	check "run again, a disk moves" wait_for 20 runs_now
+	kill_disk "$now"
+	check "its process is killed, and follows itself" wait_for 20 answers "$now"
+	check "its move goes on" goes_on_there "$now"
+	kill -INT "$pid"
+	wait "$pid"
+	lib_forget "$pid"
+}
+runs_now() {
+	for now in "${LIVE[@]}"; do [ "$now" = disk4 ] || ! job_is "$now" .state running || return 0; done 2>>"$dir/log"
+	return 1
+}
+answers() { show "$1" .uri >/dev/null 2>&1; }
+goes_on_there() { job "$1" .state | grep -E '^(running|done)$'; }
 begun() { jq -e "select(.event == \"begun\") | .disk | select(. and startswith(\"$1\"))" "$dir/drain.log" | grep .; }
 one_goes_on() {
 	local name status=1
@@ -154,10 +189,21 @@ part() { compgen -G "$one/.*.part" || compgen -G "$two/.*.part"; }
 the_rest() {
 	local name place
 	declare -A hash
-	for name in a.img sub/b.raw b.boot c.qcow2; do hash[$name]=$(sha256sum <"$old/$name"); done
+	for name in a.img sub/b.raw b.boot c.qcow2 vm0.img; do
+		place=$(find "$old/$name" "$one/$name" "$two/$name" 2>/dev/null | head -n 1)
+		hash[$name]=$(sha256sum <"$place")
+	done
 	# What is behind its end is zero.
-	cp "$old/c.qcow2" "$dir/c.qcow2" && truncate -s %512 "$dir/c.qcow2" && hash[c.qcow2]=$(sha256sum <"$dir/c.qcow2")
-	LIMIT=100 check_fails "it goes on, to the end" 1 "is not empty" drain --delete-source
+	place=$(find "$old/c.qcow2" "$one/c.qcow2" "$two/c.qcow2" 2>/dev/null | head -n 1)
+	cp "$place" "$dir/c.qcow2" && truncate -s %512 "$dir/c.qcow2" && hash[c.qcow2]=$(sha256sum <"$dir/c.qcow2")
+	touch "$dir/bad"
+	LIMIT=100 check_fails "it goes on, to the end" 1 "is not empty, 5 left" drain --delete-source
+	cp "$dir/out" "$dir/summary"
+	check "the one that fails stays, and stops no other" tells "disk4.img .*stays: E_IO"
+	check "what is shared stays" tells "open.img .*stays: E_LOCKED"
+	check "so does the clone" tells "clone.qcow2 .*stays: E_LINKED"
+	rm "$dir/bad"
+	LIMIT=100 check_fails "mended, it moves" 1 "disk4.img .*moved to" drain --delete-source
 	check "the guests have noticed nothing" end_loads
 	check "what they wrote is there" live_fit
 	for name in "${LIVE[@]}"; do
@@ -180,8 +226,17 @@ the_rest() {
 	place=$one
 	[ -e "$one/sub" ] || place=$two
 	check "those of its folder, too" test "$(stat -c %a:%u:%g "$place/sub")" = 750:12:34
+	for name in vm0.img vm1.qcow2; do
+		check "the machine has $name elsewhere" machine_has "$name"
+	done
+	check "and nothing of ours is left below it" nothing_slipped
+	check "its qcow2 is what it was" qemu-img compare -U -q "$(machine_has vm1.qcow2)" "$dir/vm1.qcow2"
 	check "no part is left" test -z "$(find "$one" "$two" -name '.*.part')"
 }
+tells() { grep -q "^  $1" "$dir/summary"; }
+# machine_has FILE: QEMU has it open at its new place.
+machine_has() { monitor query-named-block-nodes '{"flat":true}' | jq -r '.[].file' | grep -xE "($one|$two)/$1"; }
+nothing_slipped() { [ -z "$(ls -d "$states"/vd* 2>/dev/null)" ]; }
 is_elsewhere() { [ "$(show "$1" .uri)" = "$one/$1.img" ] || [ "$(show "$1" .uri)" = "$two/$1.img" ]; }
 
 # What held them back is mended; one more is kept, a target becomes full.
@@ -189,7 +244,7 @@ to_the_end() {
 	exec {holds}>&-
 	rm "$old/README"
 	qemu-img rebase -f qcow2 -b '' "$old/clone.qcow2" >>"$dir/log" 2>&1
-	check "the rest goes, too" says "is empty, and what was there was compared" drain --delete-source
+	check "the rest goes, too" says "is empty, verified" drain --delete-source
 	check "it unmounts" wait_for 10 umount "$old"
 	mount -o loop "$old.fs" "$old"
 }
@@ -220,8 +275,11 @@ on_exit stores_down
 check "a datastore" store "$old" 400M
 check "one for it to go to" store "$one" 160M
 check "another one" store "$two" 240M
-check "twelve images" fill_datastore
-exec {holds}<"$old/open.img"
+log=$dir/daemon.log spawn "$BUILD/blockmirrord"
+check "a daemon" wait_for 10 "$bm" machine list
+check "twelve images, and two more" fill_datastore
+check "a machine has two of them" start_machine
+exec {holds}<>"$old/open.img"
 check "guests write" start_loads
 plan_only
 reasons
