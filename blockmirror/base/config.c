@@ -55,9 +55,9 @@ static __attribute__((format(printf, 4, 5))) void complain(struct reading *r, co
 		if (json_integer_value(json_object_get(json_array_get(r->errors, i - 1), "line")) <=
 		    line)
 			break;
-	json_array_insert_new(r->errors, i,
-			      json_pack("{s:s s:i s:s}", "file", file, "line", line, "message",
-					text));
+	json_array_insert_new(
+		r->errors, i,
+		json_pack("{s:s s:i s:s}", "file", file, "line", line, "message", text));
 }
 
 /* One line, as fgets() does. */

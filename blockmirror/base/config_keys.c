@@ -140,8 +140,7 @@ static const char *as_latency(const char *value, json_t **out)
 
 static const char *as_deadline(const char *value, json_t **out)
 {
-	return is_time(value, 10000000) ? as_text(value, out)
-					: "a time of 10ms or more is wanted";
+	return is_time(value, 10000000) ? as_text(value, out) : "a time of 10ms or more is wanted";
 }
 
 static const char *as_loss(const char *value, json_t **out)

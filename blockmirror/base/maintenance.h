@@ -6,8 +6,8 @@
  *	STATE/maintenance             this host is, while that file is there
  *	STATE/maintenance.datastores  an object, {FOLDER: {"since": TIME}}
  *
- * Blocks; any thread. What cannot be read stands for what is in maintenance: who works there must be
- * able to rely on it.
+ * Blocks; any thread. What cannot be read stands for what is in maintenance: who works there must
+ *be able to rely on it.
  */
 #ifndef BM_BASE_MAINTENANCE_H
 #define BM_BASE_MAINTENANCE_H

@@ -36,8 +36,8 @@ int cli_check_config(const struct cli *cli, const char *file)
 	bm_config_read(file, &config, &errors);
 	n = json_array_size(errors);
 	if (cli->json) {
-		cli_print_json(json_pack("{s:i s:O s:O}", "v", 1, "errors", errors, "config",
-					 config));
+		cli_print_json(
+			json_pack("{s:i s:O s:O}", "v", 1, "errors", errors, "config", config));
 	} else {
 		put_errors(errors);
 		printf("%s: %zu error%s, %zu datastores, %zu peers\n",
@@ -113,8 +113,8 @@ static char *folder_of(const struct cli *cli, const char *given, struct bm_error
 	if (!real && *path == '/') /* it may be away just now */
 		return strdup(path);
 	if (!real)
-		bm_fail_errno(error, errno, "%s is no datastore of the configuration, and no folder",
-			      given);
+		bm_fail_errno(error, errno,
+			      "%s is no datastore of the configuration, and no folder", given);
 	return real;
 }
 
@@ -131,9 +131,9 @@ static int put_status(const struct cli *cli, const char *folder)
 	if (cli->json) {
 		json_object_set_new(list, "v", json_integer(1));
 		if (folder)
-			json_object_set_new(list, "datastore",
-					    json_pack("{s:s s:b}", "path", folder, "maintenance",
-						      (int)is));
+			json_object_set_new(
+				list, "datastore",
+				json_pack("{s:s s:b}", "path", folder, "maintenance", (int)is));
 		cli_print_json(list);
 		return 0;
 	}

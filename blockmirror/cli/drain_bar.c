@@ -72,8 +72,8 @@ static void draw_all(const struct far *far, char *line)
 		bar[i] = i < filled ? '=' : i == filled ? '>' : ' ';
 	bar[WIDTH] = '\0';
 	if (far->rate && far->all > far->done)
-		bm_format_duration(left, (uint64_t)((double)(far->all - far->done) * 1e9 /
-						    (double)far->rate));
+		bm_format_duration(
+			left, (uint64_t)((double)(far->all - far->done) * 1e9 / (double)far->rate));
 	snprintf(line, LINE, "[%s] %3.0f%% of %s, %zu of %zu, %s/s%s%s", bar, share * 100,
 		 bm_format_size(all, far->all), far->moved, far->moving,
 		 bm_format_size(rate, far->rate), *left ? ", left " : "", left);

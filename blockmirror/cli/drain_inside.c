@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * What a file in a datastore holds, by its first bytes. Formats have their magic numbers from their own specifications (of qcow2: docs/interop/qcow2.txt of QEMU).
+ * What a file in a datastore holds, by its first bytes. Formats have their magic numbers from their
+ * own specifications (of qcow2: docs/interop/qcow2.txt of QEMU).
  */
 #include <ctype.h>
 #include <endian.h>

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * Images that running QEMUs have open, of machines that blockmirrord knows: each is moved by a
- * process of ours that does what relocate --qmp does (slip_run.h), and QEMU has it before and after.
- * A drain that was killed leaves that process at work, or, where it was killed, too, the slip's plan
- * (docs/slip.md); both are found here again.
+ * process of ours that does what relocate --qmp does (slip_run.h), and QEMU has it before and
+ * after. A drain that was killed leaves that process at work, or, where it was killed, too, the
+ * slip's plan (docs/slip.md); both are found here again.
  */
 #include <errno.h>
 #include <poll.h>
@@ -35,9 +35,9 @@ static bool is_below(const struct drain *d, const char *path)
 
 static void put_failure(json_t *entry, const struct bm_error *error)
 {
-	json_object_set_new(entry, "error",
-			    json_pack("{s:s s:s}", "code", bm_code_name(error->code), "message",
-				      error->text));
+	json_object_set_new(
+		entry, "error",
+		json_pack("{s:s s:s}", "code", bm_code_name(error->code), "message", error->text));
 }
 
 /* Whether it can be slipped out of, and what a drain has against it beside. */

@@ -8,6 +8,19 @@
 #include "blockmirror/base/dirs.h"
 #include "blockmirror/cli/cli.h"
 
+/* Of drain and balance. */
+#define DRAIN_HELP                                                                              \
+	"  --dry-run             print what would be done, and what stays, and why\n"           \
+	"  --reserve SIZE        what stays free in each store (default: a twentieth)\n"        \
+	"  --deny KIND           nothing goes to file systems of that kind (default: tmpfs, "   \
+	"ramfs)\n"                                                                              \
+	"  --parallel N          images that move at a time (default 2)\n"                      \
+	"  --rate BYTES          of all that move, together, in a second\n"                     \
+	"  --guest-latency       as for relocate\n"                                             \
+	"  --window FROM-TO      times of the day (22:00-06:00) between which images begin to " \
+	"move\n"                                                                                \
+	"  --include PATTERN     files with such names are raw images, whatever they look like\n"
+
 const struct command commands[] = {
 	{"serve",
 	 "NAME [IMAGE] [--create SIZE] [--force] [--flatten] [--max-connections N] [--max-data "
@@ -143,29 +156,32 @@ const struct command commands[] = {
 	 cmd_copy},
 	{"drain",
 	 "DATASTORE --to DATASTORE... --delete-source|--keep-source [--dry-run] [--map "
-	 "IMAGE=FOLDER]... "
-	 "[--reserve SIZE] [--parallel N] [--rate BYTES] [--guest-latency MS|off] [--window "
-	 "FROM-TO] "
-	 "[--include PATTERN]... [--flatten] [--deny KIND]...",
-	 "all images of a folder move to others, those that are served while they are in use",
+	 "IMAGE=DATASTORE]... "
+	 "[--flatten] [--reserve SIZE] [--deny KIND]... [--parallel N] [--rate BYTES] "
+	 "[--guest-latency MS|off] [--window FROM-TO] [--include PATTERN]...",
+	 "all images of a folder move to others, those that are in use while they are in use",
 	 "What it did not finish it goes on with when it is run again.\n"
 	 "\n"
-	 "  --to FOLDER           a store that they may go to; any number of times\n"
+	 "  --to DATASTORE        a store that they may go to, a folder, a name of\n"
+	 "                        blockmirror.conf(5), bm://HOST/FOLDER; any number of times\n"
 	 "  --delete-source       what has moved, and was compared, is removed here\n"
 	 "  --keep-source         it stays, marked as an old copy\n"
-	 "  --dry-run             print what would be done, and what stays, and why\n"
-	 "  --map IMAGE=FOLDER    where that one goes (its name as --dry-run has it)\n"
-	 "  --reserve SIZE        what stays free in each store (default: a twentieth)\n"
-	 "  --parallel N          images that move at a time (default 2)\n"
-	 "  --rate BYTES          of all that move, together, in a second\n"
-	 "  --guest-latency       as for relocate\n"
-	 "  --window FROM-TO      times of the day (22:00-06:00) between which images begin to "
-	 "move\n"
-	 "  --include PATTERN     files with such names are raw images, whatever they look like\n"
-	 "  --flatten             a linked clone becomes one image with what shows through it\n"
-	 "  --deny KIND           of file system, to which nothing may go (default: tmpfs and "
-	 "ramfs;\n                        '': none)\n",
+	 "  --map IMAGE=DATASTORE where that one goes (its name as --dry-run has it)\n"
+	 "  --flatten             linked clones move, too, and take along what shows through "
+	 "them\n" DRAIN_HELP,
 	 cmd_drain},
+	{"balance",
+	 "DATASTORE DATASTORE... [--fill PERCENT] [--dry-run] [--reserve SIZE] [--deny KIND]... "
+	 "[--parallel N] [--rate BYTES] [--guest-latency MS|off] [--window FROM-TO] "
+	 "[--include PATTERN]...",
+	 "images move until no datastore is too full, the fewest bytes",
+	 "They leave those that are too full, and come to others; they are removed where they "
+	 "were.\n"
+	 "\n"
+	 "  --fill PERCENT        of each that may be in use (default: what blockmirror.conf(5) "
+	 "says\n"
+	 "                        of it, then 80%)\n" DRAIN_HELP,
+	 cmd_balance},
 	{"maintenance", "on|off|status [DATASTORE|host]",
 	 "nothing new lands on a datastore, or this host",
 	 "DATASTORE is a name of blockmirror.conf(5), a folder, or bm://HOST/FOLDER; none means "
@@ -356,9 +372,8 @@ static void configure(struct cli *cli, int argc, char **argv)
 
 int main(int argc, char **argv)
 {
-	static const struct option own[] = {{"version", no_argument, NULL, 'V'},
-					    {"check-config", no_argument, NULL, 'C'},
-					    {0}};
+	static const struct option own[] = {
+		{"version", no_argument, NULL, 'V'}, {"check-config", no_argument, NULL, 'C'}, {0}};
 	struct cli cli = {0};
 	bool checks = false;
 	int r, rest;
