@@ -9,7 +9,7 @@
 #include "blockmirror/base/cleanup.h"
 #include "blockmirror/base/memory.h"
 
-enum { STEPS = 400000 };
+enum { STEPS = 20000000 }; /* looks at a store */
 
 struct search {
 	struct balance_item *items;
@@ -76,10 +76,11 @@ static void try_store(struct search *s, size_t at, size_t store)
 }
 
 /* The store with most room of those that were not tried; n_stores: none. */
-static size_t next_store(const struct search *s, const struct balance_item *item, uint64_t *tried)
+static size_t next_store(struct search *s, const struct balance_item *item, uint64_t *tried)
 {
 	size_t best = s->n_stores;
 
+	s->steps += s->n_stores;
 	for (size_t i = 0; i < s->n_stores; i++)
 		if (item->may >> i & 1 && !(*tried >> i & 1) && s->room[i] >= item->need &&
 		    (best == s->n_stores || s->room[i] > s->room[best]))
@@ -117,7 +118,8 @@ static void search(struct search *s, size_t at)
 	if (!is_better(left, moved, s))
 		return;
 	/* The first plan is looked for to its end, however long that takes. */
-	if (s->best_left < UINT64_MAX && ++s->steps > STEPS) {
+	s->steps += s->n_stores;
+	if (s->best_left < UINT64_MAX && s->steps > STEPS) {
 		s->done = true;
 		return;
 	}
