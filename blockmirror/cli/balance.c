@@ -101,7 +101,7 @@ static void set_stores(struct balance *b)
 	for (size_t i = 0; i < d->plan.n_stores; i++) {
 		const struct drain_store *store = &d->to[i];
 		const char *own = json_string_value(json_object_get(store->entry, "fill"));
-		uint64_t used = store->size - store->free, room;
+		uint64_t used = store->used, room;
 
 		bm_parse_share(b->fill ? b->fill : own ? own : "80%", store->size, &b->limit[i]);
 		room = b->limit[i] > used ? b->limit[i] - used : 0;
@@ -167,7 +167,7 @@ static void tell_stores(const struct balance *b)
 	if (d->cli->json)
 		return;
 	for (size_t i = 0; i < d->plan.n_stores; i++) {
-		uint64_t used = d->to[i].size - d->to[i].free, then = used;
+		uint64_t used = d->to[i].used, then = used;
 
 		for (size_t k = 0; k < d->n; k++) {
 			const struct plan_item *item = &d->plan.items[k];

@@ -33,13 +33,13 @@
 struct cli;
 
 struct drain_store {
-	char *path;          /* absolute, without links; or bm://HOST/FOLDER */
-	char *host, *folder; /* of another host; NULL: it is of this one */
-	const json_t *entry; /* what the configuration says of it; NULL */
-	dev_t dev;           /* 0 of another host's */
-	uint64_t device;     /* there */
-	uint64_t size, free; /* as last measured */
-	uint64_t reserve;    /* bytes that stay free */
+	char *path;                /* absolute, without links; or bm://HOST/FOLDER */
+	char *host, *folder;       /* of another host; NULL: it is of this one */
+	const json_t *entry;       /* what the configuration says of it; NULL */
+	dev_t dev;                 /* 0 of another host's */
+	uint64_t device;           /* there */
+	uint64_t size, free, used; /* as last measured; free: to us */
+	uint64_t reserve;          /* bytes that stay free */
 };
 
 struct drain_image {

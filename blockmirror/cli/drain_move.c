@@ -101,10 +101,13 @@ static bool go_on(const struct drain *d, struct drain_image *image)
 	ours = ours && !strcmp(cli_text(job, "kind"), "relocate") &&
 	       (!strcmp(cli_text(job, "state"), "running") ||
 		!strcmp(cli_text(job, "state"), "paused"));
-	if (ours)
+	if (ours) {
 		began(image, job);
-	else
+		/* It may have had another one. */
+		drain_move_rate(image, d->rate / (d->plan.running + 1));
+	} else {
 		json_decref(job);
+	}
 	return ours;
 }
 

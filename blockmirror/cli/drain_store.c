@@ -146,6 +146,7 @@ static int ask_remote(const struct cli *cli, struct drain_store *store, struct b
 	if (r < 0)
 		return r;
 	store->free = cli_number(result, "free");
+	store->used = cli_number(result, "used");
 	store->size = cli_number(result, "size");
 	store->device = cli_number(result, "device");
 	json_decref(result);
@@ -162,6 +163,7 @@ static int look(const struct cli *cli, struct drain_store *store, struct bm_erro
 		return bm_fail_errno(error, errno, "%s", store->path);
 	store->free = (uint64_t)fs.f_bavail * fs.f_frsize;
 	store->size = (uint64_t)fs.f_blocks * fs.f_frsize;
+	store->used = (uint64_t)(fs.f_blocks - fs.f_bfree) * fs.f_frsize;
 	return 0;
 }
 

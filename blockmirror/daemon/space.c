@@ -50,8 +50,9 @@ static void look(struct bm_work *work)
 			l->peers->name);
 		return;
 	}
-	l->result = json_pack("{s:s s:I s:I s:I}", "path", real, "free",
-			      (json_int_t)((uint64_t)fs.f_bavail * fs.f_frsize), "size",
+	l->result = json_pack("{s:s s:I s:I s:I s:I}", "path", real, "used",
+			      (json_int_t)((uint64_t)(fs.f_blocks - fs.f_bfree) * fs.f_frsize),
+			      "free", (json_int_t)((uint64_t)fs.f_bavail * fs.f_frsize), "size",
 			      (json_int_t)((uint64_t)fs.f_blocks * fs.f_frsize), "device",
 			      (json_int_t)st.st_dev);
 }

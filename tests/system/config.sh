@@ -7,17 +7,18 @@
 
 have jq || { skip "the configuration" "jq"; exit; }
 conf=$dir/blockmirror.conf
+json_of() { "${@:2}" >"$dir/json" && jq -e "$1" "$dir/json"; }
 check_config() { "$bm" --check-config "$@"; }
 # What a file of these lines is told.
 told() {
 	printf '%s\n' "${@:2}" >"$conf"
-	check_config "$conf" >"$dir/out" 2>&1
-	[ $? -eq 2 ] && grep -qE -- "$1" "$dir/out" || { cat "$dir/out"; return 1; }
+	check_config "$conf" >"$dir/told" 2>&1
+	[ $? -eq 2 ] && grep -qE -- "$1" "$dir/told" || { cat "$dir/told"; return 1; }
 }
 
 mistakes() {
 	check "no section" told "blockmirror.conf:1: a section is wanted" 'rate = 5M'
-	check "no such section" told 'blockmirror.conf:2: \[disks\]: no such section' '' '[disks]' 'a = b' 2>&1
+	check "no such section" told 'blockmirror.conf:3: \[disks\]: no such section' '' '[disks]' 'a = b'
 	check "no such key" told "blockmirror.conf:2: speed: no such key in \[limits\]; there are per-host," '[limits]' 'speed = 1'
 	check "neither key nor section" told "blockmirror.conf:3: neither" '[limits]' 'rate = 5M' 'what'
 	check "twice" told "blockmirror.conf:4: rate was given before" '[limits]' 'rate = 5M' '# so' 'rate = 6M'
@@ -51,7 +52,7 @@ mistakes() {
 }
 all_in_order() {
 	told . 'a = 1' '[limits]' 'b' 'c = 1' 'per-host = x'
-	[ "$(grep -o 'conf:[0-9]*' "$dir/out" | tr '\n' ' ')" = "conf:1 conf:3 conf:4 conf:5 " ]
+	[ "$(grep -o 'conf:[0-9][0-9]*' "$dir/told" | tr '\n' ' ')" = "conf:1 conf:3 conf:4 conf:5 " ]
 }
 eval "$(declare -f told | sed '1s/told/told_plain/')"
 # "datastore/x" is for the list above: names have no slash.
@@ -59,7 +60,7 @@ told() { local args=("${@//datastore\/x/datastore x}"); told_plain "${args[@]//p
 
 # SECTION KEY, of each of the three that must agree.
 of_manual() { awk '/^\.Ss \[/ { s = $2; gsub(/[][]/, "", s) } /^\.Sh ENV/ { s = "" } /^\.It Cm/ && s != "" { print s, $3 }' man/blockmirror.conf.5 | sort; }
-of_example() { sed -n 's/^#\?\[\([a-z]*\).*/[\1/p; s/^#\?\([a-z-]*\) = .*/\1/p' etc/blockmirror.conf | awk '/^\[/ { s = substr($0, 2); next } { print s, $0 }' | sort; }
+of_example() { sed -n 's/^#\?\[\([a-z]*\).*/[\1/p; s/^#\?\([a-z-]*\) = .*/\1/p' etc/blockmirror.conf | awk '/^\[/ { s = substr($0, 2); next } { print s, $0 }' | sort -u; }
 of_parser() {
 	local section
 	for section in defaults limits "datastore x" "peer x"; do

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * Which images a balance moves: no plan has fewer bytes, where all plans can be tried; room is kept; a
- * large one is made in time, and twice alike.
+ * Which images a balance moves: no plan has fewer bytes, where all plans can be tried; room is
+ * kept; a large one is made in time, and twice alike.
  */
 #include <setjmp.h>
 #include <stdarg.h>

@@ -284,8 +284,9 @@ static void what_stays(void **unused)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(large),  cmocka_unit_test(limits), cmocka_unit_test(makespan), cmocka_unit_test(tight),
-		cmocka_unit_test(wanted), cmocka_unit_test(pools),    cmocka_unit_test(what_stays),
+		cmocka_unit_test(large),      cmocka_unit_test(limits), cmocka_unit_test(makespan),
+		cmocka_unit_test(tight),      cmocka_unit_test(wanted), cmocka_unit_test(pools),
+		cmocka_unit_test(what_stays),
 	};
 
 	return cmocka_run_group_tests_name("a drain's plan", tests, NULL, NULL);
