@@ -19,7 +19,7 @@ random() { dd if=/dev/urandom bs=1M count="$2" of="$1" 2>>"$dir/log"; }
 fill_of() { df --output=used,size -B1 "$1" | awk 'NR == 2 { printf "%d", $1 * 100 / $2 }'; }
 at_most() { [ "$(fill_of "$1")" -le "$2" ] || { df "$1"; return 1; }; }
 balance() { "$bm" balance "$full" "$one" "$two" "$@"; }
-plan() { balance --fill 70% --reserve 0 --dry-run --json "$@" >"$dir/plan"; }
+make_plan() { balance --fill 70% --reserve 0 --dry-run --json "$@" >"$dir/plan"; }
 planned() { jq -e "$1" "$dir/plan" >>"$dir/log"; }
 goes() { jq -r ".images[] | select(.image == \"$full/$1\") | .store // \"stays\"" "$dir/plan"; }
 
@@ -30,7 +30,7 @@ begin() {
 	check "another one" store "$two" 120M
 	for i in 3 5 7 11 13 17 19 23; do random "$full/c$i.img" "$i"; done
 	truncate -s 24M "$full/live.img"
-	random "$dir/some" 20 && dd if="$dir/some" of="$full/live.img" conv=notrunc 2>>"$dir/log"
+	random "$dir/some" 20 && dd if="$dir/some" of="$full/live.img" bs=1M count=8 seek=16 conv=notrunc 2>>"$dir/log"
 	random "$full/held.img" 23
 	random "$one/stays.img" 10
 	serve disk "$full/live.img"
@@ -41,7 +41,7 @@ begin() {
 
 the_plan() {
 	local bytes least
-	check "a plan is made" plan
+	check "a plan is made" make_plan
 	check "twice alike" twice_alike
 	check "what is open stays" planned ".images[] | select(.image == \"$full/held.img\") | .why.code == \"E_LOCKED\""
 	check "and what is elsewhere" planned ".images[] | select(.image == \"$one/stays.img\") | .store == null"
@@ -52,11 +52,11 @@ the_plan() {
 	check "the table says how full all will be" table
 	check "nothing has moved" test "$(find "$one" "$two" -type f | wc -l)" = 1
 	check "one in maintenance" "$bm" maintenance on "$two"
-	check "still has a plan" plan
+	check "still has a plan" make_plan
 	check "where nothing goes to it" planned "[.images[] | select(.store == \"$two\")] == []"
 	check "it is over" "$bm" maintenance off "$two"
 }
-twice_alike() { cp "$dir/plan" "$dir/first" && plan && cmp "$dir/first" "$dir/plan"; }
+twice_alike() { cp "$dir/plan" "$dir/first" && make_plan && cmp "$dir/first" "$dir/plan"; }
 table() { balance --fill 70% --reserve 0 --dry-run | tee -a "$dir/log" | grep -E "^$full: [0-9]+% full, (69|70)% after that; at most 70%"; }
 
 it_moves() {
@@ -72,7 +72,7 @@ it_moves() {
 	check "again there is nothing to do" nothing_to_do
 	check "more than can be had" test "$(balance --fill 10% --reserve 0 >>"$dir/log" 2>&1; echo $?)" = 1
 }
-start_load_here() { log=$dir/load.out spawn "$hammer" --time 0 --least 50 --connections 1 --range 0:$((8 * M)) --seed "$seed" --state "$dir/load.state" "$(disk_uri disk)"; load_pid=$pid; sleep 0.3; }
+start_load_here() { log=$dir/load.out spawn "$hammer" --time 0 --least 50 --connections 1 --fill 25 --range 0:$((8 * M)) --seed "$seed" --state "$dir/load.state" "$(disk_uri disk)"; load_pid=$pid; sleep 0.3; }
 end_load_here() { kill -TERM "$load_pid" && wait "$load_pid"; local status=$?; tail -n 5 "$dir/load.out"; lib_forget "$load_pid"; return $status; }
 all_there() {
 	local sum name
