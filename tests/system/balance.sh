@@ -21,7 +21,6 @@ at_most() { [ "$(fill_of "$1")" -le "$2" ] || { df "$1"; return 1; }; }
 balance() { "$bm" balance "$full" "$one" "$two" "$@"; }
 make_plan() { balance --fill 70% --reserve 0 --dry-run --json "$@" >"$dir/plan"; }
 planned() { jq -e "$1" "$dir/plan" >>"$dir/log"; }
-goes() { jq -r ".images[] | select(.image == \"$full/$1\") | .store // \"stays\"" "$dir/plan"; }
 
 begin() {
 	local i
