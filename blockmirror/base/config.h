@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * The configuration, blockmirror.conf(5): an INI file and its drop-ins, read once, by main(), before
- * there are threads. It is a JSON object, as "blockmirror --check-config --json" prints it:
+ * The configuration, blockmirror.conf(5): an INI file and its drop-ins, read once, by main(),
+ *before there are threads. It is a JSON object, as "blockmirror --check-config --json" prints it:
  *
  *	{"defaults": {KEY: VALUE}, "limits": {KEY: VALUE}, "datastores": {NAME: {KEY: VALUE}},
  *	 "peers": {NAME: {KEY: VALUE}}}

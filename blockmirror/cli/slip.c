@@ -140,8 +140,8 @@ static json_t *make_plan(const char *name, const char *qmp, const char *drive_na
 	snprintf(node, sizeof(node), "bm-%.28s", name);
 	return json_pack("{s:i s:s s:s s:s s:s s:s s:s s:s s:s* s:b s:O s:O}", "format", 1, "name",
 			 name, "qmp", qmp, "drive", drive_name, "node", d->format, "file_node",
-			 d->file, "nbd_node", node, "path", d->path, "backing", d->backing,
-			 "whole", (int)whole, "reopen", d->reopen, "add", d->add);
+			 d->file, "nbd_node", node, "path", d->path, "backing", d->backing, "whole",
+			 (int)whole, "reopen", d->reopen, "add", d->add);
 }
 
 static int add_nbd(struct slip *s, struct bm_error *error)

@@ -13,8 +13,7 @@ enum { DEEPEST = 64 };
 
 static bool is_no_flush(const json_t *info)
 {
-	return json_is_true(
-		json_object_get(json_object_get(info, "cache"), "no-flush"));
+	return json_is_true(json_object_get(json_object_get(info, "cache"), "no-flush"));
 }
 
 /* The one edge to that node from a block node. */
@@ -25,8 +24,8 @@ static const json_t *edge_to(const struct graph *g, json_int_t id)
 
 	json_array_foreach(g->edges, i, edge)
 		if (json_integer_value(json_object_get(edge, "child")) == id &&
-		    graph_info(g, graph_name(g, json_integer_value(
-							json_object_get(edge, "parent")))))
+		    graph_info(g,
+			       graph_name(g, json_integer_value(json_object_get(edge, "parent")))))
 			return edge;
 	return NULL;
 }

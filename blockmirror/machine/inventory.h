@@ -10,9 +10,9 @@
 
 /*
  * *list is an array: "node" (the name of the protocol node; bm_drive_find() takes it), "path" (that
- * has the image, for us), "device" (who has it, a path in QEMU's object tree; absent: nobody), "below"
- * (the node that shows through to it; absent: none), "temporary" (that one is thrown away when QEMU
- * ends: snapshot=on), "unsafe" (flushes end in QEMU: cache=unsafe).
+ * has the image, for us), "device" (who has it, a path in QEMU's object tree; absent: nobody),
+ * "below" (the node that shows through to it; absent: none), "temporary" (that one is thrown away
+ * when QEMU ends: snapshot=on), "unsafe" (flushes end in QEMU: cache=unsafe).
  */
 int bm_inventory(struct bm_qmp *qmp, json_t **list, struct bm_error *error);
 

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # Datastores are levelled: what one has too much goes to those that have room, the fewest bytes; a disk
 # that is served moves while its guest writes; one in maintenance gets nothing.
+# shellcheck disable=SC2034,SC2317,SC2015
 # shellcheck source-path=SCRIPTDIR source=disk.bash
 . "$(dirname "$0")/disk.bash"
 
@@ -19,7 +20,7 @@ random() { dd if=/dev/urandom bs=1M count="$2" of="$1" 2>>"$dir/log"; }
 fill_of() { df --output=used,size -B1 "$1" | awk 'NR == 2 { printf "%d", $1 * 100 / $2 }'; }
 at_most() { [ "$(fill_of "$1")" -le "$2" ] || { df "$1"; return 1; }; }
 balance() { "$bm" balance "$full" "$one" "$two" "$@"; }
-make_plan() { balance --fill 70% --reserve 0 --dry-run --json "$@" >"$dir/plan"; }
+make_plan() { balance --fill 70% --reserve 0 --dry-run --json >"$dir/plan"; }
 planned() { jq -e "$1" "$dir/plan" >>"$dir/log"; }
 
 begin() {

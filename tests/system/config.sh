@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # blockmirror.conf: its mistakes are told by file and line; parser, manual and example know the same keys;
 # what it says holds, and the command line wins. And maintenance, that nothing new lands where it is on.
+# shellcheck disable=SC2034,SC2317,SC2015
 # shellcheck source-path=SCRIPTDIR source=disk.bash
 . "$(dirname "$0")/disk.bash"
 
