@@ -15,12 +15,12 @@ unitdir ?= $(prefix)/lib/systemd/system
 sysconfdir ?= /etc
 
 CFLAGS ?= -O2 -g
-PKGS := libnbd libiscsi jansson libxxhash libzstd gnutls
+PKGS := libnbd libiscsi jansson libxxhash libzstd gnutls inih
 WARN := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith \
 	-Wvla -Wwrite-strings -Wconversion -Wno-sign-conversion -Wimplicit-fallthrough
 BM_CFLAGS := -std=gnu17 -D_GNU_SOURCE -DBM_VERSION='"$(VERSION)"' -I. -Iinclude $(WARN) -fPIC \
 	-fvisibility=hidden -pthread $(shell pkg-config --cflags $(PKGS))
-LIBS := -laio -lm $(shell pkg-config --libs libnbd libiscsi jansson libzstd gnutls)
+LIBS := -laio -lm $(shell pkg-config --libs libnbd libiscsi jansson libzstd gnutls inih)
 BM_LDFLAGS := -pthread
 ifdef SAN
 BM_CFLAGS += -fsanitize=$(SAN) -fno-omit-frame-pointer -fno-sanitize-recover=all
@@ -141,7 +141,7 @@ tests: $(FIXTURES)
 # Every Debian package that building, the demo and the tests need.
 PACKAGES := build-essential pkg-config clang-format-14 clang-tidy-14 shellcheck valgrind mandoc \
 	libaio-dev libnbd-dev libiscsi-dev libjansson-dev libxxhash-dev libzstd-dev libgnutls28-dev libxml2-dev \
-	libcmocka-dev gnutls-bin \
+	libcmocka-dev libinih-dev python3-yaml gnutls-bin \
 	qemu-system-x86 qemu-utils qemu-block-extra nbdkit libnbd-bin tgt libiscsi-bin fio \
 	busybox-static jq bc socat faketime attr xfsprogs e2fsprogs libfuse3-dev procps util-linux iproute2 \
 	python3 python3-libnbd strace nftables libxml2-utils git clang-14 afl++ nbd-client nbd-server spin \
@@ -162,7 +162,7 @@ format:
 install: all
 	install -d $(DESTDIR)$(bindir) $(DESTDIR)$(sbindir) $(DESTDIR)$(libdir) \
 		$(DESTDIR)$(includedir)/blockmirror $(DESTDIR)$(mandir)/man1 $(DESTDIR)$(mandir)/man3 \
-		$(DESTDIR)$(mandir)/man8 \
+		$(DESTDIR)$(mandir)/man5 $(DESTDIR)$(mandir)/man8 \
 		$(DESTDIR)$(unitdir)
 	install $(BUILD)/blockmirror $(BUILD)/blockmirror-disk $(DESTDIR)$(bindir)
 	install $(BUILD)/blockmirror-move $(DESTDIR)$(sbindir)
@@ -178,6 +178,7 @@ install: all
 	install -m 644 include/blockmirror/*.h $(DESTDIR)$(includedir)/blockmirror
 	install -m 644 man/*.1 $(DESTDIR)$(mandir)/man1
 	install -m 644 man/*.3 $(DESTDIR)$(mandir)/man3
+	install -m 644 man/*.5 $(DESTDIR)$(mandir)/man5
 	install -m 644 man/*.8 $(DESTDIR)$(mandir)/man8
 
 include tests/tests.mk

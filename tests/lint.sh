@@ -7,7 +7,7 @@ mapfile -t scripts < <(git ls-files '*.sh' .ci/run tests/run etc/hooks)
 
 check "clang-format has nothing to change" clang-format-14 --dry-run -Werror "${sources[@]}"
 check "shellcheck is content" shellcheck -x -P SCRIPTDIR "${scripts[@]}"
-check "mandoc is content" mandoc -Tlint -Wwarning man/*.[138]
+check "mandoc is content" mandoc -Tlint -Wwarning man/*.[1358]
 # The options that a program's help names and those that its manual page names are the same.
 options_of() { grep -oE -- '--[a-z][a-z-]+' | sort -u; }
 man_options() { grep -oE 'Fl -[a-z][a-z-]+' "$1" | sed 's/Fl /-/' | sort -u; }

@@ -53,6 +53,7 @@ static const struct {
 	[BM_E_MEMORY] = {"E_MEMORY", 3, ENOMEM},
 	[BM_E_CPU] = {"E_CPU", 3, EOPNOTSUPP},
 	[BM_E_HOST] = {"E_HOST", 3, EOPNOTSUPP},
+	[BM_E_DENIED] = {"E_DENIED", 3, EACCES},
 };
 
 const char *bm_code_name(enum bm_code code)

@@ -40,6 +40,8 @@ struct cli {
 	const struct cli_witness *witness; /* NULL: none */
 	const char *run_dir, *state_dir;
 	bool json, run_dir_given;
+	const json_t *config; /* base/config.h */
+	bool config_good;     /* there were no mistakes in it */
 	enum progress_style progress;
 	const struct command *command;
 };
@@ -79,6 +81,19 @@ int cmd_migrate(struct cli *cli, int argc, char **argv);
 int cmd_machine(struct cli *cli, int argc, char **argv);
 int cmd_hook(struct cli *cli, int argc, char **argv);
 int cmd_drain(struct cli *cli, int argc, char **argv);
+int cmd_balance(struct cli *cli, int argc, char **argv);
+int cmd_maintenance(struct cli *cli, int argc, char **argv);
+
+/*
+ * config.c: the configuration, with its mistakes told or not; 0, or an exit code, when it has any;
+ * --check-config; the datastore of that name, or NULL; what a move's parameters do not say, from
+ * the defaults.
+ */
+json_t *cli_read_config(bool tell, bool *good);
+int cli_wants_config(const struct cli *cli);
+int cli_check_config(const struct cli *cli, const char *file);
+const json_t *cli_datastore(const struct cli *cli, const char *name);
+void cli_put_defaults(const struct cli *cli, json_t *params);
 
 /*
  * getopt for a command: the options that all commands have are dealt with here; own options

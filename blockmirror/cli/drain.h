@@ -9,10 +9,14 @@
  *   drain_who.c     who has it open
  *   drain_check.c   what else is to be said against moving it
  *   drain_qemu.c    images of running QEMUs that we know
+ *   drain_store.c   the stores: their limits, the room there is
  *   drain_plan.c    where each image goes, and when (drain_plan.h)
  *   drain_run.c     they move
  *   drain_move.c    one of them does
+ *   drain_remote.c  to another host, when nobody uses it
+ *   drain_options.c what both commands are asked for
  *   drain_tell.c    the plan, what happens, the summary
+ *   balance.c       several datastores are made equally full (balance_plan.h)
  *   drain_bar.c     how far all of it is, on a terminal
  */
 #ifndef BM_CLI_DRAIN_H
@@ -30,9 +34,13 @@
 struct cli;
 
 struct drain_store {
-	char *path; /* absolute, without links */
-	dev_t dev;
-	uint64_t reserve; /* bytes that stay free */
+	char *path;                /* absolute, without links; or bm://HOST/FOLDER */
+	char *host, *folder;       /* of another host; NULL: it is of this one */
+	const json_t *entry;       /* what the configuration says of it; NULL */
+	dev_t dev;                 /* 0 of another host's */
+	uint64_t device;           /* there */
+	uint64_t size, free, used; /* as last measured; free: to us */
+	uint64_t reserve;          /* bytes that stay free */
 };
 
 struct drain_image {
@@ -78,12 +86,14 @@ struct drain {
 	json_t *latency;  /* as a job has it; NULL: not given */
 	struct bm_day_window window; /* in which images begin to move */
 	bool delete_source, dry_run, flatten;
+	bool balances;    /* it is no drain: images are of several stores, and from is none */
 	json_t *deny;     /* kinds of file systems that nothing goes to; NULL: the usual ones */
 	json_t *machines; /* drain_qemu.c's */
 	json_t *plans;    /* of disks that are slipped under a QEMU for their move */
 	/* drain_tell.c's: */
 	uint64_t started;
 	unsigned line; /* lines of the progress that are there */
+	uint64_t told; /* when progress was told last, as an event */
 };
 
 /* drain_scan.c: all that lies in d->from, sorted by name; why is set in what stays. */
@@ -133,8 +143,66 @@ bool drain_qemu_look(struct drain *d, size_t which);
 
 /* drain_run.c: returns an exit code. */
 int drain_run(struct drain *d);
-/* What is free on the stores now, less what they keep, and less promised bytes. Blocks. */
+
+/*
+ * drain_store.c; all block. open: given is a name of the configuration's, a folder, or
+ * bm://HOST/FOLDER. may_land: 0, or BM_E_MAINTENANCE. measure: what is free on the stores now, less
+ * what they keep, and less promised bytes. set_stores: after the first measure, what of limits and
+ * shared room the plan is to know. takes: whether such an image may go there at all.
+ */
+int drain_store_open(const struct cli *cli, struct drain_store *store, const char *given,
+		     struct bm_error *error);
+void drain_store_close(struct drain_store *store);
+int drain_store_may_land(const struct cli *cli, const struct drain_store *store,
+			 struct bm_error *error);
 int drain_measure(struct drain *d, struct bm_error *error);
+void drain_set_stores(struct drain *d);
+bool drain_store_takes(const struct drain_image *image, const struct drain_store *store,
+		       struct bm_error *error);
+
+/*
+ * drain_remote.c: make: the URI, malloc()ed, that an image of nobody is copied to; NULL, and its
+ * why is set. keep: it is whole, and stays there. give_up: it goes again.
+ */
+char *drain_remote_make(const struct drain *d, struct drain_image *image,
+			const struct drain_store *store);
+int drain_remote_keep(const struct drain *d, struct drain_image *image,
+		      const struct drain_store *store);
+void drain_remote_give_up(const struct drain *d, const struct drain_image *image,
+			  const struct drain_store *store);
+
+/*
+ * drain_options.c: begin: what the configuration says, where nothing else is asked for. take: one
+ * of the options that both commands have: 0, an exit code, or -1: it is none of these.
+ */
+#define DRAIN_OPTIONS                                                      \
+	{"dry-run", no_argument, NULL, DRAIN_DRY},                         \
+		{"reserve", required_argument, NULL, DRAIN_RESERVE},       \
+		{"parallel", required_argument, NULL, DRAIN_PARALLEL},     \
+		{"rate", required_argument, NULL, DRAIN_RATE},             \
+		{"guest-latency", required_argument, NULL, DRAIN_LATENCY}, \
+		{"window", required_argument, NULL, DRAIN_WINDOW},         \
+		{"include", required_argument, NULL, DRAIN_INCLUDE},       \
+	{                                                                  \
+		"deny", required_argument, NULL, DRAIN_DENY                \
+	}
+enum {
+	DRAIN_DRY = 1000,
+	DRAIN_RESERVE,
+	DRAIN_PARALLEL,
+	DRAIN_RATE,
+	DRAIN_LATENCY,
+	DRAIN_WINDOW,
+	DRAIN_INCLUDE,
+	DRAIN_DENY,
+	DRAIN_MOST = 64 /* stores, and moves at a time */
+};
+void drain_begin(struct drain *d, const struct cli *cli);
+int drain_take(struct drain *d, int option, const char *value);
+int drain_take_text(const struct drain *d, json_t *list, const char *option, const char *value);
+/* After a scan: the plan's items are the images. */
+void drain_make_items(struct drain *d);
+void drain_free(struct drain *d);
 
 /*
  * drain_move.c: begin: 0, or why is set. look: true while it moves; then it has moved, or why is
@@ -144,11 +212,13 @@ int drain_measure(struct drain *d, struct bm_error *error);
 int drain_move_begin(struct drain *d, size_t which);
 bool drain_move_look(struct drain *d, size_t which);
 void drain_move_rate(struct drain_image *image, uint64_t rate);
-void drain_move_leave(struct drain_image *image);
+void drain_move_leave(const struct drain *d, struct drain_image *image);
 
 /* drain_tell.c; now: monotonic, ns */
 uint64_t tell_now(void);
 void tell_plan(const struct drain *d);
+void tell_far(struct drain *d);
+const char *tell_name(const struct drain *d, const struct drain_image *image);
 void tell_begun(struct drain *d, const struct drain_image *image);
 void tell_over(struct drain *d, const struct drain_image *image);
 void tell_interrupted(struct drain *d);

@@ -66,7 +66,7 @@ int drain_check_stores(const struct drain *d, struct bm_error *error)
 {
 	struct statvfs fs;
 
-	if (!statvfs(d->from.path, &fs) && fs.f_flag & ST_RDONLY)
+	if (!d->balances && !statvfs(d->from.path, &fs) && fs.f_flag & ST_RDONLY)
 		return bm_fail(
 			error, BM_E_ACCESS,
 			"%s is mounted read-only: nothing can be removed there, or marked as "
@@ -76,6 +76,8 @@ int drain_check_stores(const struct drain *d, struct bm_error *error)
 		const char *path = d->to[i].path;
 		char kind[KIND];
 
+		if (d->to[i].host) /* that host looks at it */
+			continue;
 		kind_of(path, kind);
 		if (is_denied(d, kind))
 			return bm_fail(error, BM_E_UNSUPPORTED,
@@ -151,7 +153,8 @@ static unsigned sector_of(dev_t dev)
  */
 static bool fits(const struct drain_image *image, const struct drain_store *store)
 {
-	return image->container || image->size % sector_of(store->dev) == 0;
+	return drain_store_takes(image, store, NULL) &&
+	       (image->container || image->size % sector_of(store->dev) == 0);
 }
 
 static void find_store(struct drain *d, size_t which)
@@ -172,12 +175,14 @@ static void find_store(struct drain *d, size_t which)
 		item->wanted = (int)best;
 		return;
 	}
+	item->state = PLAN_OVER;
+	if (!drain_store_takes(image, &d->to[item->wanted >= 0 ? item->wanted : 0], &image->why))
+		return;
 	bm_fail(&image->why, BM_E_SIZE,
 		"its %llu bytes are no multiple of the sectors of %s (%u bytes): make it longer "
 		"first",
 		(unsigned long long)image->size, d->to[item->wanted >= 0 ? item->wanted : 0].path,
 		sector_of(d->to[item->wanted >= 0 ? item->wanted : 0].dev));
-	item->state = PLAN_OVER;
 }
 
 void drain_check_pairs(struct drain *d)

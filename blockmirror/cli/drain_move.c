@@ -31,15 +31,18 @@
 #define REVIVAL  30000000000ull /* ns that a disk's next process may take to come */
 
 /* The folders that it is in, below the datastore, as they are there. */
-static int make_folders(const struct drain *d, const struct drain_image *image, const char *store,
+static int make_folders(const struct drain_image *image, const struct drain_store *into,
 			struct bm_error *error)
 {
+	const char *store = into->path;
+
 	for (const char *slash = strchr(image->name, '/'); slash; slash = strchr(slash + 1, '/')) {
 		bm_free char *from = NULL, *to = NULL;
 		int n = (int)(slash - image->name);
 		struct stat st;
 
-		if (asprintf(&from, "%s/%.*s", d->from.path, n, image->name) < 0 ||
+		if (asprintf(&from, "%.*s%.*s", (int)(image->name - image->path), image->path, n,
+			     image->name) < 0 ||
 		    asprintf(&to, "%s/%.*s", store, n, image->name) < 0)
 			return bm_fail_errno(error, ENOMEM, "%s", image->path);
 		if (stat(from, &st) < 0)
@@ -89,6 +92,7 @@ static bool go_on(const struct drain *d, struct drain_image *image)
 	if (bm_client_call(image->client, "job.show", NULL, &job, &error) < 0)
 		return false;
 	path = bm_uri_path(cli_text(job, "target"));
+	path = path ? path : cli_text(job, "target"); /* bm: */
 	for (size_t i = 0; path && i < d->plan.n_stores; i++) {
 		size_t n = strlen(d->to[i].path);
 
@@ -97,14 +101,29 @@ static bool go_on(const struct drain *d, struct drain_image *image)
 	ours = ours && !strcmp(cli_text(job, "kind"), "relocate") &&
 	       (!strcmp(cli_text(job, "state"), "running") ||
 		!strcmp(cli_text(job, "state"), "paused"));
-	if (ours)
+	if (ours) {
 		began(image, job);
-	else
+		/* It may have had another one. */
+		drain_move_rate(image, d->rate / (d->plan.running + 1));
+	} else {
 		json_decref(job);
+	}
 	return ours;
 }
 
-static json_t *params_of(const struct drain *d, const struct drain_image *image)
+/* What bm: is in front of has no format of its own. */
+static char *target_uri(const struct drain_image *image, const char *clone, const char *end,
+			const struct drain_store *store)
+{
+	return bm_need(store->host ? strdup(end)
+				   : bm_uri_like(clone        ? clone
+						 : image->uri ? image->uri
+							      : image->path,
+						 end));
+}
+
+static json_t *params_of(const struct drain *d, const struct drain_image *image,
+			 const struct drain_store *store)
 {
 	const char *end = image->disk || image->qmp ? image->target : image->part;
 	bm_free char *clone = NULL, *target;
@@ -113,7 +132,7 @@ static json_t *params_of(const struct drain *d, const struct drain_image *image)
 	/* One that becomes whole is read, and written, by what knows its format. */
 	if (image->flattens && asprintf(&clone, "qcow2:%s", image->path) < 0)
 		bm_need(NULL);
-	target = bm_need(bm_uri_like(clone ? clone : image->uri ? image->uri : image->path, end));
+	target = target_uri(image, clone, end, store);
 	params = json_pack("{s:s s:b s:I}", "target", target, "verify", 1, "rate",
 			   (json_int_t)(d->rate / (d->plan.running + 1)));
 	if (!image->disk && !image->qmp) {
@@ -146,18 +165,18 @@ static int round_up(struct drain_image *image)
 }
 
 /* What has moved, and was not given back, has its target. */
-static int begin_qemu(struct drain *d, struct drain_image *image, const char *store)
+static int begin_qemu(struct drain *d, struct drain_image *image, const struct drain_store *store)
 {
 	int r = 0;
 
 	if (!image->target || image->need) {
-		name_target(image, store);
-		r = make_folders(d, image, store, &image->why);
+		name_target(image, store->path);
+		r = make_folders(image, store, &image->why);
 	}
-	return r < 0 ? r : drain_qemu_begin(d, image, params_of(d, image));
+	return r < 0 ? r : drain_qemu_begin(d, image, params_of(d, image, store));
 }
 
-static int begin(struct drain *d, struct drain_image *image, const char *store)
+static int begin(struct drain *d, struct drain_image *image, const struct drain_store *store)
 {
 	json_t *job = NULL;
 	int r;
@@ -171,8 +190,8 @@ static int begin(struct drain *d, struct drain_image *image, const char *store)
 	bm_client_set_timeout(image->client, PATIENCE);
 	if (image->disk && go_on(d, image))
 		return 0;
-	name_target(image, store);
-	r = make_folders(d, image, store, &image->why);
+	name_target(image, store->path);
+	r = make_folders(image, store, &image->why);
 	if (!r && !image->disk && !access(image->target, F_OK))
 		r = bm_fail(&image->why, BM_E_EXISTS, "%s exists", image->target);
 	if (!r && !image->disk)
@@ -180,8 +199,16 @@ static int begin(struct drain *d, struct drain_image *image, const char *store)
 	if (r < 0)
 		return r;
 	image->stamp = bm_stamp(image->path);
-	r = bm_client_call(image->client, image->disk ? "relocate" : "copy", params_of(d, image),
-			   &job, &image->why);
+	if (store->host && !image->disk) {
+		free(image->part);
+		image->part = drain_remote_make(d, image, store);
+		if (!image->part)
+			return -EHOSTUNREACH;
+	}
+	r = bm_client_call(image->client, image->disk ? "relocate" : "copy",
+			   params_of(d, image, store), &job, &image->why);
+	if (r < 0 && store->host && !image->disk)
+		drain_remote_give_up(d, image, store);
 	return r < 0 ? r : began(image, job);
 }
 
@@ -193,7 +220,7 @@ static void end(struct drain_image *image)
 int drain_move_begin(struct drain *d, size_t which)
 {
 	struct drain_image *image = &d->image[which];
-	int r = begin(d, image, d->to[d->plan.items[which].store].path);
+	int r = begin(d, image, &d->to[d->plan.items[which].store]);
 
 	if (r < 0)
 		end(image);
@@ -255,10 +282,30 @@ static int leave_source(const struct drain *d, struct drain_image *image)
 	return 0;
 }
 
-static int finish(const struct drain *d, struct drain_image *image)
+static int finish_remote(const struct drain *d, struct drain_image *image,
+			 const struct drain_store *store)
 {
 	int r = check_unused(d, image);
 
+	if (!r)
+		r = drain_remote_keep(d, image, store);
+	if (r < 0)
+		drain_remote_give_up(d, image, store);
+	return r < 0 ? r : leave_source(d, image);
+}
+
+static const struct drain_store *store_of(const struct drain *d, const struct drain_image *image)
+{
+	return &d->to[d->plan.items[image - d->image].store];
+}
+
+static int finish(const struct drain *d, struct drain_image *image)
+{
+	int r;
+
+	if (store_of(d, image)->host)
+		return finish_remote(d, image, store_of(d, image));
+	r = check_unused(d, image);
 	if (!r)
 		r = put_attributes(image);
 	if (r < 0 && !image->why.code)
@@ -277,7 +324,7 @@ static int finish(const struct drain *d, struct drain_image *image)
 
 /* The job */
 
-static void cancel(struct drain_image *image)
+static void cancel(const struct drain *d, struct drain_image *image)
 {
 	struct bm_error error;
 	json_t *result = NULL;
@@ -285,6 +332,8 @@ static void cancel(struct drain_image *image)
 	if (!bm_client_call(image->client, "job.cancel",
 			    json_pack("{s:i}", "number", image->number), &result, &error))
 		json_decref(result);
+	if (!image->disk && store_of(d, image)->host)
+		drain_remote_give_up(d, image, store_of(d, image));
 }
 
 static bool over(struct drain *d, struct drain_image *image)
@@ -301,6 +350,8 @@ static bool over(struct drain *d, struct drain_image *image)
 	} else {
 		bm_fail(&image->why, BM_E_CANCELLED, "its move was %s", state);
 	}
+	if (!image->moved && !image->disk && strcmp(state, "done") != 0 && store_of(d, image)->host)
+		drain_remote_give_up(d, image, store_of(d, image));
 	end(image);
 	return false;
 }
@@ -353,7 +404,7 @@ bool drain_move_look(struct drain *d, size_t which)
 	if (strcmp(cli_text(progress, "target"), "target-full") != 0)
 		return true;
 	/* It would wait for somebody to make room. */
-	cancel(image);
+	cancel(d, image);
 	bm_fail(&image->why, BM_E_ENOSPC, "%s has become full",
 		d->to[d->plan.items[which].store].path);
 	end(image);
@@ -372,9 +423,9 @@ void drain_move_rate(struct drain_image *image, uint64_t rate)
 		json_decref(result);
 }
 
-void drain_move_leave(struct drain_image *image)
+void drain_move_leave(const struct drain *d, struct drain_image *image)
 {
 	if (!image->disk && !image->qmp)
-		cancel(image);
+		cancel(d, image);
 	end(image);
 }

@@ -72,16 +72,37 @@ static void put_rooms(struct plan *p, const struct plan_store *as)
 		p->stores[i].room = as[i].room;
 }
 
+void plan_order(struct plan *p)
+{
+	for (size_t i = 0; i < p->n_items; i++)
+		p->order[i] = i;
+	qsort_r(p->order, p->n_items, sizeof(*p->order), by_need, p);
+	p->begun = 0;
+}
+
+uint64_t plan_seconds(const struct plan *p, uint64_t each)
+{
+	uint64_t sum = 0, largest = 0;
+
+	for (size_t i = 0; i < p->n_items; i++) {
+		const struct plan_item *item = &p->items[i];
+
+		if (item->store < 0 || item->state == PLAN_OVER)
+			continue;
+		sum += item->need;
+		largest = item->need > largest ? item->need : largest;
+	}
+	sum /= p->parallel;
+	return each ? ((sum > largest ? sum : largest) + each - 1) / each : 0;
+}
+
 void plan_make(struct plan *p)
 {
 	bm_free struct plan_store *before = bm_need(calloc(p->n_stores, sizeof(*before)));
 	uint64_t left;
 
 	memcpy(before, p->stores, p->n_stores * sizeof(*before));
-	for (size_t i = 0; i < p->n_items; i++)
-		p->order[i] = i;
-	qsort_r(p->order, p->n_items, sizeof(*p->order), by_need, p);
-	p->begun = 0;
+	plan_order(p);
 	left = place(p, ROOMIEST);
 	if (!left)
 		return;
@@ -92,34 +113,53 @@ void plan_make(struct plan *p)
 	place(p, ROOMIEST);
 }
 
+static bool has_turn(const struct plan *p, int store)
+{
+	const struct plan_store *s = &p->stores[store];
+
+	return s->running < (s->limit ? s->limit : p->per_store);
+}
+
+static bool may_begin(const struct plan *p, const struct plan_item *item)
+{
+	if (item->state != PLAN_WAITS || item->store < 0 || !has_turn(p, item->store) ||
+	    (item->from >= 0 && !has_turn(p, item->from)))
+		return false;
+	return !p->per_host || p->stores[p->stores[item->store].host].host_running < p->per_host;
+}
+
 size_t plan_next(struct plan *p)
 {
 	while (p->begun < p->n_items && p->items[p->order[p->begun]].state != PLAN_WAITS)
 		p->begun++;
 	if (p->running >= p->parallel)
 		return p->n_items;
-	for (size_t i = p->begun; i < p->n_items; i++) {
-		const struct plan_item *item = &p->items[p->order[i]];
-
-		if (item->state == PLAN_WAITS && item->store >= 0 &&
-		    p->stores[item->store].running < p->per_store)
+	for (size_t i = p->begun; i < p->n_items; i++)
+		if (may_begin(p, &p->items[p->order[i]]))
 			return p->order[i];
-	}
 	return p->n_items;
+}
+
+static void count(struct plan *p, const struct plan_item *item, int by)
+{
+	struct plan_store *store = &p->stores[item->store];
+
+	store->running += by;
+	p->stores[store->host].host_running += by;
+	if (item->from >= 0)
+		p->stores[item->from].running += by;
+	p->running += by;
 }
 
 void plan_begin(struct plan *p, size_t item)
 {
 	p->items[item].state = PLAN_RUNS;
-	p->stores[p->items[item].store].running++;
-	p->running++;
+	count(p, &p->items[item], 1);
 }
 
 void plan_end(struct plan *p, size_t item)
 {
-	if (p->items[item].state == PLAN_RUNS) {
-		p->stores[p->items[item].store].running--;
-		p->running--;
-	}
+	if (p->items[item].state == PLAN_RUNS)
+		count(p, &p->items[item], -1);
 	p->items[item].state = PLAN_OVER;
 }

@@ -8,7 +8,6 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/statvfs.h>
 #include <time.h>
 
 #include "blockmirror/base/memory.h"
@@ -23,41 +22,6 @@ static void on_interrupt(int number)
 {
 	(void)number;
 	interrupted = 1;
-}
-
-/* Bytes that what runs to the stores of that pool has not written yet. */
-static uint64_t promised(const struct drain *d, size_t pool)
-{
-	uint64_t sum = 0;
-
-	for (size_t i = 0; i < d->n; i++) {
-		const struct plan_item *item = &d->plan.items[i];
-		const json_t *p = json_object_get(d->image[i].job, "progress");
-		uint64_t done = cli_number(p, "copied_bytes");
-
-		if (item->state == PLAN_RUNS && d->plan.stores[item->store].pool == pool &&
-		    item->need > done)
-			sum += item->need - done;
-	}
-	return sum;
-}
-
-int drain_measure(struct drain *d, struct bm_error *error)
-{
-	for (size_t i = 0; i < d->plan.n_stores; i++) {
-		struct statvfs fs;
-		uint64_t free, taken;
-
-		if (statvfs(d->to[i].path, &fs) < 0)
-			return bm_fail_errno(error, errno, "%s", d->to[i].path);
-		d->to[i].reserve = d->reserve != UINT64_MAX
-					   ? d->reserve
-					   : (uint64_t)fs.f_blocks * fs.f_frsize / 20;
-		free = (uint64_t)fs.f_bavail * fs.f_frsize;
-		taken = d->to[i].reserve + promised(d, i);
-		d->plan.stores[i].room = free > taken ? free - taken : 0;
-	}
-	return 0;
 }
 
 static void no_room(struct drain *d, size_t which)
@@ -248,7 +212,7 @@ static int leave(struct drain *d)
 	tell_interrupted(d);
 	for (size_t i = 0; i < d->n; i++)
 		if (d->plan.items[i].state == PLAN_RUNS)
-			drain_move_leave(&d->image[i]);
+			drain_move_leave(d, &d->image[i]);
 	return 130;
 }
 
@@ -272,6 +236,7 @@ int drain_run(struct drain *d)
 		bool changed = begin_some(d);
 
 		tell_progress(d);
+		tell_far(d);
 		ppoll(NULL, 0, &step, &as_before);
 		if (interrupted)
 			return leave(d);
@@ -280,7 +245,7 @@ int drain_run(struct drain *d)
 			share_rate(d);
 	}
 	for (size_t i = 0; i < d->n; i++)
-		if (d->plan.items[i].state == PLAN_WAITS)
+		if (d->plan.items[i].state == PLAN_WAITS && !d->balances)
 			no_room(d, i);
 	return tell_summary(d);
 }

@@ -4,8 +4,22 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "blockmirror/base/config.h"
 #include "blockmirror/base/dirs.h"
 #include "blockmirror/cli/cli.h"
+
+/* Of drain and balance. */
+#define DRAIN_HELP                                                                              \
+	"  --dry-run             print what would be done, and what stays, and why\n"           \
+	"  --reserve SIZE        what stays free in each store (default: a twentieth)\n"        \
+	"  --deny KIND           nothing goes to file systems of that kind (default: tmpfs, "   \
+	"ramfs)\n"                                                                              \
+	"  --parallel N          images that move at a time (default 2)\n"                      \
+	"  --rate BYTES          of all that move, together, in a second\n"                     \
+	"  --guest-latency       as for relocate\n"                                             \
+	"  --window FROM-TO      times of the day (22:00-06:00) between which images begin to " \
+	"move\n"                                                                                \
+	"  --include PATTERN     files with such names are raw images, whatever they look like\n"
 
 const struct command commands[] = {
 	{"serve",
@@ -141,30 +155,39 @@ const struct command commands[] = {
 	 "Ctrl-C leaves the job of a served disk running; the copy of an image it cancels.\n",
 	 cmd_copy},
 	{"drain",
-	 "DATASTORE --to FOLDER... --delete-source|--keep-source [--dry-run] [--map "
-	 "IMAGE=FOLDER]... "
-	 "[--reserve SIZE] [--parallel N] [--rate BYTES] [--guest-latency MS|off] [--window "
-	 "FROM-TO] "
-	 "[--include PATTERN]... [--flatten] [--deny KIND]...",
-	 "all images of a folder move to others, those that are served while they are in use",
+	 "DATASTORE --to DATASTORE... --delete-source|--keep-source [--dry-run] [--map "
+	 "IMAGE=DATASTORE]... "
+	 "[--flatten] [--reserve SIZE] [--deny KIND]... [--parallel N] [--rate BYTES] "
+	 "[--guest-latency MS|off] [--window FROM-TO] [--include PATTERN]...",
+	 "all images of a folder move to others, those that are in use while they are in use",
 	 "What it did not finish it goes on with when it is run again.\n"
 	 "\n"
-	 "  --to FOLDER           a store that they may go to; any number of times\n"
+	 "  --to DATASTORE        a store that they may go to, a folder, a name of\n"
+	 "                        blockmirror.conf(5), bm://HOST/FOLDER; any number of times\n"
 	 "  --delete-source       what has moved, and was compared, is removed here\n"
 	 "  --keep-source         it stays, marked as an old copy\n"
-	 "  --dry-run             print what would be done, and what stays, and why\n"
-	 "  --map IMAGE=FOLDER    where that one goes (its name as --dry-run has it)\n"
-	 "  --reserve SIZE        what stays free in each store (default: a twentieth)\n"
-	 "  --parallel N          images that move at a time (default 2)\n"
-	 "  --rate BYTES          of all that move, together, in a second\n"
-	 "  --guest-latency       as for relocate\n"
-	 "  --window FROM-TO      times of the day (22:00-06:00) between which images begin to "
-	 "move\n"
-	 "  --include PATTERN     files with such names are raw images, whatever they look like\n"
-	 "  --flatten             a linked clone becomes one image with what shows through it\n"
-	 "  --deny KIND           of file system, to which nothing may go (default: tmpfs and "
-	 "ramfs;\n                        '': none)\n",
+	 "  --map IMAGE=DATASTORE where that one goes (its name as --dry-run has it)\n"
+	 "  --flatten             linked clones move, too, and take along what shows through "
+	 "them\n" DRAIN_HELP,
 	 cmd_drain},
+	{"balance",
+	 "DATASTORE DATASTORE... [--fill PERCENT] [--dry-run] [--reserve SIZE] [--deny KIND]... "
+	 "[--parallel N] [--rate BYTES] [--guest-latency MS|off] [--window FROM-TO] "
+	 "[--include PATTERN]...",
+	 "images move until no datastore is too full, the fewest bytes",
+	 "They leave those that are too full, and come to others; they are removed where they "
+	 "were.\n"
+	 "\n"
+	 "  --fill PERCENT        of each that may be in use (default: what blockmirror.conf(5) "
+	 "says\n"
+	 "                        of it, then 80%)\n" DRAIN_HELP,
+	 cmd_balance},
+	{"maintenance", "on|off|status [DATASTORE|host]",
+	 "nothing new lands on a datastore, or this host",
+	 "DATASTORE is a name of blockmirror.conf(5), a folder, or bm://HOST/FOLDER; none means "
+	 "this\n"
+	 "host. What is there stays, and what has begun to come goes on. It lasts until \"off\".\n",
+	 cmd_maintenance},
 	{"verify", "A B | NAME", "compare two images byte for byte",
 	 "NAME alone: both copies of a disk that is being moved, when they are in sync.\n"
 	 "Exit status 0: equal; 1: they differ; 8: one of them cannot be read.\n",
@@ -308,16 +331,22 @@ const struct command commands[] = {
 static void print_help(void)
 {
 	puts("usage: blockmirror [--run-dir DIR] [--state-dir DIR] [--json] COMMAND ...\n"
+	     "       blockmirror --check-config [FILE]\n"
 	     "\n"
 	     "Moves the disks of running machines to other storage.\n");
 	for (const struct command *c = commands; c->name; c++)
-		printf("  %-10s %s\n", c->name, c->summary);
+		printf("  %-11s %s\n", c->name, c->summary);
 	puts("\n"
-	     "  --run-dir DIR    sockets (default $BLOCKMIRROR_RUN_DIR, then /run/blockmirror)\n"
-	     "  --state-dir DIR  records (default $BLOCKMIRROR_STATE_DIR, then "
-	     "/var/lib/blockmirror)\n"
+	     "  --run-dir DIR    sockets (default $BLOCKMIRROR_RUN_DIR, then the configuration's, "
+	     "then\n"
+	     "                   /run/blockmirror)\n"
+	     "  --state-dir DIR  records (default $BLOCKMIRROR_STATE_DIR, then the "
+	     "configuration's,\n"
+	     "                   then /var/lib/blockmirror)\n"
 	     "  --json           answers as JSON, errors too\n"
 	     "  --progress STYLE auto, bar, plain, json or none\n"
+	     "  --check-config   tell the mistakes in FILE (default $BLOCKMIRROR_CONFIG, then\n"
+	     "                   /etc/blockmirror/blockmirror.conf) and its drop-ins\n"
 	     "  --help, --version\n"
 	     "\n"
 	     "blockmirror COMMAND --help tells more. Sizes take k M G T (1024), rates are "
@@ -334,27 +363,47 @@ static const struct command *find_command(const char *name)
 
 static int no_option(int option, const char *value, void *arg)
 {
-	const struct cli *cli = arg;
+	bool *checks = arg;
 
 	(void)value;
+	*checks |= option == 'C';
 	if (option == 'V')
 		puts("blockmirror " BM_VERSION);
-	return option == 'V' ? -1 : cli_usage(cli, "unknown option");
+	return option == 'V' ? -1 : 0;
+}
+
+/* Mistakes in it are told first, unless they are what was asked for. */
+static void configure(struct cli *cli, int argc, char **argv)
+{
+	bool asked = false;
+
+	for (int i = 1; i < argc; i++)
+		asked |= !strncmp(argv[i], "--check-c", 9);
+	cli->config = cli_read_config(!asked, &cli->config_good);
+	bm_config_use_folders(cli->config);
+	cli->run_dir = bm_run_dir();
+	cli->state_dir = bm_state_dir();
 }
 
 int main(int argc, char **argv)
 {
-	static const struct option own[] = {{"version", no_argument, NULL, 'V'}, {0}};
-	struct cli cli = {.run_dir = bm_run_dir(), .state_dir = bm_state_dir()};
+	static const struct option own[] = {
+		{"version", no_argument, NULL, 'V'}, {"check-config", no_argument, NULL, 'C'}, {0}};
+	struct cli cli = {0};
+	bool checks = false;
 	int r, rest;
 
 	signal(SIGPIPE, SIG_IGN);
-	r = cli_options(&cli, argc, argv, own, no_option, &cli);
+	configure(&cli, argc, argv);
+	r = cli_options(&cli, argc, argv, own, no_option, &checks);
 	if (r == -1 && argc > 1 && !strcmp(argv[optind - 1], "--help"))
 		print_help();
 	if (r)
 		return r < 0 ? 0 : r;
 	rest = optind;
+	if (checks)
+		return argc - rest > 1 ? cli_usage(&cli, "one FILE is checked at a time")
+				       : cli_check_config(&cli, argv[rest]);
 	if (rest >= argc) {
 		print_help();
 		return 2;

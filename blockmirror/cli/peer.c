@@ -265,14 +265,28 @@ static int forget(const struct request *q, const char *name)
 	return r ? r : done(q->cli, result, "host %s is not known any more\n", name);
 }
 
+/* What was not given and the configuration says of that host; address, or what it says. */
+static const char *fill_in(struct request *q, const char *name, const char *address)
+{
+	const json_t *peer = json_object_get(json_object_get(q->cli->config, "peers"), name);
+
+	if (!q->receive)
+		q->receive = json_incref(json_object_get(peer, "receive"));
+	if (!q->shared)
+		q->shared = json_incref(json_object_get(peer, "shared"));
+	return address ? address : json_string_value(json_object_get(peer, "address"));
+}
+
 static int run(struct request *q, int argc, char **argv)
 {
-	const char *verb = argv[0];
+	const char *verb = argv[0], *address = NULL;
 	int wanted = !strcmp(verb, "list")                           ? 1
 		     : !strcmp(verb, "pair") || !strcmp(verb, "add") ? 3
 								     : 2;
 
-	if (argc != wanted)
+	if (argc > 1 && (wanted == 3 || !strcmp(verb, "allow")))
+		address = fill_in(q, argv[1], argc > 2 ? argv[2] : NULL);
+	if (argc != wanted && !(argc == 2 && wanted == 3 && address))
 		return cli_usage(q->cli, "peer %s: %s", verb,
 				 wanted == 3   ? "NAME and ADDRESS:PORT are wanted"
 				 : wanted == 2 ? "one NAME is wanted"
@@ -286,9 +300,9 @@ static int run(struct request *q, int argc, char **argv)
 	if (!strcmp(verb, "list"))
 		return list(q);
 	if (!strcmp(verb, "pair"))
-		return pair(q, argv[1], argv[2]);
+		return pair(q, argv[1], address);
 	if (!strcmp(verb, "add"))
-		return add(q, argv[1], argv[2]);
+		return add(q, argv[1], address);
 	if (!strcmp(verb, "check"))
 		return check(q, argv[1]);
 	if (!strcmp(verb, "allow"))

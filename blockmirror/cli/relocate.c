@@ -211,6 +211,8 @@ static int relocate_slipped(struct cli *cli, struct request *q, int argc, char *
 				   "relocate the disk, hand it back");
 	if (!r)
 		r = set_path(q, "target", argv[optind]);
+	if (!r)
+		cli_put_defaults(cli, q->params);
 	return r ? r : cli_relocate_slipped(cli, q->qmp, q->drive, argv[optind], q->params);
 }
 
@@ -252,6 +254,8 @@ int cmd_relocate(struct cli *cli, int argc, char **argv)
 		r = cli_fail(cli, &error);
 	if (!r)
 		r = set_path(&q, "target", argv[optind + 1]);
+	if (!r)
+		cli_put_defaults(cli, q.params);
 	if (!r)
 		r = begin(&q, &client, "relocate", argv[optind]);
 	if (!r && q.serve_there)
@@ -364,6 +368,8 @@ int cmd_copy(struct cli *cli, int argc, char **argv)
 	if (!r && (served ? cli_connect(cli, argv[optind], &client, &error) < 0
 			  : cli_one_off(cli, &client, &error) < 0))
 		r = cli_fail(cli, &error);
+	if (!r && served)
+		cli_put_defaults(cli, q.params);
 	if (!r && !served)
 		r = set_path(&q, "source", argv[optind]);
 	if (!r)

@@ -249,6 +249,8 @@ static const struct bm_rpc_table methods[] = {
 	{"remote.create", method_remote_create},
 	{"remote.share", method_remote_share},
 	{"remote.remove", method_remote_remove},
+	{"remote.keep", method_remote_keep},
+	{"remote.space", method_remote_space},
 	{"remote.yield", method_remote_yield},
 	{"remote.arm", method_remote_arm},
 	{"remote.take", method_remote_take},

@@ -134,6 +134,7 @@ struct served {
 	struct bm_rpc_call *serve_call, *stop_call; /* wait for an answer; NULL */
 	struct bm_work work;                        /* on the registry */
 	bool working, forgetting, erasing;
+	bool keeping; /* erasing it, its image stays */
 	struct bm_error work_error;
 };
 
@@ -160,7 +161,8 @@ const char *served_state_name(const struct served *s);
 /* start.c: its pid; or -errno, and s->error says why. */
 int served_spawn(struct served *s, int *output);
 
-/* receive.c: of a standby that is not wanted any more, the image and the record. Blocks. */
+/* receive.c: of a standby that is not wanted any more, the image, unless keeping, and the record.
+ * Blocks. */
 int receive_erase(const struct served *s, struct bm_error *error);
 
 /* adopt.c */

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "blockmirror/base/cleanup.h"
+#include "blockmirror/base/config.h"
 #include "blockmirror/base/dirs.h"
 #include "blockmirror/base/file_util.h"
 #include "blockmirror/base/log.h"
@@ -29,6 +30,8 @@ static const char help[] =
 	"usage: blockmirrord [options]\n"
 	"\n"
 	"Serves disks: starts blockmirror-disk(8) for each, and again when it ends.\n"
+	"\n"
+	"What is not given is taken from blockmirror.conf(5).\n"
 	"\n"
 	"  --run-dir DIR    sockets (default $BLOCKMIRROR_RUN_DIR, then /run/blockmirror)\n"
 	"  --state-dir DIR  records (default $BLOCKMIRROR_STATE_DIR, then /var/lib/blockmirror)\n"
@@ -239,6 +242,37 @@ static int check_hooks(const struct arguments *args)
 	return 0;
 }
 
+/* With mistakes in it the daemon might look for its records where they are not. */
+static int configure(json_t *config, json_t *errors, struct arguments *args)
+{
+	const struct {
+		const char *key, **to;
+	} keys[] = {{"hook-timeout", &args->hook_limit},   {"machine-hooks", &args->machine_hooks},
+		    {"resume-with", &args->resume_with},   {"name", &args->peers.name},
+		    {"listen", &args->peers.listen},       {"bind", &args->peers.bind},
+		    {"tls-dir", &args->peers.certificates}};
+	const json_t *e;
+	size_t i;
+
+	json_array_foreach(errors, i, e)
+		fprintf(stderr, "blockmirrord: %s:%lld: %s\n",
+			json_string_value(json_object_get(e, "file")),
+			(long long)json_integer_value(json_object_get(e, "line")),
+			json_string_value(json_object_get(e, "message")));
+	if (i)
+		return -1;
+	bm_config_use_folders(config);
+	args->run = bm_run_dir();
+	args->state = bm_state_dir();
+	for (i = 0; i < sizeof(keys) / sizeof(keys[0]); i++) {
+		const char *value = bm_config_text(config, "defaults", keys[i].key);
+
+		if (value)
+			*keys[i].to = value;
+	}
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	static const struct option options[] = {
@@ -256,13 +290,16 @@ int main(int argc, char **argv)
 		{"version", no_argument, NULL, 'V'},
 		{0},
 	};
-	struct arguments args = {
-		.run = bm_run_dir(), .state = bm_state_dir(), .machine_hooks = MACHINE_HOOKS};
+	struct arguments args = {.machine_hooks = MACHINE_HOOKS};
 	struct signals signals = {.signals.run = on_signal};
 	struct bm_loop *loop;
+	json_t *config, *errors;
 	int c, status;
 
 	bm_json_needs_memory();
+	bm_config_read(NULL, &config, &errors);
+	if (configure(config, errors, &args) < 0)
+		return 2;
 	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
 		switch (c) {
 		case 'r':

@@ -9,6 +9,7 @@
  *   peer_port.c   what they may ask of us
  *   receive.c     of that: disks of theirs that come here
  *   share.c       of these: those whose storage we reach ourselves
+ *   space.c       of these: how much room there is
  *   probe.c       what their images' place can do
  *   peer_call.c   what we ask of them
  *   remote.c      of that: disks of ours that go there
@@ -130,8 +131,13 @@ int peer_listen_data(const struct peers *p, unsigned *port, struct bm_error *err
 
 /* receive.c: methods of that port; arg is the peers. */
 bm_rpc_method method_receive, method_share, method_discard;
+/* Whether folder, which has no links any more, is one of those, or in one. Blocks. */
+bool receive_allows(const json_t *allowed, const char *folder);
 /* No worker has anything of ours any more. */
 void receive_close(struct peers *p);
+
+/* space.c: a method of that port. */
+bm_rpc_method method_space;
 
 /*
  * share.c. Whether a list may be one that is allowed. find blocks: uri, without links, if the list
@@ -187,7 +193,8 @@ void peer_errand_begin(struct peers *p, struct bm_rpc_call *call, const struct p
 		       enum errand_level level);
 
 /* remote.c: methods of the control socket; arg is the daemon. */
-bm_rpc_method method_remote_create, method_remote_share, method_remote_remove;
+bm_rpc_method method_remote_create, method_remote_share, method_remote_remove, method_remote_keep,
+	method_remote_space;
 /*
  * Where the errand's peer serves what answer says (path, name, port, address), as any NBD client
  * understands it. Asks the peer; blocks. malloc()ed; NULL: it cannot be reached there.

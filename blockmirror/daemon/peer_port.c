@@ -106,6 +106,7 @@ static const struct bm_rpc_table methods[] = {
 	{"swallow", method_swallow},
 	{"receive", method_receive},
 	{"discard", method_discard},
+	{"space", method_space},
 	{"yield", method_yield},
 	{"arm", method_arm},
 	{"take", method_take},

@@ -22,6 +22,7 @@
 #include "blockmirror/base/disk_name.h"
 #include "blockmirror/base/file_util.h"
 #include "blockmirror/base/log.h"
+#include "blockmirror/base/maintenance.h"
 #include "blockmirror/base/record.h"
 #include "blockmirror/base/units.h"
 #include "blockmirror/base/uri.h"
@@ -62,14 +63,13 @@ static void free_receipt(struct receipt *t)
 
 /* In a worker */
 
-/* folder has no links any more. */
-static bool is_allowed(const struct receipt *t, const char *folder)
+bool receive_allows(const json_t *allowed, const char *folder)
 {
-	const json_t *allowed;
+	const json_t *one;
 	size_t i;
 
-	json_array_foreach(t->allowed, i, allowed) {
-		bm_free char *real = realpath(json_string_value(allowed), NULL);
+	json_array_foreach(allowed, i, one) {
+		bm_free char *real = realpath(json_string_value(one), NULL);
 		size_t n = real ? strlen(real) : 0;
 
 		if (real && !strncmp(folder, real, n) &&
@@ -106,8 +106,10 @@ static int find_place(struct receipt *t)
 		copy[n - 1] = '\0';
 	folder = realpath(*copy ? copy : "/", NULL);
 	/* What is not there, and what is not for the peer, look alike to it. */
-	if (!folder || !is_allowed(t, folder))
+	if (!folder || !receive_allows(t->allowed, folder))
 		return refuse_folder(t, *copy ? copy : "/");
+	if (!t->again && bm_maintenance_folder(t->peers->daemon->state, folder, &t->error) < 0)
+		return -EBUSY;
 	if (!*name || strchr(name, '/') || !strcmp(name, ".") || !strcmp(name, ".."))
 		return bm_fail(&t->error, BM_E_USAGE, "%s: the image needs a name", t->path);
 	if (asprintf(&t->real, "%s/%s", strcmp(folder, "/") ? folder : "", name) < 0)
@@ -237,7 +239,9 @@ static void look(struct bm_work *work)
 	struct receipt *t = bm_container(work, struct receipt, work);
 	struct stat st;
 
-	t->result = t->shared ? find_shared(t) : find_place(t);
+	t->result = t->again ? 0 : bm_maintenance_host(t->peers->daemon->state, &t->error);
+	if (!t->result)
+		t->result = t->shared ? find_shared(t) : find_place(t);
 	if (!t->result && t->again)
 		t->result = look_again(t);
 	else if (t->shared)
@@ -509,6 +513,7 @@ void method_discard(void *arg, struct bm_rpc_call *call, json_t *params)
 	if (!may_discard(s, call))
 		return;
 	s->discard_call = call;
+	s->keeping = json_is_true(json_object_get(params, "keep"));
 	if (s->process.fd < 0) {
 		served_stopped(s);
 		return;
@@ -537,7 +542,7 @@ int receive_erase(const struct served *s, struct bm_error *error)
 	/* What the other host has the disk on is not ours. */
 	if (!record.shared)
 		bm_mark_remove(record.uri);
-	if (!record.shared && unlink(record.uri) < 0 && errno != ENOENT)
+	if (!record.shared && !s->keeping && unlink(record.uri) < 0 && errno != ENOENT)
 		return bm_fail_errno(error, errno, "cannot remove %s", record.uri);
 	for (size_t i = 0; i < sizeof(rest) / sizeof(rest[0]); i++) {
 		bm_free char *path = NULL;

@@ -126,6 +126,21 @@ static int discard(struct peer_errand *e)
 			&e->error);
 }
 
+/* As discard, but the image stays: it is nobody's disk any more. */
+static int keep(struct peer_errand *e)
+{
+	json_t *params = json_copy(e->params);
+
+	json_object_set_new(params, "keep", json_true());
+	return peer_ask(e->peers, e->peer, "discard", params, PATIENCE, &e->result, &e->error);
+}
+
+static int space(struct peer_errand *e)
+{
+	return peer_ask(e->peers, e->peer, "space", json_incref(e->params), PATIENCE, &e->result,
+			&e->error);
+}
+
 static void begin(struct daemon *d, struct bm_rpc_call *call, json_t *params,
 		  int (*run)(struct peer_errand *e))
 {
@@ -149,4 +164,14 @@ void method_remote_share(void *arg, struct bm_rpc_call *call, json_t *params)
 void method_remote_remove(void *arg, struct bm_rpc_call *call, json_t *params)
 {
 	begin(arg, call, params, discard);
+}
+
+void method_remote_keep(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	begin(arg, call, params, keep);
+}
+
+void method_remote_space(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	begin(arg, call, params, space);
 }

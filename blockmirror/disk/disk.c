@@ -26,6 +26,7 @@
 #include "blockmirror/base/disk_name.h"
 #include "blockmirror/base/file_util.h"
 #include "blockmirror/base/log.h"
+#include "blockmirror/base/maintenance.h"
 #include "blockmirror/base/uri.h"
 #include "blockmirror/client.h"
 #include "blockmirror/dev/open.h"
@@ -125,6 +126,16 @@ static int agree(const struct disk *d, const char *uri, struct bm_error *error)
 		       d->record.generation, d->folder);
 }
 
+/* A new image, as far as maintenance goes. */
+static int may_land(const struct disk *d, const char *uri, struct bm_error *error)
+{
+	bm_free char *canonical = bm_uri_canonical(uri);
+	const char *path = canonical ? bm_uri_path(canonical) : NULL;
+	int r = bm_maintenance_host(d->state_dir, error);
+
+	return r < 0 || !path ? r : bm_maintenance_folder(d->state_dir, path, error);
+}
+
 /* A disk that was never served before. */
 static int new_disk(struct disk *d, const struct disk_options *options, struct bm_error *error)
 {
@@ -135,6 +146,8 @@ static int new_disk(struct disk *d, const struct disk_options *options, struct b
 		return bm_fail(error, BM_E_NOT_FOUND, "disk %s has no record in %s: name its image",
 			       d->name, d->folder);
 	if (options->create)
+		r = may_land(d, options->uri, error);
+	if (!r && options->create)
 		r = bm_image_create(options->uri, options->create, error);
 	if (r < 0)
 		return r;

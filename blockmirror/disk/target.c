@@ -18,6 +18,7 @@
 
 #include "blockmirror/base/cleanup.h"
 #include "blockmirror/base/log.h"
+#include "blockmirror/base/maintenance.h"
 #include "blockmirror/base/units.h"
 #include "blockmirror/base/uri.h"
 #include "blockmirror/dev/open.h"
@@ -132,6 +133,24 @@ static int check_space(struct target *target, const char *path)
 		       path, bm_format_size(need, wanted), bm_format_size(have, free_bytes));
 }
 
+/* Where records are, is the state directory's disks/. */
+static int check_maintenance(struct target *target, const char *path)
+{
+	const char *end = target->folder ? strstr(target->folder, "/disks/") : NULL, *next;
+	bm_free char *state = NULL, *folder = strdup(path), *real = NULL;
+	char *slash = folder ? strrchr(folder, '/') : NULL;
+
+	while (end && (next = strstr(end + 1, "/disks/")))
+		end = next;
+	if (!end || !slash)
+		return 0;
+	slash[slash == folder] = '\0';
+	real = realpath(folder, NULL);
+	state = strndup(target->folder, (size_t)(end - target->folder));
+	return state ? bm_maintenance_folder(state, real ? real : folder, ERROR)
+		     : bm_fail_errno(ERROR, ENOMEM, "%s", path);
+}
+
 static int create(struct target *target, const char *path)
 {
 	bm_free char *uri = bm_uri_like(target->text, path);
@@ -164,6 +183,9 @@ static int find_path(struct target *target, const char *path)
 			return r;
 		path = inside;
 	}
+	r = check_maintenance(target, path);
+	if (r < 0)
+		return r;
 	if (stat(path, &st) < 0)
 		return errno == ENOENT ? create(target, path)
 				       : bm_fail_errno(ERROR, errno, "cannot use %s", path);

@@ -49,10 +49,11 @@ enum bm_code {
 	BM_E_BUDGET,      /* more time, or a longer pause, than was allowed: rolled back */
 	BM_E_HOOK,        /* a hook refused, could not be run, or did not end in time */
 	BM_E_ID_REUSED,   /* a request's id came before, with another content */
-	BM_E_MAINTENANCE, /* the host is in maintenance */
+	BM_E_MAINTENANCE, /* the host, or the datastore, is in maintenance */
 	BM_E_MEMORY,      /* the other host has too little memory, or commits it by other rules */
 	BM_E_CPU,         /* it has too few processors, or they lack features */
-	BM_E_HOST, /* it lacks something else that the machine needs, or is of another kind */
+	BM_E_HOST,   /* it lacks something else that the machine needs, or is of another kind */
+	BM_E_DENIED, /* the configuration lets nothing of that kind go there */
 	BM_CODES
 };
 

@@ -16,6 +16,7 @@
 set -u
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 1
 export LC_ALL=C
+export BLOCKMIRROR_CONFIG=/dev/null # that of the machine is not for tests
 BUILD=$(realpath "${BUILD:-build}")
 hammer=$BUILD/fixtures/hammer
 dir=$(mktemp -d "${TMPDIR:-/var/tmp}/blockmirror-test.XXXXXX") || exit 1

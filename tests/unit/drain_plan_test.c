@@ -34,7 +34,7 @@ static struct plan new_plan(size_t items, size_t stores, unsigned parallel, unsi
 	p.order = calloc(items, sizeof(*p.order));
 	p.stores = calloc(stores, sizeof(*p.stores));
 	for (size_t i = 0; i < items; i++)
-		p.items[i].wanted = p.items[i].store = -1;
+		p.items[i].wanted = p.items[i].store = p.items[i].from = -1;
 	for (size_t i = 0; i < stores; i++)
 		p.stores[i].pool = i;
 	return p;
@@ -78,7 +78,7 @@ static double now(void)
 {
 	struct timespec t;
 
-	clock_gettime(CLOCK_MONOTONIC, &t);
+	clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t); /* others run beside us */
 	return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
 }
 
@@ -97,6 +97,7 @@ static void large(void **unused)
 	start = now();
 	plan_make(&a);
 	print_message("# planned in %.3f s\n", now() - start);
+	assert_true(now() - start < 1);
 	for (size_t i = 0; i < ITEMS; i++)
 		assert_true(a.items[i].store >= 0);
 	check_room(&before, &a);
@@ -106,6 +107,16 @@ static void large(void **unused)
 	free_plan(&a);
 	free_plan(&b);
 	free_plan(&before);
+}
+
+static void check_limits(const struct plan *p, size_t which)
+{
+	const struct plan_item *item = &p->items[which];
+	const struct plan_store *store = &p->stores[item->store];
+
+	assert_true(store->running <= (store->limit ? store->limit : p->per_store));
+	assert_true(!p->per_host || p->stores[store->host].host_running <= p->per_host);
+	assert_true(item->from < 0 || p->stores[item->from].running <= p->per_store);
 }
 
 /* All that run have the same rate, each. Time is that of one byte. */
@@ -120,7 +131,7 @@ static uint64_t simulate(struct plan *p)
 		while ((which = plan_next(p)) < p->n_items) {
 			plan_begin(p, which);
 			assert_true(running < p->parallel);
-			assert_true(p->stores[p->items[which].store].running <= p->per_store);
+			check_limits(p, which);
 			end[running] = clock + p->items[which].need;
 			item[running++] = which;
 		}
@@ -135,6 +146,33 @@ static uint64_t simulate(struct plan *p)
 		end[first] = end[running];
 		item[first] = item[running];
 	}
+}
+
+/* Ten hosts of five stores each, some with limits of their own; images leave stores, too. */
+static void limits(void **unused)
+{
+	struct plan p = new_plan(ITEMS, STORES, SLOTS, 8);
+	uint64_t seed = (uint64_t)time(NULL);
+	double start;
+
+	(void)unused;
+	print_message("# seed %llu\n", (unsigned long long)seed);
+	fill(&p, seed);
+	p.per_host = 2;
+	for (size_t i = 0; i < STORES; i++) {
+		p.stores[i].host = i - i % 5;
+		p.stores[i].limit = i % 7 ? 0 : 1;
+	}
+	start = now();
+	plan_make(&p);
+	for (size_t i = 0; i < ITEMS; i++)
+		p.items[i].from = i % 3 ? (int)((size_t)(p.items[i].store + 1) % STORES) : -1;
+	simulate(&p);
+	print_message("# planned and run through in %.3f s\n", now() - start);
+	assert_true(now() - start < 1);
+	for (size_t i = 0; i < ITEMS; i++)
+		assert_int_equal(p.items[i].state, PLAN_OVER);
+	free_plan(&p);
 }
 
 static void makespan(void **unused)
@@ -246,8 +284,9 @@ static void what_stays(void **unused)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(large),  cmocka_unit_test(makespan), cmocka_unit_test(tight),
-		cmocka_unit_test(wanted), cmocka_unit_test(pools),    cmocka_unit_test(what_stays),
+		cmocka_unit_test(large),      cmocka_unit_test(limits), cmocka_unit_test(makespan),
+		cmocka_unit_test(tight),      cmocka_unit_test(wanted), cmocka_unit_test(pools),
+		cmocka_unit_test(what_stays),
 	};
 
 	return cmocka_run_group_tests_name("a drain's plan", tests, NULL, NULL);
