@@ -53,7 +53,7 @@ cut_off() {
 	lib_forget "$pid"
 	check "killed, the image is here" on a test -e "$old/raw.img"
 }
-on_its_way() { jq -e 'select(.event == "begun" and .kind == "cold")' "$dir/drain.log" && on b test -e "$store/in/raw.img"; }
+on_its_way() { jq -ne 'first(inputs | select(.event == "begun" and .kind == "cold"))' "$dir/drain.log" && on b test -e "$store/in/raw.img"; }
 
 it_goes() {
 	LIMIT=60 check_fails "it goes there, but for one" 1 "1 left" drain --delete-source --parallel 3
