@@ -82,5 +82,6 @@ throttled() {
 	is_on b throttle
 }
 
+# shellcheck disable=SC2119 # not these
 machine_up
 for part in ${PARTS:-refused cancelled waited forced throttled}; do $part; done
