@@ -63,7 +63,7 @@ static void make(const struct announcement *a, unsigned protocol, unsigned opera
 	memset(frame, 0, ANNOUNCE_FRAME);
 	memset(frame, 0xff, ANNOUNCE_MAC);
 	memcpy(frame + ANNOUNCE_MAC, a->mac, ANNOUNCE_MAC);
-	memcpy(&frame[2 * ANNOUNCE_MAC], head, sizeof(head));
+	memcpy(frame + (size_t)2 * ANNOUNCE_MAC, head, sizeof(head));
 	for (int i = 0; i < 2; i++, at += ANNOUNCE_MAC + sizeof(struct in_addr)) {
 		/* A gratuitous ARP does not ask for the card. */
 		if (!i || operation == REVERSE_REQUEST)

@@ -127,5 +127,6 @@ storage_there() {
 retired_there() { [ "$(role a disk1)" = retired ] && [ "$(gate disk1)" != active ]; }
 
 steps_known
+# shellcheck disable=SC2119 # not these
 machine_up
 for part in ${PARTS:-refused rehearsed ended_early network decided}; do $part; done
