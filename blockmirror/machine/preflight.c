@@ -14,7 +14,8 @@
 #include "blockmirror/machine/graph.h"
 
 #define CHECK 120000000000ull /* ns: two hooks */
-/* What a pause has beside the last round: devices' state, two votes, the log, cont. As measured. */
+/* What a pause has beside the last round: devices' state, two votes, the log, cont. A guess: the
+ * forecast is one. */
 #define FIXED     60000000.0
 #define TRIPS     8 /* of a message, in the pause */
 #define DIRTY_FOR 1 /* s that QEMU looks at what its guest changes */
