@@ -6,7 +6,8 @@ mapfile -t sources < <(git ls-files '*.c' '*.h')
 mapfile -t scripts < <(git ls-files '*.sh' .ci/run tests/run etc/hooks)
 
 check "clang-format has nothing to change" clang-format-14 --dry-run -Werror "${sources[@]}"
-check "shellcheck is content" shellcheck -x -P SCRIPTDIR "${scripts[@]}"
+shells() { printf '%s\0' "${scripts[@]}" | xargs -0 -P 2 -n 12 shellcheck -x -P SCRIPTDIR; }
+LIMIT=300 check "shellcheck is content" shells
 check "mandoc is content" mandoc -Tlint -Wwarning man/*.[1358]
 # The options that a program's help names and those that its manual page names are the same.
 options_of() { grep -oE -- '--[a-z][a-z-]+' | sort -u; }

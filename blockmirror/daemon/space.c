@@ -30,6 +30,7 @@ static void look(struct bm_work *work)
 	bm_free char *real = realpath(l->path, NULL);
 	struct statvfs fs;
 	struct stat st;
+	uint64_t used, free, size;
 
 	if (!real || !receive_allows(l->allowed, real)) {
 		bm_fail(&l->error, BM_E_ACCESS,
@@ -50,10 +51,11 @@ static void look(struct bm_work *work)
 			l->peers->name);
 		return;
 	}
-	l->result = json_pack("{s:s s:I s:I s:I s:I}", "path", real, "used",
-			      (json_int_t)((uint64_t)(fs.f_blocks - fs.f_bfree) * fs.f_frsize),
-			      "free", (json_int_t)((uint64_t)fs.f_bavail * fs.f_frsize), "size",
-			      (json_int_t)((uint64_t)fs.f_blocks * fs.f_frsize), "device",
+	used = (fs.f_blocks - fs.f_bfree) * fs.f_frsize;
+	free = fs.f_bavail * fs.f_frsize;
+	size = fs.f_blocks * fs.f_frsize;
+	l->result = json_pack("{s:s s:I s:I s:I s:I}", "path", real, "used", (json_int_t)used,
+			      "free", (json_int_t)free, "size", (json_int_t)size, "device",
 			      (json_int_t)st.st_dev);
 }
 
