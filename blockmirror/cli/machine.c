@@ -235,7 +235,8 @@ static json_t *follow(const struct cli *cli, const char *name, const char *id,
 			json_decref(report);
 		}
 		bm_client_close(client);
-		if (!strcmp(cli_text(ended, "move"), id))
+		/* Not while it is noted and its process ends: the next one would be refused. */
+		if (!moves && !strcmp(cli_text(ended, "move"), id))
 			return ended;
 		json_decref(ended);
 		waited = moves || !known ? 0 : waited + STEP;

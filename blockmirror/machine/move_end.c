@@ -353,7 +353,7 @@ void source_abort(struct source *s, const struct bm_error *why)
 	if (s->vm.qmp) {
 		vm_go_on(&s->vm);
 		vm_restore_sender(&s->vm);
-		if (!s->vm.ended)
+		if (!s->vm.ended && !s->options.dry_run)
 			announce(s);
 	}
 	if (s->vm.stopped_ns && s->vm.resumed_ns > s->vm.stopped_ns)

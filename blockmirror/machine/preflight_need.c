@@ -17,6 +17,7 @@
 #include "blockmirror/machine/preflight.h"
 
 #define OVERHEAD (64ull << 20) /* of a VMM beside its guest's memory, at least */
+enum { MENDED = 9, AT_ONCE = 64 * 4096 };
 
 static json_t *ask(struct source *s, const char *command, json_t *arguments)
 {
@@ -31,6 +32,15 @@ static json_t *ask(struct source *s, const char *command, json_t *arguments)
 static json_t *property(struct source *s, const char *path, const char *name)
 {
 	return ask(s, "qom-get", json_pack("{s:s s:s}", "path", path, "property", name));
+}
+
+static bool has_kvm(struct source *s)
+{
+	json_t *kvm = ask(s, "query-kvm", NULL);
+	bool has = json_is_true(json_object_get(kvm, "enabled"));
+
+	json_decref(kvm);
+	return has;
 }
 
 /* What it cannot take along */
@@ -95,6 +105,39 @@ void preflight_blockers(struct source *s, json_t *list)
 	find_passed_through(s, list);
 }
 
+/*
+ * Without KVM QEMU notes what its guest writes by the entries of the emulated TLB: an entry that
+ * says "noted already" has to be reset when the note is taken away. Before 9.0 that is forgotten
+ * where notes are taken 64 pages at a time, which is where the size of the memory is a multiple of
+ * that (QEMU 03bfc2188f, of 2024): what the guest writes by such an entry afterwards is never sent.
+ */
+static void find_lossy_log(struct source *s, json_t *list)
+{
+	json_t *version = ask(s, "query-version", NULL), *memory, *block;
+	json_int_t major =
+		json_integer_value(json_object_get(json_object_get(version, "qemu"), "major"));
+	size_t i;
+
+	json_decref(version);
+	if (major >= MENDED || has_kvm(s))
+		return;
+	memory = ask(s, "query-memdev", NULL);
+	json_array_foreach(memory, i, block) {
+		json_int_t size = json_integer_value(json_object_get(block, "size"));
+
+		if (size % AT_ONCE == 0)
+			preflight_refuse(
+				list, BM_E_UNSUPPORTED,
+				"machine %s would lose what its guest writes while its memory is "
+				"sent: QEMU before %d.0 does not note all of that without KVM, "
+				"when the size of a memory is a multiple of 256 KiB, as that of %s "
+				"is; start it with %lldk, or with KVM, or a newer QEMU",
+				s->m->machine, MENDED, graph_text(block, "id"),
+				(long long)size / 1024 + 8);
+	}
+	json_decref(memory);
+}
+
 /* What it needs */
 
 static json_int_t memory_of(struct source *s)
@@ -119,15 +162,6 @@ static json_t *machine_type(struct source *s)
 		name = json_stringn(text, strcmp(text + n - tail, suffix) ? n : n - tail);
 	json_decref(type);
 	return name;
-}
-
-static bool has_kvm(struct source *s)
-{
-	json_t *kvm = ask(s, "query-kvm", NULL);
-	bool has = json_is_true(json_object_get(kvm, "enabled"));
-
-	json_decref(kvm);
-	return has;
 }
 
 /* cpuinfo says sse4_1 where QEMU has a property "sse4.1", or "sse4-1". */
@@ -291,6 +325,7 @@ int preflight_here(struct source *s, struct bm_error *error)
 	int r;
 
 	preflight_blockers(s, list);
+	find_lossy_log(s, list);
 	if (disks_find(s, error) < 0 || media_no_tpm(&s->vm, error) < 0)
 		preflight_refuse_error(list, error);
 	facts = preflight_facts(s->m, error);

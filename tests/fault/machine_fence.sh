@@ -33,15 +33,9 @@ dies() {
 }
 nobody_on() { [ -z "$(host_processes "$1")" ]; }
 
-# begins FROM TO STEP: a move, whose process waits at that step, in $mover.
-begins() {
-	rm -f "$dir/asked"
-	at "$3" stop
-	log=$dir/move spawn move "$1" "$2" --overwrite
-	client=$pid
-	wait_for 150 came_there && wait_for 10 find_mover
-}
-find_mover() {
+# decides FROM TO STEP: a move, whose process waits at that step.
+decides() { rm -f "$dir/asked" && begins "$@" --overwrite; }
+over() {
 	local p
 	for p in $(host_processes a; host_processes b); do
 		[ "$(cut -d ' ' -f 3 "/proc/$p/stat" 2>/dev/null)" = T ] && mover=$p && return
@@ -59,7 +53,7 @@ asked() { [ -s "$dir/asked" ]; }
 
 # S has decided, and T dies before it has heard of that.
 target_dead() {
-	check "it has decided" begins a b source-passed
+	check "it has decided" decides a b source-passed
 	check "b dies" dies b
 	kill -CONT "$mover"
 	check "a is in doubt, and says so" wait_for 20 in_doubt a
@@ -82,7 +76,7 @@ target_dead() {
 
 # T runs it already when it dies, and comes back with all disks.
 target_dead_late() {
-	check "it has begun there" begins a b target-started
+	check "it has begun there" decides a b target-started
 	check "b dies" dies b
 	check "a is in doubt" wait_for 20 in_doubt a
 	check "nothing runs" fenced_on a
@@ -101,7 +95,7 @@ target_dead_late() {
 
 # T has voted, and S dies before it could say that its disks are whole there: they may not be.
 source_dead_early() {
-	check "it has voted" begins a b source-voted
+	check "it has voted" decides a b source-voted
 	check "b hears nothing, and is in doubt" source_gone
 	check "the hook is asked" wait_for 40 asked
 	check_fails "b must not begin" 3 "E_NOT_READY: host host-a had not said that its disks were whole here" \
@@ -115,7 +109,7 @@ source_gone() { dies a && wait_for 20 in_doubt b; }
 
 # It has decided, and could not say so.
 source_dead() {
-	check "it has decided" begins a b source-passed
+	check "it has decided" decides a b source-passed
 	check "a dies, b is in doubt" source_gone
 	check "it runs nowhere" not_begun b
 	fences a

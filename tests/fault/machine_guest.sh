@@ -10,7 +10,6 @@ need_machine
 have cc || { skip "a guest with a network" "a C compiler"; exit; }
 budget=60s now=''
 
-goes() { rm -f "$dir/move" && begins "$@"; }
 no_copy() { [ ! -e "$(in_store b disk0.img)" ] && [ ! -e "$(in_store b disk1.img)" ]; }
 logs() { tail -n 12 "$dir"/{a,b}/run/moves/*.log "$dir"/*/run/machines/*.log 2>&1 | sed 's/^/# /'; }
 no_machine() { ! xargs -r ps -o args= -p < <(host_processes "$1") | grep -q '^qemu-system'; }
@@ -26,7 +25,7 @@ stays() {
 # Who ends his own machine in the middle of a move.
 shut_down() {
 	[ "$now" != b ] || check "back" move b a
-	check "one begins" goes source-joined
+	check "one begins" begins a b source-joined
 	check "the guest shuts down" guest_does off
 	check "it does" wait_for 120 no_machine a
 	kill -CONT "$mover"
@@ -66,7 +65,7 @@ rejected() {
 restart_b() { host_stop b && host_start b; }
 
 cut_in_pause() {
-	check "one begins, and the guest stands still" goes source-stopped
+	check "one begins, and the guest stands still" begins a b source-stopped
 	check "the network is cut" cut_network
 	kill -CONT "$mover"
 	check "its guest goes on" goes_on
@@ -77,7 +76,7 @@ cut_in_pause() {
 
 # Who is moved has no need of them until it is over.
 daemons_die() {
-	check "one begins" goes source-streaming
+	check "one begins" begins a b source-streaming
 	check "both daemons die" both_die
 	kill -CONT "$mover"
 	check "it runs there" wait_for 60 has_begun_there
@@ -95,7 +94,7 @@ both_die() { host_kill a && host_kill b; }
 # From b, where it may be.
 begins_anew() {
 	[ "$now" != b ] || check "back" move b a
-	check "one begins" goes source-streaming
+	check "one begins" begins a b source-streaming
 	check "the guest begins anew" guest_does reset
 	sleep 1
 	kill -CONT "$mover"

@@ -148,7 +148,9 @@ sound() {
 
 # in_order CONSOLE: one record follows the other. Of two machines that run, both would count.
 in_order() {
+	local half=0
+	[ "$(tail -c 1 "$console.$1" | wc -l)" -eq 1 ] || half=1 # a line that its guest was stopped in
 	# shellcheck disable=SC2016 # awk has words in dollars, too
-	awk '/^TICK / { if (last && $2 != last + 1) { print "after record " last ": " $0; bad = 1 } last = $2 }
-		END { exit bad }' "$console.$1"
+	head -n "-$half" "$console.$1" | awk '/^TICK / { if (last && $2 != last + 1) { print "after record " last ": " $0; bad = 1 } last = $2 }
+		END { exit bad }'
 }

@@ -10,6 +10,8 @@
 #	check "nothing is lost" sound_machine b
 # shellcheck source-path=SCRIPTDIR source=libvirt.bash
 . "$(dirname "${BASH_SOURCE[0]}")/libvirt.bash"
+# shellcheck source=mover.bash
+. "$(dirname "${BASH_SOURCE[0]}")/mover.bash"
 
 hooks=$PWD/etc/hooks/qemu budget=${BUDGET:-10s}
 machine_disks=(disk0 disk1)
@@ -38,16 +40,17 @@ machine_up() {
 	check "it is known there" bm_on a machine add vm --qmp "$dir/a/vm.qmp"
 	check "it boots and writes to both" wait_for "${BOOT:-90}" ticked 60 60
 }
-# The second QMP socket has the same name on both hosts, and is another one on each.
+# The other QMP sockets have the same name on both hosts, and are others on each.
 watchable() { mkdir -p "$dir/watch" "$dir/$1/watch" && on "$1" mount --bind "$dir/$1/watch" "$dir/watch"; }
 may_receive() { bm_on a peer allow host-b --receive "$store" && bm_on b peer allow host-a --receive "$store"; }
 
 # machine_command: prints how QEMU is started on a, word by word.
 machine_command() {
 	local i
-	printf '%s\n' qemu-system-x86_64 -name vm -machine pc,accel=tcg -cpu qemu64 -smp 1 -m 128 -nodefaults \
+	printf '%s\n' qemu-system-x86_64 -name vm -machine pc,accel=tcg -cpu qemu64 -smp 1 -m 131080k -nodefaults \
 		-display none -kernel "$cache/vmlinuz" -initrd "$dir/initrd.gz" -append "console=ttyS0 quiet panic=-1${guest_words:+ $guest_words}" \
-		-qmp "unix:$dir/a/vm.qmp,server=on,wait=off" -qmp "unix:$dir/watch/qmp,server=on,wait=off"
+		-qmp "unix:$dir/a/vm.qmp,server=on,wait=off" -qmp "unix:$dir/watch/qmp,server=on,wait=off" \
+		-qmp "unix:$dir/watch/look,server=on,wait=off"
 	for i in 0 1; do
 		printf '%s\n' -chardev "file,id=console$i,path=$console.$i,append=on" -serial "chardev:console$i" \
 			-blockdev "driver=nbd,node-name=disk$i,server.type=unix,server.path=$dir/a/run/disks/disk$i.nbd,export=disk$i,reconnect-delay=60,discard=unmap" \
@@ -125,36 +128,8 @@ only_on() {
 
 # Moves that are disturbed
 
-step_file=$dir/step
-# at STEP WHAT: the process of a move that comes to SIDE-STEP next does that: die, stop. Before the daemons start.
-at() { echo "$1 $2" >"$step_file"; }
-steps_known() { host_before=([a]="env BLOCKMIRROR_MOVE_STEP=$step_file" [b]="env BLOCKMIRROR_MOVE_STEP=$step_file"); }
-came_there() { [ ! -e "$step_file" ]; }
-
-# begins STEP [OPTION…]: a move, whose process waits at that step, in $mover.
-begins() {
-	at "$1" stop
-	log=$dir/move spawn move a b "${@:2}"
-	client=$pid
-	wait_for 60 came_there && wait_for 5 find_mover
-}
-find_mover() {
-	local p
-	for p in $(host_processes a; host_processes b); do
-		[ "$(cut -d ' ' -f 3 "/proc/$p/stat" 2>/dev/null)" = T ] && mover=$p && return
-	done
-	return 1
-}
-# ends STATUS TEXT: so does the command.
-ends() {
-	local status
-	wait_for 60 lib_gone "$client" || return
-	wait "$client"
-	status=$?
-	lib_forget "$client"
-	cat "$dir/move"
-	grep -q "$2" "$dir/move" && [ $status -eq "$1" ]
-}
+# begins FROM TO STEP [OPTION…]: a move, whose process waits at that step.
+begins() { holds "$3" move "$1" "$2" "${@:4}"; }
 
 # settles FROM TO: the machine runs on one of them, with all that is its own; which one is in $now.
 settles() {

@@ -1,19 +1,22 @@
 #!/bin/bash
 # SPDX-License-Identifier: BSD-3-Clause
 # A whole machine moves to a host that shares no storage with its own, and back: a real Linux with two
-# disks, by its memory and both of them, in one pause; no record is lost, and no request fails. $ROUNDS
-# there and back, by default one, LONG=1: 20.
+# disks, by its memory and both of them, in one pause; no record is lost, no request fails, and what was its
+# memory here is its memory there. $ROUNDS there and back, by default one, LONG=1: 20.
 # shellcheck source-path=SCRIPTDIR source=machine.bash
 . "$(dirname "$0")/machine.bash"
 
 need_machine
+steps_known
 rounds=${ROUNDS:-${LONG:+20}}
 pauses=()
 
 # goes FROM TO [OPTION…]: it moves, is there alone, has lost nothing, and was stopped once.
 goes() {
 	check "it is watched" watch "$1"
-	check "$1 to $2: it moves" move "$1" "$2" "${@:3}"
+	check "$1 to $2: its memory has arrived, and it runs nowhere" begins "$1" "$2" source-voted "${@:3}"
+	check "both have the same memory" same_memory
+	check "it moves" goes_through
 	[ "$lib_failed" -eq 0 ] || exit
 	pauses+=("$(sed -n 's/.*stopped for \(.*\), once.*/\1/p' "$dir/out")")
 	check "it runs there" wait_for 10 machine_is "$2" running
@@ -25,7 +28,16 @@ goes() {
 	echo "# its pause: $(bm_on "$1" machine show vm --json | jq -c .last.pause)"
 }
 grep_out() { "${@:2}" | grep "$1"; }
+goes_through() { kill -CONT "$mover" && ends 0 "once"; }
 
+same_memory() {
+	local host
+	for host in a b; do
+		rm -f "$dir/memory.$host"
+		/usr/bin/python3 tests/system/qmp.py "$dir/$host/watch/look" pmemsave "{\"val\": 0, \"size\": $((128 << 20)), \"filename\": \"$dir/memory.$host\"}"
+	done
+	cmp "$dir/memory.a" "$dir/memory.b"
+}
 
 # shellcheck disable=SC2119 # not these
 machine_up

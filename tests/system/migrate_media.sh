@@ -14,7 +14,7 @@ budget=30s now=''
 machine_disks=(disk0)
 
 machine_command() {
-	printf '%s\n' qemu-system-x86_64 -name vm -machine pc,accel=tcg -m 32 -nodefaults -display none \
+	printf '%s\n' qemu-system-x86_64 -name vm -machine pc,accel=tcg -m 32776k -nodefaults -display none \
 		-qmp "unix:$dir/a/vm.qmp,server=on,wait=off" \
 		-drive "if=pflash,unit=0,format=raw,readonly=on,file=$store/bios.bin" \
 		-drive "if=pflash,unit=1,format=raw,file=$store/flash.bin" \

@@ -9,6 +9,8 @@ hook_time=3s
 
 need_plain
 
+qemu_of() { local memory=$1; qemu "${@:2}"; }
+
 machine_itself() {
 	too vm stop >>"$dir/log"
 	refused "one that does not run" E_NOT_READY 'it is "paused"'
@@ -17,6 +19,19 @@ machine_itself() {
 		-device ivshmem-plain,memdev=m
 	check_fails "QEMU's own words are told" 3 "E_UNSUPPORTED: its VMM cannot move machine two: .*ivshmem" \
 		bm_on a migrate two --to host-b
+	stop "$machine"
+	check "one whose QEMU does not note all that it writes" qemu_of 16M two
+	check_fails "it would lose that, and hears how not to" 3 \
+		"E_UNSUPPORTED: machine two would lose what its guest writes .* without KVM, .*pc.ram is; start it with 16392k" \
+		bm_on a migrate two --to host-b
+	check "a newer one does" seen_as newer '{"query-version": {"qemu": {"major": 9, "minor": 0, "micro": 0}, "package": ""},
+		"query-memdev": [{"id": "pc.ram", "size": 16777216}]}'
+	check "it could go" move --dry-run
+	check "as could one of such a size with KVM" seen_as by_kvm '{"query-kvm": {"enabled": true, "present": true},
+		"query-memdev": [{"id": "pc.ram", "size": 16777216}]}'
+	check "it could go, too" move --dry-run
+	check "but not that one" seen_as older '{"query-memdev": [{"id": "pc.ram", "size": 16777216}]}'
+	refused "a plan says so, too" E_UNSUPPORTED "machine vm would lose" 3 --dry-run
 	stop "$machine"
 	check "one that has a device of the host" seen_as usb '{"qom-list": [{"name": "stick", "type": "child<usb-host>"},
 		{"name": "gpu", "type": "child<vfio-pci>"}, {"name": "net", "type": "child<virtio-net-pci>"}]}'

@@ -8,30 +8,8 @@
 
 need_plain
 
-# begins STEP [OPTION…]: a move of vm, whose process waits at that step, in $mover.
-begins() {
-	echo "$1 stop" >"$step_file"
-	log=$dir/move spawn move "${@:2}"
-	client=$pid
-	wait_for 60 not test -e "$step_file" && wait_for 5 find_mover
-}
-find_mover() {
-	local p
-	for p in $(host_processes a); do
-		[ "$(cut -d ' ' -f 3 "/proc/$p/stat" 2>/dev/null)" = T ] && mover=$p && return
-	done
-	return 1
-}
-# ends STATUS TEXT: so does the command.
-ends() {
-	local status
-	wait_for 60 lib_gone "$client" || return
-	wait "$client"
-	status=$?
-	lib_forget "$client"
-	cat "$dir/move"
-	grep -qE "$2" "$dir/move" && [ $status -eq "$1" ] && rm "$dir/move"
-}
+# begins STEP [OPTION…]: a move of vm, whose process waits at that step.
+begins() { holds "$1" move "${@:2}"; }
 
 stays() { no_move && is_empty_there && [ "$(on a show vm .gate)" = active ]; }
 

@@ -30,7 +30,7 @@ disks() {
 }
 machine_command() {
 	local disk
-	printf '%s\n' qemu-system-x86_64 -name vm -machine pc,accel=tcg -m 32 -nodefaults -display none \
+	printf '%s\n' qemu-system-x86_64 -name vm -machine pc,accel=tcg -m 32776k -nodefaults -display none \
 		-qmp "unix:$dir/a/vm.qmp,server=on,wait=off"
 	for disk in "${machine_disks[@]}"; do
 		printf '%s\n' -blockdev "driver=nbd,node-name=$disk,server.type=unix,server.path=$dir/a/run/disks/$disk.nbd,export=$disk,reconnect-delay=60" \

@@ -55,10 +55,9 @@ grep_both() {
 	[ "$(grep -cx STOP "$dir/events")" -eq 1 ] && [ "$(grep -cx RESUME "$dir/events")" -eq 1 ]
 }
 
-goes() { rm -f "$dir/move" && begins "$@"; }
 
 ended_early() {
-	check "one begins" goes source-joined
+	check "one begins" begins a b source-joined
 	bm_on a machine cancel vm >>"$dir/log" 2>&1 &
 	kill -CONT "$mover"
 	check "it is cancelled" ends 1 "E_CANCELLED"
@@ -66,7 +65,7 @@ ended_early() {
 	check_fails "one that takes too long" 5 "E_BUDGET: machine vm has not moved within its --timeout" \
 		move a b --timeout 1ms
 	stays "late"
-	check "one begins" goes source-joined
+	check "one begins" begins a b source-joined
 	kill9 "$(on a show disk1 .pid)"
 	kill -CONT "$mover"
 	check "the death of a disk's process ends it" ends 1 "E_INTERRUPTED: the process of disk disk1 has died"
@@ -74,7 +73,7 @@ ended_early() {
 }
 
 network() {
-	check "one begins" goes source-streaming
+	check "one begins" begins a b source-streaming
 	check "the network is cut" cut_network
 	kill -CONT "$mover"
 	check "its guest goes on" goes_on
@@ -85,7 +84,7 @@ network() {
 
 # Both daemons die in the pause, and the network is cut after the decision.
 decided() {
-	check "one begins" goes source-passed
+	check "one begins" begins a b source-passed
 	check "the network is cut" cut_network
 	check "both daemons die" both_die
 	kill -CONT "$mover"

@@ -10,8 +10,10 @@
 #	refused "pages of another size" E_HOST "65536 bytes"
 # shellcheck source-path=SCRIPTDIR source=hosts.bash
 . "$(dirname "${BASH_SOURCE[0]}")/hosts.bash"
+# shellcheck source=mover.bash
+. "$(dirname "${BASH_SOURCE[0]}")/mover.bash"
 
-hooks_b=$dir/hooks step_file=$dir/step hook_time=${hook_time:-30s}
+hooks_b=$dir/hooks hook_time=${hook_time:-30s}
 
 need_plain() {
 	have qemu-system-x86_64 socat || { skip "machines" "qemu-system-x86, socat"; exit; }
@@ -33,7 +35,7 @@ hook() {
 # qemu NAME WORD…: on a, with the disk of that name; known as that machine.
 qemu() {
 	local name=$1
-	spawn_on a qemu-system-x86_64 -name "$name" -machine pc,accel=tcg -cpu qemu64 -m 16 -nodefaults -display none \
+	spawn_on a qemu-system-x86_64 -name "$name" -machine pc,accel=tcg -cpu qemu64 -m "${memory:-16392k}" -nodefaults -display none \
 		-qmp "unix:$dir/a/$name.qmp,server=on,wait=off" -qmp "unix:$dir/a/$name.too,server=on,wait=off" \
 		-blockdev "driver=nbd,node-name=d,server.type=unix,server.path=$dir/a/run/disks/$name.nbd,export=$name" \
 		-device virtio-blk-pci,drive=d "${@:2}"
@@ -51,7 +53,7 @@ as_it_is() { bm_on a machine add vm --qmp "$dir/a/vm.qmp"; }
 up() {
 	mkdir "$hooks_b" && cp etc/hooks/qemu/start-target "$hooks_b/" && facts '{}'
 	host_options=([a]="--machine-hooks $PWD/etc/hooks/qemu --hook-timeout $hook_time" [b]="--machine-hooks $hooks_b --hook-timeout $hook_time")
-	host_before=([a]="env BLOCKMIRROR_MOVE_STEP=$step_file")
+	steps_known
 	hosts_up && bm_on a peer allow host-b --receive "$store" && bm_on b peer allow host-a --receive "$store"
 }
 serve_both() {

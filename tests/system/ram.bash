@@ -24,7 +24,7 @@ machine() {
 	: >"$dir/$name.console"
 	# shellcheck disable=SC2016
 	spawn bash -c 'exec "$@" <"$0"' "$dir/$name.keyboard" \
-		qemu-system-x86_64 -machine pc,accel=tcg -cpu max -smp 1 -m 128 -nodefaults -no-reboot \
+		qemu-system-x86_64 -machine pc,accel=tcg -cpu max -smp 1 -m 131080k -nodefaults -no-reboot \
 		-display none -kernel "$cache/vmlinuz" -initrd "$cache/initrd.gz" \
 		-append "console=ttyS0 quiet panic=-1 no_timer_check load=4096" \
 		-chardev "stdio,id=console,signal=off,logfile=$dir/$name.console,logappend=on" \
