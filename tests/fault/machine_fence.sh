@@ -35,13 +35,6 @@ nobody_on() { [ -z "$(host_processes "$1")" ]; }
 
 # decides FROM TO STEP: a move, whose process waits at that step.
 decides() { rm -f "$dir/asked" && begins "$@" --overwrite; }
-over() {
-	local p
-	for p in $(host_processes a; host_processes b); do
-		[ "$(cut -d ' ' -f 3 "/proc/$p/stat" 2>/dev/null)" = T ] && mover=$p && return
-	done
-	return 1
-}
 over() { stop "$client"; rm -f "$dir/move"; }
 says() { "${@:2}" >"$dir/said" 2>&1; cat "$dir/said"; grep "$1" "$dir/said"; }
 in_doubt() { says "in doubt\|doubt  " bm_on "$1" machine show vm; }
