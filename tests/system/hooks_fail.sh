@@ -15,7 +15,11 @@ start_daemon --hook-timeout 30s
 serve disk "$b"
 known=$(show disk .pid)
 install_hook 10-manager
-new_process() { local now; now=$(show disk .pid 2>/dev/null) && [ -n "$now" ] && [ "$now" != "$known" ]; }
+new_process() { # that serves the disk: the daemon knows of it before
+	local now
+	[ "$(show disk .supervision.state 2>/dev/null)" = running ] && now=$(show disk .pid 2>/dev/null) &&
+		[ -n "$now" ] && [ "$now" != "$known" ]
+}
 moves() { "$bm" relocate disk "$1" "${quick[@]}" "${@:2}"; }
 heard_lines() { [ "$(wc -l <"$heard")" -ge "$1" ]; }
 ended_with() { [[ "$(events)" = *"$1" ]] || { events; return 1; }; }
