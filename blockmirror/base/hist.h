@@ -38,6 +38,7 @@ struct bm_meter {
 	uint64_t longest;       /* any request, since it was set to 0 */
 	uint64_t requests[6];   /* by enum bm_op, all of them */
 	uint64_t bytes_read, bytes_written;
+	uint64_t changed; /* ns of the loop: when the last WRITE, ZERO or TRIM ended; 0: none has */
 };
 
 #endif

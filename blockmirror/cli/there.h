@@ -24,7 +24,7 @@ struct there {
 	uint64_t window; /* ns for which there are two; 0: not known */
 	char *disk, *uri;
 	const char *group; /* that it is armed with; NULL: alone */
-	uint64_t size;
+	uint64_t size, changes;
 	char *offered; /* to whom it was, as shared; NULL */
 	bool shared;
 	bool told;       /* this host offers it */

@@ -129,7 +129,7 @@ static void piece_leave(struct piece *p)
 static void count(struct bm_meter *meter, const struct piece *p)
 {
 	const struct bm_request *rq = p->rq;
-	uint64_t ns = bm_loop_now(p->order->dev.loop) - rq->arrived;
+	uint64_t now = bm_loop_now(p->order->dev.loop), ns = now - rq->arrived;
 
 	if (!meter)
 		return;
@@ -138,10 +138,12 @@ static void count(struct bm_meter *meter, const struct piece *p)
 		bm_hist_add(&meter->flushes, ns);
 	else if (rq->op != BM_EXTENTS)
 		bm_hist_add(&meter->window, ns);
-	if (rq->op == BM_READ)
+	if (rq->op == BM_READ) {
 		meter->bytes_read += rq->length;
-	else if (rq->op != BM_FLUSH && rq->op != BM_EXTENTS)
+	} else if (rq->op != BM_FLUSH && rq->op != BM_EXTENTS) {
 		meter->bytes_written += rq->length;
+		meter->changed = now;
+	}
 	if (ns > meter->longest)
 		meter->longest = ns;
 }

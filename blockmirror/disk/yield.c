@@ -18,7 +18,9 @@
  * A guest that writes here while the other host asks for the disk has not stopped: two machines
  * run. It keeps the disk. A machine that stops has waited for its writes: one that is in flight
  * when the fence comes says the same, also where the storage is done with it before its guest, on a
- * host that is busy, has come to send the next one.
+ * host that is busy, has come to send the next one. And one that wrote just before the fence may
+ * only be between two writes: its next one is waited for. A machine that has moved wrote here
+ * longer ago than that, and its first write there is not held for it.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -38,6 +40,7 @@
 #define AGAIN     500000000ull
 #define LAST_CALL 1000000000ull /* ns in which a guest that left may come again, to flush */
 #define ANSWERED  5000000ull
+#define LISTEN    30000000ull /* ns after a guest's last write in which its next one is waited for */
 /* Generations by which the other host begins above ours: a next process of ours may write some. */
 #define MOVE_AHEAD 1000
 
@@ -46,6 +49,7 @@ enum stage {
 	FENCES,
 	FLUSHES,
 	FLUSHES_BOTH,
+	LISTENS, /* its guest wrote a moment ago: whether it goes on */
 	DECIDES,
 	RELEASES, /* its storage is closed: the other host reaches it itself */
 	RELEASED, /* ... and a session that is just being opened again waited for */
@@ -285,10 +289,14 @@ static void split(struct yield *y)
 static void decide(struct yield *y)
 {
 	struct disk *d = y->disk;
+	uint64_t quiet = d->meter.changed + LISTEN;
 
 	bm_timer_clear(d->loop, &y->timer);
 	if (gate_held_changes(d->gate)) {
 		split(y);
+	} else if (!y->moves && bm_loop_now(d->loop) < quiet) {
+		y->stage = LISTENS;
+		(void)bm_timer_set(d->loop, &y->timer, quiet);
 	} else if (y->moves) {
 		y->stage = STAYS;
 		bm_rpc_reply(bm_steal(y->call), json_pack("{s:I s:b}", "generation",
@@ -428,6 +436,8 @@ static void timed_out(struct bm_timer *timer)
 		let_go(y);
 	else if (y->stage == FENCES || y->stage == FLUSHES_BOTH)
 		give_up(y, BM_E_BUSY, "what is in flight does not end");
+	else if (y->stage == LISTENS)
+		decide(y);
 	else if (y->stage == RELEASED)
 		released(y);
 	else if (y->stage == DOUBTS)
