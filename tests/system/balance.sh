@@ -5,18 +5,13 @@
 # shellcheck disable=SC2034,SC2317,SC2015
 # shellcheck source-path=SCRIPTDIR source=disk.bash
 . "$(dirname "$0")/disk.bash"
+# shellcheck source=datastore.bash
+. "$(dirname "$0")/datastore.bash"
 
 have mkfs.ext4 losetup jq || { skip "balance" "e2fsprogs, util-linux, jq"; exit; }
-losetup -f >"$dir/out" 2>&1 || { skip "balance" "$(head -n 1 "$dir/out")"; exit; }
+need_stores "balance"
 full=$dir/full one=$dir/one two=$dir/two
 
-store() {
-	mkdir "$1"
-	truncate -s "$2" "$1.fs"
-	mkfs.ext4 -q -m 0 "$1.fs" && mount -o loop "$1.fs" "$1" && rmdir "$1/lost+found"
-}
-stores_down() { for folder in "$full" "$one" "$two"; do ! mountpoint -q "$folder" || umount -l "$folder"; done; }
-random() { dd if=/dev/urandom bs=1M count="$2" of="$1" 2>>"$dir/log"; }
 fill_of() { df --output=used,size -B1 "$1" | awk 'NR == 2 { printf "%d", $1 * 100 / $2 }'; }
 at_most() { [ "$(fill_of "$1")" -le "$2" ] || { df "$1"; return 1; }; }
 balance() { "$bm" balance "$full" "$one" "$two" "$@"; }

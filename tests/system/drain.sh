@@ -6,20 +6,14 @@
 # ones are there, byte for byte, and the file system unmounts. drain_guests.sh has guests in the QEMUs.
 # shellcheck source-path=SCRIPTDIR source=slip.bash
 . "$(dirname "$0")/slip.bash"
+# shellcheck source=datastore.bash
+. "$(dirname "$0")/datastore.bash"
 
 have qemu-system-x86_64 qemu-img mkfs.ext4 losetup jq fallocate || { skip "drain" "qemu-utils, e2fsprogs, util-linux, jq"; exit; }
-losetup -f >"$dir/out" 2>&1 || { skip "drain" "$(head -n 1 "$dir/out")"; exit; }
+need_stores "drain"
 old=$dir/old one=$dir/one two=$dir/two
 LIVE=(disk1 disk2 disk3 disk4)
 
-# store FOLDER SIZE: a file system of its own.
-store() {
-	mkdir "$1"
-	truncate -s "$2" "$1.fs"
-	mkfs.ext4 -q "$1.fs" && mount -o loop "$1.fs" "$1" && rmdir "$1/lost+found"
-}
-stores_down() { for folder in "$old" "$one" "$two"; do ! mountpoint -q "$folder" || umount -l "$folder"; done; }
-random() { dd if=/dev/urandom bs=1M count="$2" of="$1" 2>>"$dir/log"; }
 
 # 4 that are served, 2 that a QEMU has, 3 raw, a qcow2 with a
 # snapshot, one that somebody else writes to, a linked clone and what it shows, and one that is none.

@@ -5,9 +5,11 @@
 # shellcheck source-path=SCRIPTDIR source=slip.bash
 # shellcheck disable=SC2054 # commas are QEMU's
 . "$(dirname "$0")/slip.bash"
+# shellcheck source=datastore.bash
+. "$(dirname "$0")/datastore.bash"
 
 have qemu-system-x86_64 qemu-img qemu-io mkfs.ext4 losetup chattr jq || { skip "a drain's checks" "QEMU, jq, e2fsprogs"; exit; }
-losetup -f >"$dir/out" 2>&1 || { skip "a drain's checks" "$(head -n 1 "$dir/out")"; exit; }
+need_stores "a drain's checks"
 old=$dir/old new=$dir/new
 loop=''
 
@@ -31,7 +33,6 @@ all_move() {
 	cat "$dir/summary"
 	return $status
 }
-random() { dd if=/dev/urandom bs=1M count="$2" of="$1" 2>>"$dir/log"; }
 cleanup() {
 	chattr -i "$old"/*.img 2>/dev/null
 	[ -z "$loop" ] || losetup -d "$loop" 2>/dev/null

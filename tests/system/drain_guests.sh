@@ -7,21 +7,16 @@
 # shellcheck source-path=SCRIPTDIR source=slip.bash
 # shellcheck disable=SC2030,SC2031 # each machine has its own $dir
 . "$(dirname "$0")/slip.bash"
+# shellcheck source=datastore.bash
+. "$(dirname "$0")/datastore.bash"
 
 have busybox qemu-system-x86_64 qemu-img mkfs.ext4 losetup jq || { skip "a drain with guests" "QEMU, busybox, e2fsprogs"; exit; }
-losetup -f >"$dir/out" 2>&1 || { skip "a drain with guests" "$(head -n 1 "$dir/out")"; exit; }
+need_stores "a drain with guests"
 fixtures/guest/build.sh "$cache" >"$dir/out" 2>&1 || { skip "a drain with guests" "no kernel: $(tail -n 1 "$dir/out")"; exit; }
 old=$dir/old one=$dir/one two=$dir/two
 LIVE=(disk1 disk2 disk3 disk4)
 guests=()
 
-store() {
-	mkdir "$1"
-	truncate -s "$2" "$1.fs"
-	mkfs.ext4 -q "$1.fs" && mount -o loop "$1.fs" "$1" && rmdir "$1/lost+found"
-}
-stores_down() { for folder in "$old" "$one" "$two"; do ! mountpoint -q "$folder" || umount -l "$folder"; done; }
-random() { dd if=/dev/urandom bs=1M count="$2" of="$1" 2>>"$dir/log"; }
 
 fill_datastore() {
 	local name
