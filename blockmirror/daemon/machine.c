@@ -243,6 +243,23 @@ static json_t *report(const struct daemon *d, const char *name, const json_t *en
 	return shown;
 }
 
+/* A plan for that machine is being written. */
+static bool is_beginning(const struct daemon *d, const char *name)
+{
+	bm_list_each(node, &of(d)->jobs) {
+		const struct job *j = bm_container(node, struct job, link);
+
+		if (j->plan && !strcmp(text_of(j->plan, "machine"), name))
+			return true;
+	}
+	return false;
+}
+
+static bool is_moving(const struct daemon *d, const char *name)
+{
+	return moves_folder_of(d, name) || is_beginning(d, name);
+}
+
 void method_machine_add(void *arg, struct bm_rpc_call *call, json_t *params)
 {
 	struct daemon *d = arg;
@@ -257,7 +274,7 @@ void method_machine_add(void *arg, struct bm_rpc_call *call, json_t *params)
 	else if (bm_disk_name_check(name, NULL) < 0)
 		bm_fail(&error, BM_E_USAGE,
 			"\"%.100s\" is no name of a machine: letters, digits, and . _ -", name);
-	else if (moves_folder_of(d, name))
+	else if (is_moving(d, name))
 		bm_fail(&error, BM_E_BUSY, "machine %s is being moved", name);
 	if (error.code) {
 		bm_rpc_fail(call, &error);
@@ -308,24 +325,12 @@ void method_machine_remove(void *arg, struct bm_rpc_call *call, json_t *params)
 
 	if (!wanted(d, call, params))
 		return;
-	if (moves_folder_of(d, name)) {
+	if (is_moving(d, name)) {
 		control_refuse(call, BM_E_BUSY, "machine", name, "is being moved");
 		return;
 	}
 	json_object_del(of(d)->all, name);
 	save(d, name, call, NULL);
-}
-
-/* A plan for that machine is being written. */
-static bool is_beginning(const struct daemon *d, const char *name)
-{
-	bm_list_each(node, &of(d)->jobs) {
-		const struct job *j = bm_container(node, struct job, link);
-
-		if (j->plan && !strcmp(text_of(j->plan, "machine"), name))
-			return true;
-	}
-	return false;
 }
 
 /* The move, {move, request}, that came of that request, or is going on for it; NULL: none. */
@@ -387,7 +392,7 @@ static bool may_migrate(struct daemon *d, struct bm_rpc_call *call, const char *
 	const char *away = text_of(entry, "away");
 	struct bm_error error;
 
-	if (moves_folder_of(d, name) || is_beginning(d, name))
+	if (is_moving(d, name))
 		bm_fail(&error, BM_E_BUSY, "machine %s is being moved already", name);
 	else if (away)
 		bm_fail(&error, BM_E_RETIRED, "machine %s is on host %s", name, away);

@@ -11,7 +11,9 @@
 hooks_b=$dir/machine-hooks
 
 need_plain
-slow='{"rate":"2M"}' call=''
+slow='{"rate":"2M"}' call='' id=''
+# It has begun, and goes no further: its window is in two hours.
+later='{"window":"'$(date -d '120 minutes' +%H:%M)-$(date -d '180 minutes' +%H:%M)'"}'
 
 # of_vm ID [OPTIONS [MORE]]: for machine vm, to host b.
 of_vm() { echo "{\"id\":\"$1\",\"machine\":\"vm\",\"target\":\"host-b\",\"options\":${2:-{\}}${3:-}}"; }
@@ -20,6 +22,7 @@ a() { on a "$@"; }
 # begun: how many moves have begun on a so far.
 begun() { find "$dir/a/run/moves" -name '*.log' | wc -l; }
 begun_since() { [ "$(begun)" -eq $(("$1" + "$2")) ] || { begun; ls -l "$dir/a/run/moves"; return 1; }; }
+waits() { asks accepted "$1" && [ "$(answer .phase)" = "waits for its window" ]; }
 copies() { asks running "$1" && [ "$(answer '.copied > 0')" = true ]; }
 same_move() { [ "$(answer .move)" = "$1" ] || { answer .; return 1; }; }
 moves() { [ "$(bm_on a machine show vm --json | jq -r '.move.id // ""')" = "$1" ]; }
@@ -43,6 +46,19 @@ many() { # JSON: eight calls at once, of one move
 	cat "$dir"/many.?
 	[ "$(jq -rs '[.[] | .state] | unique - ["accepted", "running"] | length' "$dir"/many.?)" = 0 ] &&
 		[ "$(jq -rs '[.[] | .move // empty] | unique | length' "$dir"/many.?)" = 1 ]
+}
+
+# one_of_many: eight ids at once: one of them has it moved, and is in $id.
+one_of_many() {
+	local i pids=()
+	for i in 1 2 3 4 5 6 7 8; do
+		"$bm" hook relocate <<<"$(of_vm "many-$i" "$later")" >"$dir/many.$i" &
+		pids+=($!)
+	done
+	wait "${pids[@]}"
+	cat "$dir"/many.?
+	id=$(jq -r 'select(.move) | .id' "$dir"/many.?)
+	[ "$(jq -rs '[.[] | select(.state == "refused" and .error.code == "E_BUSY")] | length' "$dir"/many.?)" = 7 ]
 }
 
 refusing() {
@@ -126,6 +142,10 @@ cancelling() {
 	check_fails "for ever" 1 '"failed"' a ask "$(of_vm lost-1 "$slow")"
 	check "once" begun_since "$before" 2
 	check "the machine is where it was" wait_for 10 stays
+	before=$(begun)
+	check "eight ids at once: seven are refused" a one_of_many
+	check "the other one is given up" a asks cancelled "{\"id\":\"$id\",\"cancel\":true}"
+	check "nothing else was begun" begun_since "$before" 1
 }
 
 # Killed where it is about to do that call of the system for the K-th time; then it is asked again.
@@ -133,7 +153,7 @@ cancelling() {
 killed_at() { # CALL K
 	local before r
 	before=$(begun)
-	r=$(of_vm "kill-$1-$2" "$slow")
+	r=$(of_vm "kill-$1-$2" "$later")
 	a strace -q -o "$dir/trace" -e "trace=$1" -e "inject=$1:signal=KILL:when=$2" "$bm" hook relocate <<<"$r" >"$dir/killed"
 	grep -q "killed by SIGKILL" "$dir/trace" || {
 		a asks cancelled "{\"id\":\"kill-$1-$2\",\"cancel\":true}" >"$dir/out" || return 1
@@ -157,22 +177,22 @@ killing() {
 	check "killed at each of $tried steps it begins one move" test $tried -ge 5
 	before=$(begun)
 	kill -STOP "${host_daemon[a]}"
-	on a "$bm" hook relocate <<<"$(of_vm kill-1 "$slow")" >"$dir/killed" &
+	on a "$bm" hook relocate <<<"$(of_vm kill-1 "$later")" >"$dir/killed" &
 	call=$!
 	sleep 0.3
 	kill_calls
 	kill -CONT "${host_daemon[a]}"
-	check "killed when the daemon has it, and has not answered: asked again" a under_way "$(of_vm kill-1 "$slow")"
+	check "killed when the daemon has it, and has not answered: asked again" a under_way "$(of_vm kill-1 "$later")"
 	check "it is one move" begun_since "$before" 1
 	check "and given up" a asks cancelled '{"id":"kill-1","cancel":true}'
 	before=$(begun)
 	kill -STOP "${host_daemon[a]}"
-	on a "$bm" hook relocate <<<"$(of_vm kill-2 "$slow" ',"wait":true')" >"$dir/killed" &
+	on a "$bm" hook relocate <<<"$(of_vm kill-2 "$later" ',"wait":true')" >"$dir/killed" &
 	call=$!
 	sleep 0.3
 	host_kill a
 	check "the daemon is killed instead, and comes again" host_start a
-	check "who waits has it asked, and it is on its way" wait_for 30 a copies '{"id":"kill-2"}'
+	check "who waits has it asked, and it begins" wait_for 30 a waits '{"id":"kill-2"}'
 	check "it is given up, too" a asks cancelled '{"id":"kill-2","cancel":true}'
 	wait "$call"
 	check "which who waited is told" test "$(jq -r .state "$dir/killed")" = cancelled
