@@ -162,6 +162,27 @@ killed_at() { # CALL K
 	a under_way "$r" && begun_since "$before" 1 && a asks cancelled "{\"id\":\"kill-$1-$2\",\"cancel\":true}" &&
 		begun_since "$before" 1
 }
+# The same of the daemon, when it writes the plan.
+daemon_killed_at() { # K
+	local before r tracer victim=${host_daemon[a]} calls=fsync,fdatasync,rename
+	before=$(begun)
+	r=$(of_vm "die-$1" "$later")
+	spawn strace -q -f -o "$dir/trace" -e "trace=$calls" -e "inject=$calls:signal=KILL:when=$1" -p "$victim"
+	tracer=$pid
+	wait_for 10 is_traced "$victim" || return 1
+	a ask "$r"
+	if ! wait_for 1 lib_gone "$victim"; then
+		stop "$tracer"
+		a asks cancelled "{\"id\":\"die-$1\",\"cancel\":true}" || return 1
+		return 2
+	fi
+	lib_forget "$victim"
+	lib_forget "$tracer"
+	unset "host_daemon[a]"
+	host_start a && a under_way "$r" && begun_since "$before" 1 &&
+		a asks cancelled "{\"id\":\"die-$1\",\"cancel\":true}" && begun_since "$before" 1
+}
+is_traced() { ! grep -h ^TracerPid "/proc/$1/task"/*/status | grep -qx 'TracerPid:.0'; }
 killing() {
 	local before call k status=0 tried=0
 	have strace || { skip "each instant" "strace"; return; }
@@ -175,6 +196,15 @@ killing() {
 		[ $status -eq 2 ] || { not_ok "killed at $call $k" "$dir/told"; return; }
 	done
 	check "killed at each of $tried steps it begins one move" test $tried -ge 5
+	tried=0
+	for ((k = 1; k < 20; k++)); do
+		daemon_killed_at $k >"$dir/told" 2>&1
+		status=$?
+		[ $status -eq 0 ] || break
+		tried=$((tried + 1))
+	done
+	[ $status -eq 2 ] || { not_ok "the daemon is killed at $k" "$dir/told"; return; }
+	check "the daemon is killed at each of $tried steps of writing it down: one move" test $tried -ge 4
 	before=$(begun)
 	kill -STOP "${host_daemon[a]}"
 	on a "$bm" hook relocate <<<"$(of_vm kill-1 "$later")" >"$dir/killed" &
