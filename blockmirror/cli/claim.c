@@ -65,8 +65,7 @@ int claim_note(struct claim *c, const char *key, json_t *value, struct bm_error 
 	return add_line(c, error);
 }
 
-/* It was dropped, or made anew, before we had the lock. */
-static bool is_there(const struct claim *c)
+bool claim_is_there(const struct claim *c)
 {
 	struct stat ours, there;
 
@@ -149,7 +148,7 @@ static int open_locked(struct claim *c, bool make, bool wait, struct bm_error *e
 		r = lock(c, wait);
 		if (r < 0)
 			return bm_fail_errno(error, r, "cannot lock %s", c->path);
-		if (!c->locked || is_there(c))
+		if (!c->locked || claim_is_there(c))
 			return 0;
 		close(c->fd);
 		c->locked = false;
@@ -242,7 +241,8 @@ bool claim_lock(struct claim *c, bool wait)
 
 void claim_drop(const struct claim *c)
 {
-	unlink(c->path);
+	if (claim_is_there(c)) /* what another one has claimed since is not ours to drop */
+		unlink(c->path);
 }
 
 void claim_leave(struct claim *c)

@@ -44,6 +44,9 @@ int claim_note(struct claim *claim, const char *key, json_t *value, struct bm_er
 /* What another process has added since. */
 void claim_look(struct claim *claim);
 
+/* It was not dropped, nor made anew, since it was opened. */
+bool claim_is_there(const struct claim *claim);
+
 /* Nothing came of it: the id is free. Only with the lock. */
 void claim_drop(const struct claim *claim);
 

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * hook relocate: a manager's one way to have a disk moved, to ask how far that is, and to give it
- * up. Here for disks that are served; hook_slip.c has those of a running QEMU.
+ * up. Here for disks that are served; hook_slip.c has those of a running QEMU, hook_machine.c
+ * machines.
  *
  * The id is claimed first, durably. Then the disk's process is asked with the id; it knows whether
  * it has a job of that already (disk/request.c). So this command may die at any moment, and be
@@ -38,14 +39,6 @@ static int call(struct hook_request *q, struct bm_client *client, const char *me
 	return r;
 }
 
-static bool is_the_same(const struct hook_request *q, const json_t *job)
-{
-	char digest[BM_REQUEST_DIGEST];
-
-	bm_request_digest(q->asked, digest);
-	return !strcmp(cli_text(json_object_get(job, "request"), "digest"), digest);
-}
-
 /*
  * Nobody serves the disk. What its folder says: the job runs, and goes on when the disk is served
  * again, or has ended; NULL: of this request nothing came.
@@ -65,7 +58,7 @@ static json_t *answer_from_files(const struct hook_request *q)
 	if (bm_requests_read(folder, &jobs, NULL) < 0)
 		jobs = NULL;
 	job = of && !strcmp(of, q->id) ? record.job : bm_requests_find(jobs, q->id);
-	if (job && !is_the_same(q, job)) {
+	if (job && !hook_request_is(q, job)) {
 		struct bm_error error;
 
 		bm_fail(&error, BM_E_ID_REUSED,
@@ -258,7 +251,9 @@ static json_t *carry_out(struct hook_request *q)
 		q->asked = json_incref(json_object_get(q->claim.said, "asked"));
 	if (hook_is_final(before))
 		return json_deep_copy(before);
-	answer = hook_request_text(q, "disk") ? relocate_disk(q) : hook_slip(q);
+	answer = hook_request_text(q, "disk")      ? relocate_disk(q)
+		 : hook_request_text(q, "machine") ? hook_machine(q)
+						   : hook_slip(q);
 	/* So it is known when the disk is no more, or has had many others since. */
 	if (hook_is_final(answer) && !hook_is_final(json_object_get(q->claim.said, "answer")) &&
 	    claim_note(&q->claim, "answer", json_incref(answer), &error) < 0)

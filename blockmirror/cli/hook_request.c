@@ -2,37 +2,53 @@
 /* The objects of hook relocate. What comes in are foreign bytes: bounded, and known by name. */
 #include "blockmirror/cli/hook_request.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "blockmirror/base/cleanup.h"
+#include "blockmirror/base/day_window.h"
 #include "blockmirror/base/disk_name.h"
 #include "blockmirror/base/requests.h"
 #include "blockmirror/base/units.h"
 #include "blockmirror/base/uri.h"
+#include "blockmirror/cli/machine.h"
 
 enum { LARGEST = 64 << 10, LONGEST_TEXT = 4096 };
 
-enum kind { FLAG, SIZE, TIME, LATENCY, LOSS, SOURCE };
+enum kind { FLAG, SIZE, TIME, SPAN, LATENCY, LOSS, SOURCE, POLICY, WINDOW };
 
-/* As the methods of a disk have them (docs/protocol.md). */
+/* What is to be moved: a disk that is served, one of a running QEMU, a machine. */
+enum subject { DISK = 1, DRIVE = 2, MACHINE = 4 };
+
+/* As the methods of a disk, and machine.migrate, have them (docs/protocol.md). */
 static const struct {
 	const char *name;
 	enum kind kind;
+	int goes_with;
 	const char *wanted;
 } options[] = {
-	{"overwrite", FLAG, "true or false"},
-	{"delete_source", FLAG, "true or false"},
-	{"verify", FLAG, "true or false"},
-	{"accept_repair", FLAG, "true or false"},
-	{"manual", FLAG, "true or false"},
-	{"rate", SIZE, "bytes a second, or a text like \"64M\""},
-	{"undo_window", TIME, "nanoseconds, or a text like \"10m\""},
-	{"target_deadline", TIME, "nanoseconds, or a text like \"2s\""},
-	{"guest_latency", LATENCY, "\"auto\", \"off\", nanoseconds, or a text like \"5ms\""},
-	{"on_target_loss", LOSS, "\"wait\", \"pause\", nanoseconds, or a text like \"10m\""},
-	{"on_source_error", SOURCE, "\"stop\" or \"skip\""},
+	{"overwrite", FLAG, DISK | DRIVE | MACHINE, "true or false"},
+	{"delete_source", FLAG, DISK | DRIVE, "true or false"},
+	{"verify", FLAG, DISK | DRIVE, "true or false"},
+	{"accept_repair", FLAG, DISK | DRIVE, "true or false"},
+	{"manual", FLAG, DISK, "true or false"},
+	{"rate", SIZE, DISK | DRIVE | MACHINE, "bytes a second, or a text like \"64M\""},
+	{"undo_window", TIME, DISK, "nanoseconds, or a text like \"10m\""},
+	{"target_deadline", TIME, DISK | DRIVE, "nanoseconds, or a text like \"2s\""},
+	{"guest_latency", LATENCY, DISK | DRIVE,
+	 "\"auto\", \"off\", nanoseconds, or a text like \"5ms\""},
+	{"on_target_loss", LOSS, DISK | DRIVE,
+	 "\"wait\", \"pause\", nanoseconds, or a text like \"10m\""},
+	{"on_source_error", SOURCE, DISK, "\"stop\" or \"skip\""},
+	{"rehearse", FLAG, MACHINE, "true or false"},
+	{"dry_run", FLAG, MACHINE, "true or false"},
+	{"copy_media", FLAG, MACHINE, "true or false"},
+	{"pause_budget", SPAN, MACHINE, "nanoseconds, more than 0, or a text like \"300ms\""},
+	{"timeout", SPAN, MACHINE, "nanoseconds, more than 0, or a text like \"10m\""},
+	{"policy", POLICY, MACHINE, "\"wait\", \"cancel\", \"force\" or \"throttle\""},
+	{"window", WINDOW, MACHINE, "times like \"22:00-06:00\""},
 };
 enum { OPTIONS = sizeof(options) / sizeof(options[0]) };
 
@@ -53,6 +69,23 @@ static json_t *number(const json_t *value, int (*parse)(const char *text, uint64
 	return json_integer(text ? (json_int_t)n : json_integer_value(value));
 }
 
+static json_t *span(const json_t *value)
+{
+	json_t *n = number(value, bm_parse_duration);
+
+	if (n && json_integer_value(n))
+		return n;
+	json_decref(n);
+	return NULL;
+}
+
+static bool is_window(const char *text)
+{
+	struct bm_day_window window;
+
+	return text && bm_day_window_parse(text, &window) >= 0;
+}
+
 /* One meaning, one spelling; NULL: it has none. */
 static json_t *normal(enum kind kind, json_t *value)
 {
@@ -71,12 +104,20 @@ static json_t *normal(enum kind kind, json_t *value)
 							: number(value, bm_parse_duration);
 	case SOURCE:
 		return is_one_of(text, "stop", "skip") ? json_incref(value) : NULL;
+	case SPAN:
+		return span(value);
+	case POLICY:
+		return is_one_of(text, "wait", "cancel") || is_one_of(text, "force", "throttle")
+			       ? json_incref(value)
+			       : NULL;
+	case WINDOW:
+		return is_window(text) ? json_incref(value) : NULL;
 	default:
 		return number(value, bm_parse_duration);
 	}
 }
 
-static int read_options(json_t *given, json_t *into, struct bm_error *error)
+static int read_options(json_t *given, enum subject subject, json_t *into, struct bm_error *error)
 {
 	const char *key;
 	json_t *value;
@@ -91,6 +132,11 @@ static int read_options(json_t *given, json_t *into, struct bm_error *error)
 			i++;
 		if (i == OPTIONS)
 			return bm_fail(error, BM_E_USAGE, "options: \"%.100s\" is not known", key);
+		if (!(options[i].goes_with & subject))
+			return bm_fail(error, BM_E_USAGE, "options: %s does not go with %s", key,
+				       subject == DISK    ? "disk"
+				       : subject == DRIVE ? "qmp and drive"
+							  : "machine");
 		meant = normal(options[i].kind, value);
 		if (!meant)
 			return bm_fail(error, BM_E_USAGE, "options: %s: %s is wanted", key,
@@ -137,64 +183,83 @@ static bool is_whole(const char *target)
 	return target[0] == '/' || target[scheme] == ':';
 }
 
-static int check_what(const char *disk, const char *qmp, const char *drive, const char *target,
+static int check_what(const char *disk, const char *machine, const char *qmp, const char *drive,
 		      struct bm_error *error)
 {
-	if (!disk == !qmp || !qmp != !drive)
+	if (!qmp != !drive || !!disk + !!machine + !!qmp != 1)
 		return bm_fail(error, BM_E_USAGE,
-			       "disk (the name of one that is served), or qmp and drive (of a "
-			       "running QEMU) are wanted");
-	if (!target || !is_whole(target))
-		return bm_fail(error, BM_E_USAGE,
-			       "target: a path that begins with /, or a URI, is wanted");
+			       "one of these is wanted: disk (the name of one that is served), "
+			       "machine (the name of one that is known), qmp and drive (of a "
+			       "running QEMU)");
 	if (qmp && qmp[0] != '/')
 		return bm_fail(error, BM_E_USAGE, "qmp: a path that begins with / is wanted");
+	if (machine && bm_disk_name_check(machine, NULL) < 0)
+		return bm_fail(error, BM_E_USAGE,
+			       "\"%.100s\" is no name of a machine: letters, digits, and . _ -",
+			       machine);
 	return disk ? bm_disk_name_check(disk, error) : 0;
 }
 
-/* What goes with a disk that stays ours. */
-static int check_slip(const json_t *chosen, struct bm_error *error)
+/* malloc()ed; NULL: there is none, or it makes no sense. */
+static char *read_target(const char *given, enum subject subject, struct bm_error *error)
 {
-	static const char *const ours[] = {"manual", "undo_window", "on_source_error"};
+	char *target;
 
-	for (size_t i = 0; i < sizeof(ours) / sizeof(ours[0]); i++)
-		if (json_object_get(chosen, ours[i]))
-			return bm_fail(error, BM_E_USAGE,
-				       "options: %s does not go with qmp and drive", ours[i]);
-	return 0;
+	if (subject == MACHINE)
+		return hook_machine_target(given, error);
+	if (!given || !is_whole(given)) {
+		bm_fail(error, BM_E_USAGE,
+			"target: a path that begins with /, or a URI, is wanted");
+		return NULL;
+	}
+	target = bm_uri_absolute(given);
+	if (!target)
+		target = strdup(given);
+	if (!target)
+		bm_fail_errno(error, ENOMEM, "target");
+	return target;
+}
+
+/* What one option alone does not tell. */
+static int check_machine(const json_t *chosen, struct bm_error *error)
+{
+	if (json_object_get(chosen, "rehearse") && json_object_get(chosen, "dry_run"))
+		return bm_fail(error, BM_E_USAGE,
+			       "options: dry_run or rehearse, one of them is wanted");
+	return machine_check_policy(json_string_value(json_object_get(chosen, "policy")),
+				    cli_number(chosen, "timeout"), "", error);
 }
 
 static int read_asked(struct hook_request *q, struct bm_error *error)
 {
-	const char *disk, *qmp, *drive, *target;
-	const json_t *given = q->given;
-	bm_free char *absolute = NULL;
+	static const char *const keys[] = {"disk", "machine", "qmp", "drive", "target"};
+	const char *text[] = {NULL, NULL, NULL, NULL, NULL};
+	bool any = json_object_get(q->given, "options");
+	bm_free char *target = NULL;
+	enum subject subject;
 	json_t *chosen;
-	int r = read_text(given, "disk", &disk, error);
+	int r = 0;
 
-	if (json_object_get(given, "machine"))
-		return bm_fail(error, BM_E_UNSUPPORTED,
-			       "machine: all disks of a machine by one request is not there yet; "
-			       "ask for each of its disks, with an id of its own");
-	if (!r)
-		r = read_text(given, "qmp", &qmp, error);
-	if (!r)
-		r = read_text(given, "drive", &drive, error);
-	if (!r)
-		r = read_text(given, "target", &target, error);
-	if (r < 0 || (!disk && !qmp && !drive && !target && !json_object_get(given, "options")))
+	for (size_t i = 0; !r && i < sizeof(keys) / sizeof(keys[0]); i++) {
+		r = read_text(q->given, keys[i], &text[i], error);
+		any |= text[i] != NULL;
+	}
+	if (r < 0 || !any)
 		return r;
-	r = check_what(disk, qmp, drive, target, error);
+	r = check_what(text[0], text[1], text[2], text[3], error);
 	if (r < 0)
 		return r;
-	absolute = bm_uri_absolute(target);
+	subject = text[0] ? DISK : text[1] ? MACHINE : DRIVE;
+	target = read_target(text[4], subject, error);
+	if (!target)
+		return -EINVAL;
 	chosen = json_object();
-	q->asked = json_pack("{s:s* s:s* s:s* s:s s:o}", "disk", disk, "qmp", qmp, "drive", drive,
-			     "target", absolute ? absolute : target, "options", chosen);
+	q->asked = json_pack("{s:s* s:s* s:s* s:s* s:s s:o}", "disk", text[0], "machine", text[1],
+			     "qmp", text[2], "drive", text[3], "target", target, "options", chosen);
 	if (!q->asked)
 		return bm_fail(error, BM_E_USAGE, "target: the name is not UTF-8");
-	r = read_options(json_object_get(given, "options"), chosen, error);
-	return !r && qmp ? check_slip(chosen, error) : r;
+	r = read_options(json_object_get(q->given, "options"), subject, chosen, error);
+	return !r && subject == MACHINE ? check_machine(chosen, error) : r;
 }
 
 static int check_keys(const json_t *given, struct bm_error *error)
@@ -275,15 +340,29 @@ const char *hook_request_text(const struct hook_request *q, const char *key)
 	return json_string_value(json_object_get(q->asked, key));
 }
 
-json_t *hook_request_params(const struct hook_request *q)
+json_t *hook_request_mark(const struct hook_request *q)
 {
-	json_t *params = json_deep_copy(json_object_get(q->asked, "options"));
 	char digest[BM_REQUEST_DIGEST];
 
 	bm_request_digest(q->asked, digest);
+	return json_pack("{s:s s:s}", "id", q->id, "digest", digest);
+}
+
+bool hook_request_is(const struct hook_request *q, const json_t *job)
+{
+	json_t *mark = hook_request_mark(q);
+	bool is = json_equal(json_object_get(job, "request"), mark);
+
+	json_decref(mark);
+	return is;
+}
+
+json_t *hook_request_params(const struct hook_request *q)
+{
+	json_t *params = json_deep_copy(json_object_get(q->asked, "options"));
+
 	json_object_set(params, "target", json_object_get(q->asked, "target"));
-	json_object_set_new(params, "request",
-			    json_pack("{s:s s:s}", "id", q->id, "digest", digest));
+	json_object_set_new(params, "request", hook_request_mark(q));
 	return params;
 }
 
@@ -292,8 +371,9 @@ json_t *hook_answer(const struct hook_request *q, const char *state, const json_
 {
 	const json_t *progress = json_object_get(job, "progress");
 	json_t *answer = json_pack(
-		"{s:i s:s* s:s s:O* s:s* s:O* s:O* s:O* s:O* s:O*}", "v", 1, "id", q->id, "state",
-		state, "disk", json_object_get(q->asked, "disk"), "job",
+		"{s:i s:s* s:s s:O* s:O* s:s* s:O* s:O* s:O* s:O* s:O*}", "v", 1, "id", q->id,
+		"state", state, "disk", json_object_get(q->asked, "disk"), "machine",
+		json_object_get(q->asked, "machine"), "job",
 		json_string_value(json_object_get(job, "id")), "phase",
 		json_object_get(job, "phase"), "source", json_object_get(job, "source"), "target",
 		json_object_get(job, "target"), "total", json_object_get(progress, "total"),

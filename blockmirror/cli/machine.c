@@ -215,6 +215,27 @@ int cmd_machine(struct cli *cli, int argc, char **argv)
 
 /* migrate */
 
+int machine_check_policy(const char *policy, uint64_t timeout, const char *before,
+			 struct bm_error *error)
+{
+	static const char *const names[] = {"wait", "cancel", "force", "throttle"};
+	bool known = !policy;
+
+	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
+		known |= policy && !strcmp(policy, names[i]);
+	if (!known)
+		return bm_fail(error, BM_E_USAGE,
+			       "%spolicy %s: wait, cancel, force or throttle is wanted", before,
+			       policy);
+	if (policy && !strcmp(policy, "wait") && timeout)
+		return bm_fail(error, BM_E_USAGE, "%spolicy wait: there is no %stimeout then",
+			       before, before);
+	if (policy && (!strcmp(policy, "cancel") || !strcmp(policy, "force")) && !timeout)
+		return bm_fail(error, BM_E_USAGE, "%spolicy %s: after which %stimeout?", before,
+			       policy, before);
+	return 0;
+}
+
 /* Its last report; NULL: the daemon does not tell. Follows also who comes after a dead process. */
 static json_t *follow(const struct cli *cli, const char *name, const char *id,
 		      struct bm_error *error)

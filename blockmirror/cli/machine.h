@@ -11,6 +11,13 @@
 int cli_migrate_machine(const struct cli *cli, const char *name, const char *to, json_t *options,
 			bool detach);
 
+/*
+ * What is to be done about a machine that changes its memory faster than it can be sent; NULL: not
+ * said. before: what stands before the names of options. E_USAGE.
+ */
+int machine_check_policy(const char *policy, uint64_t timeout, const char *before,
+			 struct bm_error *error);
+
 /* machine_tell.c: what has changed since it was told of. */
 struct machine_told {
 	char phase[32];

@@ -271,10 +271,10 @@ const struct command commands[] = {
 	 cmd_migrate},
 	{"hook", "relocate | libvirt DOMAIN OPERATION SUBOPERATION EXTRA | resume DISK",
 	 "what hypervisors and managers call",
-	 "  relocate  an object on standard input says what is to be moved, by which id and where\n"
-	 "            to; one on standard output how far that is. Asked again by the same id it "
-	 "is\n"
-	 "            not done again (docs/hooks.md)\n"
+	 "  relocate  an object on standard input says which disk or machine is to be moved, by\n"
+	 "            which id and where to; one on standard output how far that is. Asked again "
+	 "by\n"
+	 "            the same id it is not done again (docs/hooks.md)\n"
 	 "  libvirt  as /etc/libvirt/hooks/qemu.d/ calls it, the domain's XML on standard input:\n"
 	 "           \"prepare\" starts the disks that the domain has by our sockets, \"migrate\", "
 	 "where\n"

@@ -469,25 +469,6 @@ static int disarm(const struct request *q, const char *name)
 	return 0;
 }
 
-/* What is to be done about a machine that changes its memory faster than it can be sent. */
-static int check_policy(const struct request *q)
-{
-	static const char *const names[] = {"wait", "cancel", "force", "throttle"};
-	bool known = !q->policy;
-
-	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
-		known |= q->policy && !strcmp(q->policy, names[i]);
-	if (!known)
-		return cli_usage(q->cli, "--policy %s: wait, cancel, force or throttle is wanted",
-				 q->policy);
-	if (q->policy && !strcmp(q->policy, "wait") && q->timeout)
-		return cli_usage(q->cli, "--policy wait: there is no --timeout then");
-	if (q->policy && (!strcmp(q->policy, "cancel") || !strcmp(q->policy, "force")) &&
-	    !q->timeout)
-		return cli_usage(q->cli, "--policy %s: after which --timeout?", q->policy);
-	return 0;
-}
-
 static json_t *machine_options(const struct request *q)
 {
 	return json_pack("{s:s* s:b s:b s:b s:b s:I s:I s:I s:s* s:s*}", "into", q->into,
@@ -501,6 +482,7 @@ static json_t *machine_options(const struct request *q)
 static int machine(const struct request *q, const char *name)
 {
 	struct bm_day_window window;
+	struct bm_error error;
 
 	if (!q->to)
 		return cli_usage(q->cli, "migrate %s: --to HOST is wanted", name ? name : "--all");
@@ -508,8 +490,8 @@ static int machine(const struct request *q, const char *name)
 		return cli_usage(q->cli, "--into %s: an absolute path is wanted", q->into);
 	if (q->shared)
 		return cli_usage(q->cli, "--shared goes with \"migrate arm\" alone");
-	if (check_policy(q))
-		return 2;
+	if (machine_check_policy(q->policy, q->timeout, "--", &error) < 0)
+		return cli_usage(q->cli, "%s", error.text);
 	if (q->dry_run && q->rehearse)
 		return cli_usage(q->cli, "--dry-run or --rehearse: one of them is wanted");
 	if (q->window && cli_window(q->cli, q->window, &window))

@@ -319,8 +319,11 @@ static int start_job(struct slip *s, const char *target, json_t *params, json_t 
 			   "a file or a block device is wanted: QEMU gets it back");
 	if (!r) {
 		r = bm_client_call(s->disk, "switch", NULL, NULL, error);
-		if (r ==
-		    -ECONNRESET) /* its process has died: there is time for that, and another one */
+		/*
+		 * Its process has died: there is time for that, and another one. Or the job has
+		 * ended: who began it, and died, had told it to switch over. How, follow() tells.
+		 */
+		if (r == -ECONNRESET || (r < 0 && error->code == BM_E_NOT_FOUND))
 			r = 0;
 	}
 	if (r < 0)

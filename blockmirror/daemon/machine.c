@@ -18,8 +18,9 @@
 #include "blockmirror/base/file_util.h"
 #include "blockmirror/base/log.h"
 #include "blockmirror/base/memory.h"
+#include "blockmirror/base/requests.h"
 
-enum { FORMAT = 1, LARGEST = 64 << 10 };
+enum { FORMAT = 1, LARGEST = 4 << 20 };
 #define SUFFIX ".json"
 
 struct machines {
@@ -37,6 +38,7 @@ struct job {
 	char *path, *text; /* text NULL: the file goes */
 	char *id;          /* a move that is begun; NULL: none */
 	json_t *plan, *answer;
+	json_t *again; /* what machine.migrate is to be asked anew; NULL: nothing */
 	int result;
 	struct bm_error error;
 };
@@ -71,6 +73,8 @@ static void run_job(struct bm_work *work)
 	bm_free char *beside = NULL;
 	int r = 0;
 
+	if (j->again)
+		return;
 	if (j->plan) {
 		j->result = moves_make(j->daemon, j->id, j->plan, &j->error);
 		return;
@@ -92,6 +96,7 @@ static void free_job(struct job *j)
 	bm_list_remove(&j->link);
 	json_decref(j->plan);
 	json_decref(j->answer);
+	json_decref(j->again);
 	free(j->path);
 	free(j->text);
 	free(j->id);
@@ -102,9 +107,12 @@ static void job_done(struct bm_work *work)
 {
 	struct job *j = bm_container(work, struct job, work);
 
+	/* At once: nobody may find that there is neither a plan that is written, nor a move. */
 	if (j->plan)
-		moves_look(j->daemon);
-	if (j->call && j->result < 0)
+		moves_take(j->daemon, j->id);
+	if (j->again)
+		method_machine_migrate(j->daemon, j->call, j->again);
+	else if (j->call && j->result < 0)
 		bm_rpc_fail(j->call, &j->error);
 	else if (j->call)
 		bm_rpc_reply(j->call, bm_steal(j->answer));
@@ -228,10 +236,28 @@ static json_t *report(const struct daemon *d, const char *name, const json_t *en
 	bm_free char *socket = NULL;
 
 	json_object_del(shown, "format");
+	json_object_del(shown, "requests");
 	if (id && asprintf(&socket, "%s/moves/%s.sock", d->run, id) >= 0)
 		json_object_set_new(shown, "move",
 				    json_pack("{s:s s:s}", "id", id, "socket", socket));
 	return shown;
+}
+
+/* A plan for that machine is being written. */
+static bool is_beginning(const struct daemon *d, const char *name)
+{
+	bm_list_each(node, &of(d)->jobs) {
+		const struct job *j = bm_container(node, struct job, link);
+
+		if (j->plan && !strcmp(text_of(j->plan, "machine"), name))
+			return true;
+	}
+	return false;
+}
+
+static bool is_moving(const struct daemon *d, const char *name)
+{
+	return moves_folder_of(d, name) || is_beginning(d, name);
 }
 
 void method_machine_add(void *arg, struct bm_rpc_call *call, json_t *params)
@@ -248,7 +274,7 @@ void method_machine_add(void *arg, struct bm_rpc_call *call, json_t *params)
 	else if (bm_disk_name_check(name, NULL) < 0)
 		bm_fail(&error, BM_E_USAGE,
 			"\"%.100s\" is no name of a machine: letters, digits, and . _ -", name);
-	else if (moves_folder_of(d, name))
+	else if (is_moving(d, name))
 		bm_fail(&error, BM_E_BUSY, "machine %s is being moved", name);
 	if (error.code) {
 		bm_rpc_fail(call, &error);
@@ -258,9 +284,10 @@ void method_machine_add(void *arg, struct bm_rpc_call *call, json_t *params)
 	if (!hooks)
 		hooks = text_of(old, "hooks");
 	json_object_set_new(of(d)->all, name,
-			    json_pack("{s:i s:s s:s s:s* s:O*}", "format", FORMAT, "name", name,
-				      "qmp", qmp, "hooks", hooks, "last",
-				      json_object_get(old, "last")));
+			    json_pack("{s:i s:s s:s s:s* s:O* s:O*}", "format", FORMAT, "name",
+				      name, "qmp", qmp, "hooks", hooks, "last",
+				      json_object_get(old, "last"), "requests",
+				      json_object_get(old, "requests")));
 	save(d, name, call, NULL);
 }
 
@@ -298,12 +325,65 @@ void method_machine_remove(void *arg, struct bm_rpc_call *call, json_t *params)
 
 	if (!wanted(d, call, params))
 		return;
-	if (moves_folder_of(d, name)) {
+	if (is_moving(d, name)) {
 		control_refuse(call, BM_E_BUSY, "machine", name, "is being moved");
 		return;
 	}
 	json_object_del(of(d)->all, name);
 	save(d, name, call, NULL);
+}
+
+/* The move, {move, request}, that came of that request, or is going on for it; NULL: none. */
+static json_t *move_by_request(const struct daemon *d, const char *name, const char *id)
+{
+	const json_t *running = moves_request_of(d, name), *ended;
+
+	if (running && !strcmp(text_of(running, "id"), id))
+		return json_pack("{s:s s:O}", "move", strrchr(moves_folder_of(d, name), '/') + 1,
+				 "request", running);
+	ended = bm_requests_find(json_object_get(machine_find(d, name), "requests"), id);
+	/* One that was refused has changed nothing: the id is free. */
+	return ended && !json_is_true(json_object_get(ended, "refused"))
+		       ? json_pack("{s:O s:O}", "move", json_object_get(ended, "move"), "request",
+				   json_object_get(ended, "request"))
+		       : NULL;
+}
+
+/*
+ * A request is carried out once: when it is known the answer is that move, which may be over.
+ * Whoever asked first may have died while the plan was being written.
+ */
+static bool was_asked(struct daemon *d, struct bm_rpc_call *call, const char *name, json_t *params)
+{
+	const char *id = NULL, *digest = NULL;
+	struct bm_error error;
+	json_t *known;
+
+	if (!json_object_get(params, "request"))
+		return false;
+	if (json_unpack(params, "{s:{s:s s:s}}", "request", "id", &id, "digest", &digest) ||
+	    bm_request_check_id(id, NULL) < 0) {
+		bm_fail(&error, BM_E_USAGE, "request: id and digest are wanted");
+		bm_rpc_fail(call, &error);
+		return true;
+	}
+	if (is_beginning(d, name)) {
+		struct job *j = new_job(d, call);
+
+		j->again = json_incref(params);
+		bm_workers_submit(d->writer, d->loop, &j->work);
+		return true;
+	}
+	known = move_by_request(d, name, id);
+	if (known && strcmp(text_of(json_object_get(known, "request"), "digest"), digest) != 0) {
+		bm_fail(&error, BM_E_ID_REUSED,
+			"request %s of machine %s was another one: give each its own id", id, name);
+		bm_rpc_fail(call, &error);
+	} else if (known) {
+		bm_rpc_reply(call, json_pack("{s:O}", "move", json_object_get(known, "move")));
+	}
+	json_decref(known);
+	return known;
 }
 
 static bool may_migrate(struct daemon *d, struct bm_rpc_call *call, const char *name,
@@ -312,7 +392,7 @@ static bool may_migrate(struct daemon *d, struct bm_rpc_call *call, const char *
 	const char *away = text_of(entry, "away");
 	struct bm_error error;
 
-	if (moves_folder_of(d, name))
+	if (is_moving(d, name))
 		bm_fail(&error, BM_E_BUSY, "machine %s is being moved already", name);
 	else if (away)
 		bm_fail(&error, BM_E_RETIRED, "machine %s is on host %s", name, away);
@@ -333,7 +413,7 @@ void method_machine_migrate(void *arg, struct bm_rpc_call *call, json_t *params)
 	struct job *j;
 	uint32_t random;
 
-	if (!entry || !may_migrate(d, call, name, entry))
+	if (!entry || was_asked(d, call, name, params) || !may_migrate(d, call, name, entry))
 		return;
 	peer = peer_wanted(d->peers, call, params, "to");
 	if (!peer)
@@ -344,13 +424,36 @@ void method_machine_migrate(void *arg, struct bm_rpc_call *call, json_t *params)
 	j = new_job(d, call);
 	if (asprintf(&j->id, "%s-%08x", name, random) < 0)
 		j->id = bm_need(NULL);
-	j->plan = json_pack("{s:i s:s s:s s:s s:O s:s s:s s:s s:o}", "format", FORMAT, "side",
+	j->plan = json_pack("{s:i s:s s:s s:s s:O s:s s:s s:s s:o s:O*}", "format", FORMAT, "side",
 			    "source", "move", j->id, "machine", name, "qmp",
 			    json_object_get(entry, "qmp"), "hooks", hooks, "peer", peer->name, "us",
 			    d->peers->name, "options",
-			    options ? json_deep_copy(options) : json_object());
+			    options ? json_deep_copy(options) : json_object(), "request",
+			    json_object_get(params, "request"));
 	j->answer = json_pack("{s:s}", "move", j->id);
 	bm_workers_submit(d->writer, d->loop, &j->work);
+}
+
+/* What became of a move that was asked for by an id, for whoever asks by that again. */
+static void remember(json_t *entry, const json_t *last)
+{
+	static const char *const kept[] = {"move",    "machine", "peer",     "state",
+					   "request", "refused", "error",    "refusals",
+					   "disks",   "took_ns", "pause_ns", "forecast"};
+	json_t *all = json_object_get(entry, "requests"), *one;
+
+	if (!bm_request_of(last))
+		return;
+	if (!all) {
+		all = json_array();
+		json_object_set_new(entry, "requests", all);
+	}
+	one = json_object();
+	for (size_t i = 0; i < sizeof(kept) / sizeof(kept[0]); i++)
+		if (json_object_get(last, kept[i]))
+			json_object_set(one, kept[i], json_object_get(last, kept[i]));
+	bm_requests_put(all, one);
+	json_decref(one);
 }
 
 /*
@@ -379,7 +482,9 @@ void method_machine_moved(void *arg, struct bm_rpc_call *call, json_t *params)
 	}
 	if (away)
 		json_object_set_new(entry, "away", json_string(away));
-	if (last)
+	if (last) {
 		json_object_set(entry, "last", last);
+		remember(entry, last);
+	}
 	save(d, name, call, NULL);
 }

@@ -26,8 +26,12 @@ int moves_open(struct daemon *d, struct bm_error *error);
 void moves_close(struct daemon *d);
 /* Looks at what there is to be started, soon. */
 void moves_look(struct daemon *d);
+/* The same; and the move of which there is a folder is known from now on. */
+void moves_take(struct daemon *d, const char *id);
 /* The folder of the move that a machine is in, or NULL. */
 const char *moves_folder_of(const struct daemon *d, const char *machine);
+/* The request (id, digest) that this move came of; NULL: none. */
+const json_t *moves_request_of(const struct daemon *d, const char *machine);
 /* Makes a folder of that plan, durably. Blocks. */
 int moves_make(const struct daemon *d, const char *id, const json_t *plan, struct bm_error *error);
 bm_rpc_method method_remote_move, method_remote_move_state; /* of the control socket */

@@ -32,8 +32,9 @@ enum { FORMAT = 1, LARGEST = 1 << 20 };
 struct move {
 	struct bm_list link;
 	char *folder, *machine;
-	unsigned port; /* that the other host comes to; 0: none does */
-	pid_t pid;     /* 0: none that we have started */
+	json_t *request; /* that it came of; NULL: of none */
+	unsigned port;   /* that the other host comes to; 0: none does */
+	pid_t pid;       /* 0: none that we have started */
 	bool seen;
 };
 
@@ -48,20 +49,45 @@ struct moves {
 static void free_move(struct move *m)
 {
 	bm_list_remove(&m->link);
+	json_decref(m->request);
 	free(m->folder);
 	free(m->machine);
 	free(m);
 }
 
-const char *moves_folder_of(const struct daemon *d, const char *machine)
+/* It is over when its plan is gone, which whoever follows it sees sooner than we look again. */
+static bool goes_on(const struct move *m)
+{
+	bm_free char *plan = NULL;
+
+	if (asprintf(&plan, "%s/plan", m->folder) < 0)
+		plan = bm_need(NULL);
+	return !access(plan, F_OK);
+}
+
+static const struct move *move_of(const struct daemon *d, const char *machine)
 {
 	bm_list_each(node, &d->moves->all) {
 		const struct move *m = bm_container(node, struct move, link);
 
-		if (!strcmp(m->machine, machine))
-			return m->folder;
+		if (!strcmp(m->machine, machine) && goes_on(m))
+			return m;
 	}
 	return NULL;
+}
+
+const char *moves_folder_of(const struct daemon *d, const char *machine)
+{
+	const struct move *m = move_of(d, machine);
+
+	return m ? m->folder : NULL;
+}
+
+const json_t *moves_request_of(const struct daemon *d, const char *machine)
+{
+	const struct move *m = move_of(d, machine);
+
+	return m ? m->request : NULL;
 }
 
 /* Processes */
@@ -153,6 +179,7 @@ static void found(struct moves *all, const char *id)
 			m->folder = bm_need(strdup(folder));
 			m->machine = bm_need(strdup(machine));
 			m->port = (unsigned)port;
+			m->request = json_incref(json_object_get(plan, "request"));
 			bm_list_append(&all->all, &m->link);
 		}
 		json_decref(plan);
@@ -187,6 +214,12 @@ static void look(struct bm_timer *timer)
 	}
 	if (all->all.next != &all->all || bm_loop_now(d->loop) < all->until)
 		(void)bm_timer_set(d->loop, &all->timer, bm_loop_now(d->loop) + STEP);
+}
+
+void moves_take(struct daemon *d, const char *id)
+{
+	found(d->moves, id);
+	moves_look(d);
 }
 
 void moves_look(struct daemon *d)

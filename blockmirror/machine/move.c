@@ -67,8 +67,9 @@ int move_read(struct move *m, struct bm_error *error)
 	if (json_unpack(m->plan, "{s:s s:s s:s s:s}", "move", &m->id, "machine", &m->machine,
 			"peer", &m->peer, "hooks", &m->hooks))
 		return bm_fail(error, BM_E_RECORD, "%s is damaged", path);
-	m->report = json_pack("{s:s s:s s:s s:s s:s}", "move", m->id, "machine", m->machine, "peer",
-			      m->peer, "phase", "begins", "state", "running");
+	m->report = json_pack("{s:s s:s s:s s:s s:s s:O*}", "move", m->id, "machine", m->machine,
+			      "peer", m->peer, "phase", "begins", "state", "running", "request",
+			      json_object_get(m->plan, "request"));
 	return take_log(m, log, error);
 }
 

@@ -341,6 +341,8 @@ void source_abort(struct source *s, const struct bm_error *why)
 	bool streamed = s->memory.relay;
 
 	bm_log(BM_LOG_NOTICE, "%s: %s", s->m->id, why->text);
+	if (!s->changed && !s->rehearsed && why->code != BM_E_CANCELLED)
+		move_tell(s->m, "refused", json_true());
 	memory_close(s);
 	if (s->m->log.state != BM_MOVE_ABORTED)
 		move_must_log(s->m, BM_MOVE_ABORTED);
@@ -395,6 +397,7 @@ void source_recover(struct source *s)
 	struct bm_error error = {BM_E_INTERRUPTED, "the process of the move has died"};
 	enum bm_move_state state = s->m->log.state;
 
+	s->changed = true; /* for all that is known */
 	s->disks = json_object_get(s->m->plan, "disks");
 	bm_log(BM_LOG_WARN, "%s: its process has died: its log says \"%s\"", s->m->id,
 	       bm_move_state_name(state));

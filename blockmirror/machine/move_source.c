@@ -123,6 +123,7 @@ static int prepare(struct source *s, struct bm_error *error)
 	bool all = false;
 	int r;
 
+	s->changed = true;
 	move_phase(s->m, "preparing");
 	r = media_pass(s, error);
 	if (!r)

@@ -49,6 +49,7 @@ struct source {
 	uint64_t begun, resumed;
 	uint64_t part;  /* when the last part of the pause ended */
 	bool rehearsed; /* all that can be tried was, and is to be taken back */
+	bool changed;   /* something may have been, on one of the hosts */
 };
 
 /* move_disks.c. 0 or -errno; which disk it is about the error says. */

@@ -29,7 +29,7 @@ refusing() {
 	check_fails "a target that cannot be reached" 7 '"refused".*E_UNREACHABLE' ask "$(request bad-2 "nbd+unix:///?socket=$dir/none")"
 	check "that id is free, too" is_done "$(request bad-2 "$dir/g.img" '{}' ',"wait":true')"
 	check_fails "a disk that is not served" 4 'E_NOT_FOUND' ask '{"id":"x","disk":"other","target":"/x"}'
-	check_fails "a machine" 3 'E_UNSUPPORTED.*not there yet' ask '{"id":"x","machine":"m","target":"/x"}'
+	check_fails "a machine that nobody knows" 4 'E_NOT_FOUND.*machine m ' ask '{"id":"x","machine":"m","target":"host"}'
 	check_fails "an unknown member" 2 'E_USAGE.*\\"what\\" is not known' ask '{"id":"x","disk":"disk","target":"/x","what":1}'
 	check_fails "an unknown option" 2 'E_USAGE.*\\"fast\\" is not known' ask "$(request x /x '{"fast":true}')"
 	check_fails "an option that makes no sense" 2 'rate: bytes a second' ask "$(request x /x '{"rate":"much"}')"

@@ -84,3 +84,44 @@ if have busybox && fixtures/guest/build.sh "$cache" >"$dir/out" 2>&1; then
 else
 	skip "a guest" "no kernel: $(tail -n 1 "$dir/out")"
 fi
+
+# A job that another command has begun switches over just before this one tells it to, which is stopped
+# (strace) when it has tried QEMU's way back.
+switched_meanwhile() {
+	local traced status
+	"$bm" adopt --qmp "$dir/qmp" --drive vd0 --name web && "$bm" relocate web "$dir/b/disk.img" --switch manual || return
+	spawn strace -q -s 200 -o "$dir/trace" -e trace=sendto -e inject=sendto:signal=STOP:when=1+ \
+		"$bm" relocate --qmp "$dir/qmp" --drive vd0 "$dir/b"
+	until is_about_to; do
+		lib_gone "$pid" && return 1
+		traced=$(cut -d ' ' -f 1 "/proc/$pid/task/$pid/children")
+		[ -z "$traced" ] || ! is_stopped "$traced" || is_about_to || kill -CONT "$traced"
+		sleep 0.01
+	done
+	wait_for 5 is_stopped "$traced" && "$bm" switch web || return
+	while ! lib_gone "$pid"; do
+		kill -CONT "$traced" 2>>"$dir/log"
+		sleep 0.01
+	done
+	wait "$pid"
+	status=$?
+	lib_forget "$pid"
+	tail -n 3 "$dir/log"
+	return $status
+}
+is_about_to() {
+	grep -q blockdev-add "$dir/trace" 2>/dev/null && grep ^sendto "$dir/trace" | tail -n 1 | grep -q "blockdev-del.*bp-web"
+}
+is_stopped() { [[ $(cut -d ' ' -f 3 "/proc/$1/stat" 2>/dev/null) = [tT] ]]; }
+if have strace; then
+	truncate -s 8M "$dir/a/disk.img"
+	check "a QEMU with no guest" qemu_idle -device "$disk" -blockdev "driver=file,node-name=f0,filename=$dir/a/disk.img" \
+		-blockdev driver=raw,node-name=disk0,file=f0
+	check "a move that has switched over when it is to be told to: it has moved" switched_meanwhile
+	check "nothing is left" nothing_left
+	check "QEMU has it" qemu_has "$dir/b/disk.img"
+	stop "$qemu"
+	rm -f "$dir"/[ab]/*
+else
+	skip "a move that has switched over" "strace"
+fi
