@@ -54,8 +54,6 @@ static char *uri_of(const struct peer_errand *e, const char *host, const json_t 
  */
 static int check_host(struct peer_errand *e, const struct bm_client *client, const char *host)
 {
-	if (!host)
-		return bm_fail_errno(&e->error, ENOMEM, "host %s", e->peer->name);
 	if (bm_client_tls_covers(client, host))
 		return 0;
 	return bm_fail(&e->error, BM_E_ACCESS,
@@ -67,14 +65,15 @@ static int check_host(struct peer_errand *e, const struct bm_client *client, con
 /* A connection to it, and the address that its data comes to. */
 static int reach(struct peer_errand *e, struct bm_client **client, char **host)
 {
+	const char *from = json_string_value(json_object_get(e->params, "from"));
 	json_t *hello = NULL;
-	int r = peer_connect(e->peers, e->peer, client, &hello, &e->error);
+	int r = peer_connect_from(e->peers, e->peer, from, client, &hello, &e->error);
 
 	if (r < 0)
 		return r;
-	*host = peer_data_host(e->peer, hello);
+	*host = peer_data_host_from(e->peer, from, hello, &e->error);
 	json_decref(hello);
-	r = check_host(e, *client, *host);
+	r = *host ? check_host(e, *client, *host) : -EINVAL;
 	if (r < 0)
 		bm_client_close(*client);
 	return r;

@@ -126,8 +126,9 @@ int disks_begin(struct source *s, struct bm_error *error)
 		r = move_save(s->m, error);
 		if (!r)
 			r = move_ask_disk(s->m, name_of(s, i), "relocate",
-					  json_pack("{s:s s:b s:b}", "target", target, "manual", 1,
-						    "overwrite", (int)s->options.overwrite),
+					  json_pack("{s:s s:b s:b s:s*}", "target", target, "manual",
+						    1, "overwrite", (int)s->options.overwrite,
+						    "from", s->options.bind),
 					  NULL, error);
 		if (r < 0) {
 			json_object_del(disk, "began"); /* there is nothing to be taken back */

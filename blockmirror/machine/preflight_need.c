@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "blockmirror/base/address.h"
 #include "blockmirror/base/cleanup.h"
 #include "blockmirror/base/memory.h"
 #include "blockmirror/base/uri.h"
@@ -324,6 +325,9 @@ int preflight_here(struct source *s, struct bm_error *error)
 	json_t *list = json_array(), *facts, *arguments = vm_arguments(&s->vm);
 	int r;
 
+	if (s->options.bind && !bm_address_is_ours(s->options.bind))
+		preflight_refuse(list, BM_E_HOST, "--bind %s: that is no address of this host",
+				 s->options.bind);
 	preflight_blockers(s, list);
 	find_lossy_log(s, list);
 	if (disks_find(s, error) < 0 || media_no_tpm(&s->vm, error) < 0)
