@@ -275,9 +275,12 @@ static int offer_move(struct peer_errand *e)
 		return r;
 	host = peer_data_host_from(e->peer, from, hello, &e->error);
 	json_decref(hello);
-	if (!host) {
+	r = host ? 0 : -EINVAL;
+	if (!r && from) /* its disks would say so later */
+		r = peer_covers(e->peer, client, host, &e->error);
+	if (r < 0) {
 		bm_client_close(client);
-		return -EINVAL;
+		return r;
 	}
 	bm_client_set_timeout(client, PATIENCE);
 	r = bm_client_call(client, "move.receive", json_incref(e->params), &e->result, &e->error);

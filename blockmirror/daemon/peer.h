@@ -158,6 +158,9 @@ int peer_connect_from(const struct peers *p, const struct peer *peer, const char
 /* data_host, of a peer that was connected to so; and whether data for there leaves by from. */
 char *peer_data_host_from(const struct peer *peer, const char *from, const json_t *hello,
 			  struct bm_error *error);
+/* Whether what the peer has proven itself by is for that address, too, where data goes to. */
+int peer_covers(const struct peer *peer, const struct bm_client *client, const char *host,
+		struct bm_error *error);
 /* Once more with the rest: connects, calls, closes. limit: ns that the answer may take. */
 int peer_ask(const struct peers *p, const struct peer *peer, const char *method, json_t *params,
 	     uint64_t limit, json_t **result, struct bm_error *error);

@@ -87,6 +87,22 @@ char *peer_data_host_from(const struct peer *peer, const char *from, const json_
 	return NULL;
 }
 
+/*
+ * The data goes to an address, and an NBD client looks whether the certificate that it finds there
+ * is for that address. The host has just proven to be the one that is meant; so the same
+ * certificate has to say both, or another host's might do for its data.
+ */
+int peer_covers(const struct peer *peer, const struct bm_client *client, const char *host,
+		struct bm_error *error)
+{
+	if (bm_client_tls_covers(client, host))
+		return 0;
+	return bm_fail(error, BM_E_ACCESS,
+		       "the certificate of host %s is not for %s, where data comes to: it needs "
+		       "that as a dns_name or ip_address, too",
+		       peer->name, host);
+}
+
 int peer_ask(const struct peers *p, const struct peer *peer, const char *method, json_t *params,
 	     uint64_t limit, json_t **result, struct bm_error *error)
 {

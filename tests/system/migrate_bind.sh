@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 # --bind: the data of a machine's move goes by the network of that address, and by no other one; there and
 # back by another network each. An address that is none of ours, or by which nothing gets there, is refused,
-# and nothing was changed.
+# and nothing was changed. With BY=x509 so is an address that the other host's certificate is not for.
 # shellcheck source-path=SCRIPTDIR source=machine.bash
 . "$(dirname "$0")/machine.bash"
 
@@ -26,12 +26,15 @@ untouched() {
 }
 nothing_there() { [ ! -e "$(in_store b disk0.img)" ] && [ ! -e "$(in_store b disk1.img)" ]; }
 
-# goes_by FROM TO NETWORK OTHER [OPTION…]
+# goes_by FROM TO NETWORK OTHER [OPTION…]. What has gone when it is about to be decided is the move's; then TO
+# mirrors back, and looks by the network of the daemons at what FROM has.
 goes_by() {
 	local network other report
 	network=$(sent "$1" "$3") other=$(sent "$1" "$4")
-	check "$1 to $2 by $3: it moves" move "$1" "$2" "${@:5}"
+	check "$1 to $2 by $3: all of it is there" begins "$1" "$2" source-fenced "${@:5}"
 	network=$(($(sent "$1" "$3") - network)) other=$(($(sent "$1" "$4") - other))
+	kill -CONT "$mover"
+	check "it moves" ends 0 "runs on host host-$2"
 	check "it runs there" wait_for 10 machine_is "$2" running
 	check "its disks are there, and nowhere else" wait_for 20 only_on "$2" "$1"
 	check "its guest goes on" goes_on
@@ -42,6 +45,7 @@ goes_by() {
 	check "and none of it by $4" [ "$other" -lt $((report / 10)) ]
 }
 
+steps_known
 # shellcheck disable=SC2119 # not these
 machine_up second_network
 check_fails "no address" 2 "bind network: the number of an address is wanted" move a b --bind network
@@ -54,5 +58,12 @@ untouched "refused"
 check "b listens on all of its addresses" restart_b --listen 0.0.0.0:7700
 check_fails "one by which nothing gets to b" 3 "E_HOST: host host-b takes data at .* not by 127.0.0.1" move a b --bind 127.0.0.1
 untouched "refused again"
+if [ "${BY:-}" = x509 ]; then
+	check_fails "b's certificate is not for that network" 3 "E_ACCESS: the certificate of host host-b is not for 10.78.0.2" \
+		move a b --bind 10.78.0.1
+	untouched "refused for its certificate"
+	check "it is" host_certify b "cn=b" "dns_name=host-b" "ip_address=10.77.0.2" "ip_address=10.78.0.2"
+	check "b has it" restart_b --listen 0.0.0.0:7700
+fi
 goes_by a b eth1 eth0 --bind 10.78.0.1
 goes_by b a eth0 eth1 --bind 10.77.0.2
