@@ -145,7 +145,7 @@ PACKAGES := build-essential pkg-config clang-format-14 clang-tidy-14 shellcheck 
 	qemu-system-x86 qemu-utils qemu-block-extra nbdkit libnbd-bin tgt libiscsi-bin fio \
 	busybox-static jq bc socat faketime attr xfsprogs e2fsprogs libfuse3-dev procps util-linux iproute2 \
 	python3 python3-libnbd strace nftables libxml2-utils git clang-14 afl++ nbd-client nbd-server spin \
-	libvirt-daemon libvirt-clients
+	libvirt-daemon libvirt-clients swtpm
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
 deps:

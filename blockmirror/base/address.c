@@ -5,6 +5,8 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include "blockmirror/base/cleanup.h"
 
@@ -52,4 +54,46 @@ int bm_address_lookup(const char *text, bool passive, struct addrinfo **list,
 	return r ? bm_fail(error, BM_E_UNREACHABLE, "%s: %s", text,
 			   r == EAI_SYSTEM ? strerror(errno) : gai_strerror(r))
 		 : 0;
+}
+
+static char *number_of(int fd)
+{
+	struct sockaddr_storage found;
+	socklen_t length = sizeof(found);
+	char text[NI_MAXHOST];
+
+	if (getsockname(fd, (struct sockaddr *)&found, &length) < 0 ||
+	    getnameinfo((struct sockaddr *)&found, length, text, sizeof(text), NULL, 0,
+			NI_NUMERICHOST))
+		return NULL;
+	return strdup(text);
+}
+
+/* A datagram's socket has its way with connect(2), which sends nothing. */
+char *bm_address_towards(const char *host, bool name)
+{
+	const struct addrinfo hints = {.ai_flags = name ? 0 : AI_NUMERICHOST,
+				       .ai_socktype = SOCK_DGRAM};
+	struct addrinfo *list;
+	char *own = NULL;
+
+	if (getaddrinfo(host, "9", &hints, &list))
+		return NULL;
+	for (const struct addrinfo *info = list; info && !own; info = info->ai_next) {
+		bm_close int fd = socket(info->ai_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+
+		if (fd >= 0 && !connect(fd, info->ai_addr, info->ai_addrlen))
+			own = number_of(fd);
+	}
+	freeaddrinfo(list);
+	return own;
+}
+
+/* To an address of ours we go by itself; any other one, and that of all, are left by another one.
+ */
+bool bm_address_is_ours(const char *text)
+{
+	bm_free char *own = bm_address_towards(text, false);
+
+	return own && !strcmp(own, text);
 }

@@ -231,7 +231,7 @@ const struct command commands[] = {
 	{"migrate",
 	 "MACHINE|--all --to HOST [--into FOLDER] [--overwrite] [--dry-run] [--rehearse] "
 	 "[--pause-budget TIME] [--timeout TIME] [--policy wait|cancel|force|throttle] "
-	 "[--rate BYTES] [--window FROM-TO] [--copy-media] [--detach]\n"
+	 "[--rate BYTES] [--bind ADDRESS] [--window FROM-TO] [--copy-media] [--detach]\n"
 	 "       blockmirror migrate arm|disarm NAME... [--to HOST] [--into FOLDER] "
 	 "[--shared[=WHERE]] [--expires TIME] [--overwrite]",
 	 "move a running machine, or have disks follow one that something else moves",
@@ -247,6 +247,7 @@ const struct command commands[] = {
 	 "longer; "
 	 "throttle,\n                       it is slowed down\n"
 	 "  --rate BYTES         as \"rate\" does, until it is over: disks and memory together\n"
+	 "  --bind ADDRESS       an address of this host: by the network of that the data goes\n"
 	 "  --rehearse           do all but the last step: the guest stops, and runs on here\n"
 	 "  --copy-media         what it only reads, a CD or firmware, is copied where HOST lacks "
 	 "it\n"

@@ -4,6 +4,7 @@
  * host, or reached by it (shared.c). What is done here is to say so to both; they settle it between
  * them.
  */
+#include <arpa/inet.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -35,6 +36,7 @@ enum {
 	OPT_RATE,
 	OPT_DRY,
 	OPT_WINDOW,
+	OPT_BIND,
 	OPT_ALL
 };
 #define NOW     60000000000ull   /* ns: a hand-over by hand needs no longer */
@@ -227,6 +229,7 @@ struct request {
 	/* of a machine: */
 	bool rehearse, detach, media, dry_run, all;
 	const char *policy, *window;
+	char bind[INET6_ADDRSTRLEN]; /* "": as the routes have it */
 	uint64_t budget, timeout, rate;
 };
 
@@ -235,6 +238,20 @@ static int take_time(const struct request *q, const char *option, const char *va
 	if (!bm_parse_duration(value, ns) && *ns)
 		return 0;
 	return cli_usage(q->cli, "%s %s: a time like 10m is wanted", option, value);
+}
+
+/* As everybody writes it, since it is compared. */
+static int take_bind(struct request *q, const char *value)
+{
+	unsigned char number[sizeof(struct in6_addr)];
+	int family = strchr(value, ':') ? AF_INET6 : AF_INET;
+
+	if (inet_pton(family, value, number) != 1)
+		return cli_usage(q->cli,
+				 "--bind %s: the number of an address is wanted, like 10.0.0.1",
+				 value);
+	inet_ntop(family, number, q->bind, sizeof(q->bind));
+	return 0;
 }
 
 static int take(int option, const char *value, void *arg)
@@ -266,6 +283,8 @@ static int take(int option, const char *value, void *arg)
 		q->all = true;
 	else if (option == OPT_WINDOW)
 		q->window = value;
+	else if (option == OPT_BIND)
+		return take_bind(q, value);
 	else if (option == OPT_BUDGET)
 		return take_time(q, "--pause-budget", value, &q->budget);
 	else if (option == OPT_TIMEOUT)
@@ -471,11 +490,12 @@ static int disarm(const struct request *q, const char *name)
 
 static json_t *machine_options(const struct request *q)
 {
-	return json_pack("{s:s* s:b s:b s:b s:b s:I s:I s:I s:s* s:s*}", "into", q->into,
+	return json_pack("{s:s* s:b s:b s:b s:b s:I s:I s:I s:s* s:s* s:s*}", "into", q->into,
 			 "overwrite", (int)q->overwrite, "rehearse", (int)q->rehearse, "dry_run",
 			 (int)q->dry_run, "copy_media", (int)q->media, "pause_budget",
 			 (json_int_t)q->budget, "timeout", (json_int_t)q->timeout, "rate",
-			 (json_int_t)q->rate, "policy", q->policy, "window", q->window);
+			 (json_int_t)q->rate, "policy", q->policy, "window", q->window, "bind",
+			 *q->bind ? q->bind : NULL);
 }
 
 /* name NULL: all of this host's. */
@@ -520,6 +540,7 @@ int cmd_migrate(struct cli *cli, int argc, char **argv)
 					    {"rate", required_argument, NULL, OPT_RATE},
 					    {"dry-run", no_argument, NULL, OPT_DRY},
 					    {"window", required_argument, NULL, OPT_WINDOW},
+					    {"bind", required_argument, NULL, OPT_BIND},
 					    {"all", no_argument, NULL, OPT_ALL},
 					    {0}};
 	struct request q = {.cli = cli, .expires = EXPIRES};

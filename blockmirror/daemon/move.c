@@ -297,22 +297,30 @@ static json_t *trust_of(const struct peer_errand *e)
 /* The other host has a process for the move from then on, which waits at target. */
 static int offer_move(struct peer_errand *e)
 {
+	const char *from = json_string_value(json_object_get(e->params, "from"));
 	bm_free char *host = NULL, *address = NULL;
 	struct bm_client *client;
 	json_t *hello = NULL;
 	json_int_t port = 0;
-	int r = peer_connect(e->peers, e->peer, &client, &hello, &e->error);
+	int r = peer_connect_from(e->peers, e->peer, from, &client, &hello, &e->error);
 
 	if (r < 0)
 		return r;
-	host = peer_data_host(e->peer, hello);
+	host = peer_data_host_from(e->peer, from, hello, &e->error);
 	json_decref(hello);
+	r = host ? 0 : -EINVAL;
+	if (!r && from) /* its disks would say so later */
+		r = peer_covers(e->peer, client, host, &e->error);
+	if (r < 0) {
+		bm_client_close(client);
+		return r;
+	}
 	bm_client_set_timeout(client, PATIENCE);
 	r = bm_client_call(client, "move.receive", json_incref(e->params), &e->result, &e->error);
 	bm_client_close(client);
 	if (r < 0)
 		return r;
-	if (!host || json_unpack(e->result, "{s:I}", "port", &port) ||
+	if (json_unpack(e->result, "{s:I}", "port", &port) ||
 	    asprintf(&address, strchr(host, ':') ? "[%s]:%lld" : "%s:%lld", host, (long long)port) <
 		    0)
 		return bm_fail(&e->error, BM_E_IO, "host %s answers with something else",

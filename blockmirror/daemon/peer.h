@@ -152,11 +152,20 @@ int share_find(const json_t *list, const char *uri, char **found, struct bm_erro
  */
 int peer_connect(const struct peers *p, const struct peer *peer, struct bm_client **client,
 		 json_t **hello, struct bm_error *error);
+/* from: the address of ours by which data is to leave, which the peer says its own for. Or NULL. */
+int peer_connect_from(const struct peers *p, const struct peer *peer, const char *from,
+		      struct bm_client **client, json_t **hello, struct bm_error *error);
+/* data_host, of a peer that was connected to so; and whether data for there leaves by from. */
+char *peer_data_host_from(const struct peer *peer, const char *from, const json_t *hello,
+			  struct bm_error *error);
+/* Whether what the peer has proven itself by is for that address, too, where data goes to. */
+int peer_covers(const struct peer *peer, const struct bm_client *client, const char *host,
+		struct bm_error *error);
 /* Once more with the rest: connects, calls, closes. limit: ns that the answer may take. */
 int peer_ask(const struct peers *p, const struct peer *peer, const char *method, json_t *params,
 	     uint64_t limit, json_t **result, struct bm_error *error);
-/* How it is reached: as peer.check tells it (docs/protocol.md). */
-int peer_measure(const struct peers *p, const struct peer *peer, json_t **result,
+/* How it is reached: as peer.check tells it (docs/protocol.md). from: as above. */
+int peer_measure(const struct peers *p, const struct peer *peer, const char *from, json_t **result,
 		 struct bm_error *error);
 /* Where a peer that has said hello takes disks' data. malloc()ed; NULL: no memory. */
 char *peer_data_host(const struct peer *peer, const json_t *hello);

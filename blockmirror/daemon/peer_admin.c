@@ -320,7 +320,9 @@ void peer_errand_begin(struct peers *p, struct bm_rpc_call *call, const struct p
 
 static int check(struct peer_errand *e)
 {
-	return peer_measure(e->peers, e->peer, &e->result, &e->error);
+	return peer_measure(e->peers, e->peer,
+			    json_string_value(json_object_get(e->params, "from")), &e->result,
+			    &e->error);
 }
 
 void method_peer_check(void *arg, struct bm_rpc_call *call, json_t *params)
@@ -329,7 +331,8 @@ void method_peer_check(void *arg, struct bm_rpc_call *call, json_t *params)
 	const struct peer *peer = peer_wanted(d->peers, call, params, "name");
 
 	if (peer)
-		peer_errand_begin(d->peers, call, peer, NULL, check, NULL, ERRAND_OURS);
+		peer_errand_begin(d->peers, call, peer, json_incref(params), check, NULL,
+				  ERRAND_OURS);
 }
 
 /* The workers have ended; nobody waits for what they had done. */

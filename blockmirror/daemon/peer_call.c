@@ -8,6 +8,7 @@
 #include <sys/socket.h>
 #include <time.h>
 
+#include "blockmirror/base/address.h"
 #include "blockmirror/base/cleanup.h"
 #include "blockmirror/base/tls_client.h"
 #include "blockmirror/daemon/peer.h"
@@ -29,6 +30,12 @@ static uint64_t clock_ns(clockid_t clock)
 int peer_connect(const struct peers *p, const struct peer *peer, struct bm_client **client,
 		 json_t **hello, struct bm_error *error)
 {
+	return peer_connect_from(p, peer, NULL, client, hello, error);
+}
+
+int peer_connect_from(const struct peers *p, const struct peer *peer, const char *from,
+		      struct bm_client **client, json_t **hello, struct bm_error *error)
+{
 	struct bm_tls_trust trust;
 	int r = peer_trust_of(p, peer, &trust, error);
 
@@ -36,9 +43,10 @@ int peer_connect(const struct peers *p, const struct peer *peer, struct bm_clien
 		r = bm_client_connect_tls(peer->address, &trust, PATIENCE, client, error);
 	if (r < 0)
 		return r;
-	r = bm_client_call(*client, "hello",
-			   json_pack("{s:[ii]}", "versions", PEER_OLDEST, PEER_NEWEST), hello,
-			   error);
+	r = bm_client_call(
+		*client, "hello",
+		json_pack("{s:[ii] s:s*}", "versions", PEER_OLDEST, PEER_NEWEST, "from", from),
+		hello, error);
 	if (r < 0)
 		bm_client_close(*client);
 	return r;
@@ -55,6 +63,44 @@ char *peer_data_host(const struct peer *peer, const json_t *hello)
 	if (*address == '[' && end > address + 1)
 		return strndup(address + 1, (size_t)(end - address) - 2);
 	return strndup(address, (size_t)(end - address));
+}
+
+char *peer_data_host_from(const struct peer *peer, const char *from, const json_t *hello,
+			  struct bm_error *error)
+{
+	bm_free char *host = peer_data_host(peer, hello), *own = NULL;
+
+	if (!host)
+		bm_fail_errno(error, ENOMEM, "host %s", peer->name);
+	if (!host || !from)
+		return bm_steal(host);
+	own = bm_address_towards(host, true);
+	if (own && !strcmp(own, from))
+		return bm_steal(host);
+	bm_fail(error, BM_E_HOST,
+		"host %s takes data at %s, and what goes there leaves by %s, not by %s: "
+		"blockmirrord "
+		"there needs --bind with its address in the network of %s, or to --listen on all "
+		"of "
+		"its addresses",
+		peer->name, host, own ? own : "no address", from, from);
+	return NULL;
+}
+
+/*
+ * The data goes to an address, and an NBD client looks whether the certificate that it finds there
+ * is for that address. The host has just proven to be the one that is meant; so the same
+ * certificate has to say both, or another host's might do for its data.
+ */
+int peer_covers(const struct peer *peer, const struct bm_client *client, const char *host,
+		struct bm_error *error)
+{
+	if (bm_client_tls_covers(client, host))
+		return 0;
+	return bm_fail(error, BM_E_ACCESS,
+		       "the certificate of host %s is not for %s, where data comes to: it needs "
+		       "that as a dns_name or ip_address, too",
+		       peer->name, host);
 }
 
 int peer_ask(const struct peers *p, const struct peer *peer, const char *method, json_t *params,
@@ -169,15 +215,39 @@ static void note_path(const struct bm_client *client, json_t *result)
 		json_object_set_new(result, "mtu", json_integer(info.tcpi_pmtu));
 }
 
-int peer_measure(const struct peers *p, const struct peer *peer, json_t **result,
+/*
+ * What is asked for is the way of the data: where the peer's port is at that address, too, we go on
+ * there. Where it is not, nothing but disks comes there, and the way to the port has to do.
+ */
+static void go_by(const struct peers *p, const struct peer *peer, const json_t *hello,
+		  struct bm_client **client)
+{
+	bm_free char *host = peer_data_host(peer, hello), *address = NULL;
+	struct peer there = *peer;
+	struct bm_client *other;
+	struct bm_error error;
+
+	if (!host || asprintf(&address, strchr(host, ':') ? "[%s]%s" : "%s%s", host,
+			      strrchr(peer->address, ':')) < 0)
+		return;
+	there.address = address;
+	if (!strcmp(address, peer->address) || peer_connect(p, &there, &other, NULL, &error) < 0)
+		return;
+	bm_client_close(*client);
+	*client = other;
+}
+
+int peer_measure(const struct peers *p, const struct peer *peer, const char *from, json_t **result,
 		 struct bm_error *error)
 {
 	struct bm_client *client;
 	json_t *hello = NULL;
-	int r = peer_connect(p, peer, &client, &hello, error);
+	int r = peer_connect_from(p, peer, from, &client, &hello, error);
 
 	if (r < 0)
 		return r;
+	if (from)
+		go_by(p, peer, hello, &client);
 	*result = json_pack("{s:s s:s s:O s:O s:O}", "peer", peer->name, "address", peer->address,
 			    "name", json_object_get(hello, "name"), "software",
 			    json_object_get(hello, "software"), "version",

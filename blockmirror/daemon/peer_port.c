@@ -14,6 +14,7 @@
 #include "blockmirror/base/address.h"
 #include "blockmirror/base/cleanup.h"
 #include "blockmirror/base/identity.h"
+#include "blockmirror/base/memory.h"
 #include "blockmirror/daemon/machine.h"
 
 enum { BACKLOG = 16, TOLD = 200 };
@@ -50,10 +51,36 @@ static json_int_t wall_ns(void)
 	return (json_int_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
+static bool listens_everywhere(const struct peers *p)
+{
+	size_t n = (size_t)(strrchr(p->listen, ':') - p->listen);
+
+	return !n || (n == 7 && !strncmp(p->listen, "0.0.0.0", n)) ||
+	       (n == 4 && !strncmp(p->listen, "[::]", n));
+}
+
+/*
+ * Where data comes to, if that is not where the caller's question came to. from: the caller's
+ * address in the network that he wants it to go by; one of ours in that is meant if we listen
+ * there.
+ */
+static char *data_address(const struct peers *p, const json_t *params)
+{
+	const char *from = json_string_value(json_object_get(params, "from"));
+	bm_free char *own = NULL;
+
+	if (p->bind)
+		return bm_need(strdup(p->bind));
+	own = from && listens_everywhere(p) ? bm_address_towards(from, false) : NULL;
+	/* One that we have, too, as 127.0.0.1, is on no way to us. */
+	return own && strcmp(own, from) != 0 ? bm_steal(own) : NULL;
+}
+
 /* The newest version that both have. */
 static void method_hello(void *arg, struct bm_rpc_call *call, json_t *params)
 {
 	struct peers *p = arg;
+	bm_free char *data = NULL;
 	int oldest = 0, newest = 0;
 	struct bm_error error;
 
@@ -69,8 +96,9 @@ static void method_hello(void *arg, struct bm_rpc_call *call, json_t *params)
 			p->name, PEER_OLDEST, PEER_NEWEST, oldest, newest);
 	else {
 		*bm_rpc_version(call) = (unsigned)(newest < PEER_NEWEST ? newest : PEER_NEWEST);
+		data = data_address(p, params);
 		bm_rpc_reply(call, json_pack("{s:s s:s s:I s:s*}", "name", p->name, "software",
-					     BM_VERSION, "time_ns", wall_ns(), "data", p->bind));
+					     BM_VERSION, "time_ns", wall_ns(), "data", data));
 		return;
 	}
 	bm_rpc_fail(call, &error);

@@ -47,34 +47,18 @@ static char *uri_of(const struct peer_errand *e, const char *host, const json_t 
 	return uri;
 }
 
-/*
- * The data goes to an address, and an NBD client looks whether the certificate that it finds there
- * is for that address. The host has just proven to be the one that is meant; so the same
- * certificate has to say both, or another host's might do for its data.
- */
-static int check_host(struct peer_errand *e, const struct bm_client *client, const char *host)
-{
-	if (!host)
-		return bm_fail_errno(&e->error, ENOMEM, "host %s", e->peer->name);
-	if (bm_client_tls_covers(client, host))
-		return 0;
-	return bm_fail(&e->error, BM_E_ACCESS,
-		       "the certificate of host %s is not for %s, where data comes to: it needs "
-		       "that as a dns_name or ip_address, too",
-		       e->peer->name, host);
-}
-
 /* A connection to it, and the address that its data comes to. */
 static int reach(struct peer_errand *e, struct bm_client **client, char **host)
 {
+	const char *from = json_string_value(json_object_get(e->params, "from"));
 	json_t *hello = NULL;
-	int r = peer_connect(e->peers, e->peer, client, &hello, &e->error);
+	int r = peer_connect_from(e->peers, e->peer, from, client, &hello, &e->error);
 
 	if (r < 0)
 		return r;
-	*host = peer_data_host(e->peer, hello);
+	*host = peer_data_host_from(e->peer, from, hello, &e->error);
 	json_decref(hello);
-	r = check_host(e, *client, *host);
+	r = *host ? peer_covers(e->peer, *client, *host, &e->error) : -EINVAL;
 	if (r < 0)
 		bm_client_close(*client);
 	return r;

@@ -87,15 +87,15 @@ static bool is_moved(const struct disk *d, struct bm_rpc_call *call)
 static void start_job(struct disk *d, enum job_kind kind, struct bm_rpc_call *call, json_t *params)
 {
 	struct job_options options = {.kind = kind};
-	const char *target = NULL, *on_error = NULL;
+	const char *target = NULL, *on_error = NULL, *from = NULL;
 	struct stat st;
 	int overwrite = 0, manual = 0, delete_source = 0, verify = 0, accept_repair = 0;
 	json_int_t window = 0;
 
-	if (json_unpack(params, "{s:s s?b s?b s?b s?b s?b s?I s?s}", "target", &target, "overwrite",
-			&overwrite, "manual", &manual, "delete_source", &delete_source, "verify",
-			&verify, "accept_repair", &accept_repair, "undo_window", &window,
-			"on_source_error", &on_error) ||
+	if (json_unpack(params, "{s:s s?b s?b s?b s?b s?b s?I s?s s?s}", "target", &target,
+			"overwrite", &overwrite, "manual", &manual, "delete_source", &delete_source,
+			"verify", &verify, "accept_repair", &accept_repair, "undo_window", &window,
+			"on_source_error", &on_error, "from", &from) ||
 	    window < 0 || !read_limits(params, &options)) {
 		fail(call, BM_E_USAGE, "target (a string) is wanted, and limits as documented");
 		return;
@@ -133,6 +133,7 @@ static void start_job(struct disk *d, enum job_kind kind, struct bm_rpc_call *ca
 	options.skip = kind == JOB_RELOCATE && on_error && !strcmp(on_error, "skip");
 	options.window = kind == JOB_RELOCATE ? (uint64_t)window : 0;
 	options.target = bm_need(strdup(target));
+	options.from = from ? bm_need(strdup(from)) : NULL;
 	if (kind == JOB_RELOCATE)
 		options.request = json_copy(json_object_get(params, "request"));
 	job_begin(d, &options, call);

@@ -299,6 +299,7 @@ int mapfile_change(int fd, const struct bm_claim *v, unsigned count);
 struct target {
 	/* asked for */
 	const char *text;
+	const char *from; /* address of ours by which what goes to another host leaves; NULL: any */
 	bool overwrite;
 	bool fence; /* requests of an earlier session may be under way to an export */
 	uint64_t size;

@@ -492,6 +492,7 @@ void job_free(struct job *job)
 		return;
 	hooks_forget(job);
 	free(job->options.target);
+	free(job->options.from);
 	json_decref(job->options.request);
 	free(job->source);
 	free(job->target.uri);
@@ -570,6 +571,7 @@ void job_begin(struct disk *d, struct job_options *options, struct bm_rpc_call *
 		bm_fail_errno(&error, ENOMEM, "job");
 	if (!job) {
 		free(options->target);
+		free(options->from);
 		json_decref(options->request);
 		bm_rpc_fail(call, &error);
 		return;
@@ -580,6 +582,7 @@ void job_begin(struct disk *d, struct job_options *options, struct bm_rpc_call *
 	job->start_call = call;
 	job->target = (struct target){
 		.text = job->options.target,
+		.from = job->options.from,
 		.overwrite = options->overwrite,
 		.fence = last_job_failed(d),
 		.size = d->record.size,

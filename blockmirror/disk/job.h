@@ -68,6 +68,7 @@ enum outcome { FORWARD, BACK };
 struct job_options {
 	enum job_kind kind;
 	char *target;
+	char *from; /* of a target on another host: address of ours; NULL: any */
 	bool overwrite, manual, delete_source, verify, accept_repair;
 	bool skip; /* what cannot be read of the source is left out; else it ends the job */
 	uint64_t rate, latency;

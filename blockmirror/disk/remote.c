@@ -62,10 +62,10 @@ int remote_create(struct target *target, const char *image, uint64_t need)
 			       "%s: only a served disk goes to another host", target->text);
 	if (r < 0)
 		return r;
-	params = json_pack("{s:s s:s s:s s:s s:s s:I s:I s:b}", "peer", host, "name", target->name,
-			   "disk", target->record->disk, "path", path, "image", image, "size",
-			   (json_int_t)target->size, "need", (json_int_t)need, "overwrite",
-			   (int)target->overwrite);
+	params = json_pack("{s:s s:s s:s s:s s:s s:I s:I s:b s:s*}", "peer", host, "name",
+			   target->name, "disk", target->record->disk, "path", path, "image", image,
+			   "size", (json_int_t)target->size, "need", (json_int_t)need, "overwrite",
+			   (int)target->overwrite, "from", target->from);
 	r = ask_patiently(target, params, &answer);
 	json_decref(params);
 	if (r < 0)

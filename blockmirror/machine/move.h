@@ -19,6 +19,7 @@
  *   move_hook.c    hooks: what the host does of it
  *   move_announce.c  what is sent for machines whose VMM does not (move_announce.h)
  *   move_media*.c  images that are no disks of ours (move_media.h)
+ *   move_tpm.c     a machine's TPM (move_tpm.h)
  *   move_fence.c   a move in doubt, and who may end that
  *   preflight*.c   whether it can move at all (preflight.h)
  */

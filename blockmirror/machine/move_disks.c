@@ -56,39 +56,6 @@ static bool has_copy(const struct source *s, const json_t *shown)
 	       (!runs && is_there(s, graph_text(shown, "uri")));
 }
 
-static int look_at(struct source *s, size_t i, struct bm_error *error)
-{
-	json_t *shown = show(s, i, error), *disk = json_array_get(s->disks, i);
-	const json_t *job = json_object_get(shown, "job");
-	int r = 0;
-
-	if (!shown)
-		return -EHOSTUNREACH;
-	if (strcmp(graph_text(shown, "role"), "active") != 0)
-		r = bm_fail(error, BM_E_RETIRED, "disk %s is not this host's", name_of(s, i));
-	else if (!has_copy(s, shown) && !strcmp(graph_text(job, "state"), "running"))
-		r = bm_fail(error, BM_E_BUSY, "disk %s is being moved elsewhere", name_of(s, i));
-	json_object_set(disk, "uri", json_object_get(shown, "uri"));
-	json_object_set(disk, "disk", json_object_get(shown, "disk"));
-	json_object_set(disk, "size", json_object_get(shown, "size"));
-	json_object_set_new(disk, "begin", json_boolean(!has_copy(s, shown)));
-	json_decref(shown);
-	return r;
-}
-
-int disks_find(struct source *s, struct bm_error *error)
-{
-	json_t *media = NULL;
-	int r = vm_find_disks(&s->vm, s->m->run, &s->disks, &media, error);
-
-	for (size_t i = 0; !r && i < count(s); i++)
-		r = look_at(s, i, error);
-	if (!r)
-		json_object_set_new(s->m->plan, "disks", s->disks);
-	json_object_set_new(s->m->plan, "media", media);
-	return r;
-}
-
 /* bm://PEER/FOLDER/ */
 static char *target_of(const struct source *s, size_t i, struct bm_error *error)
 {
@@ -110,6 +77,42 @@ static char *target_of(const struct source *s, size_t i, struct bm_error *error)
 	return target;
 }
 
+static int look_at(struct source *s, size_t i, struct bm_error *error)
+{
+	json_t *shown = show(s, i, error), *disk = json_array_get(s->disks, i);
+	const json_t *job = json_object_get(shown, "job");
+	bm_free char *target = NULL;
+	int r = 0;
+
+	if (!shown)
+		return -EHOSTUNREACH;
+	if (strcmp(graph_text(shown, "role"), "active") != 0)
+		r = bm_fail(error, BM_E_RETIRED, "disk %s is not this host's", name_of(s, i));
+	else if (!has_copy(s, shown) && !strcmp(graph_text(job, "state"), "running"))
+		r = bm_fail(error, BM_E_BUSY, "disk %s is being moved elsewhere", name_of(s, i));
+	json_object_set(disk, "uri", json_object_get(shown, "uri"));
+	json_object_set(disk, "disk", json_object_get(shown, "disk"));
+	json_object_set(disk, "size", json_object_get(shown, "size"));
+	json_object_set_new(disk, "begin", json_boolean(!has_copy(s, shown)));
+	if (!r && !has_copy(s, shown) && !(target = target_of(s, i, error)))
+		r = -EINVAL;
+	json_decref(shown);
+	return r;
+}
+
+int disks_find(struct source *s, struct bm_error *error)
+{
+	json_t *media = NULL;
+	int r = vm_find_disks(&s->vm, s->m->run, &s->disks, &media, error);
+
+	for (size_t i = 0; !r && i < count(s); i++)
+		r = look_at(s, i, error);
+	if (!r)
+		json_object_set_new(s->m->plan, "disks", s->disks);
+	json_object_set_new(s->m->plan, "media", media);
+	return r;
+}
+
 int disks_begin(struct source *s, struct bm_error *error)
 {
 	for (size_t i = 0; i < count(s); i++) {
@@ -126,8 +129,10 @@ int disks_begin(struct source *s, struct bm_error *error)
 		r = move_save(s->m, error);
 		if (!r)
 			r = move_ask_disk(s->m, name_of(s, i), "relocate",
-					  json_pack("{s:s s:b s:b}", "target", target, "manual", 1,
-						    "overwrite", (int)s->options.overwrite),
+					  json_pack("{s:s s:b s:b s:s*}", "target", target,
+						    "manual", 1, "overwrite",
+						    (int)s->options.overwrite, "from",
+						    s->options.bind),
 					  NULL, error);
 		if (r < 0) {
 			json_object_del(disk, "began"); /* there is nothing to be taken back */

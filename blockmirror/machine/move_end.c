@@ -17,6 +17,7 @@
 #include "blockmirror/machine/graph.h"
 #include "blockmirror/machine/move_announce.h"
 #include "blockmirror/machine/move_media.h"
+#include "blockmirror/machine/move_tpm.h"
 
 enum { LARGEST_KEY = 1024 };
 #define STEP    200000000ull
@@ -271,6 +272,7 @@ void source_done(struct source *s)
 	disks_leave(s);
 	release(s);
 	media_leave(s->m);
+	tpm_leave(s->m);
 	move_step(s->m, "left");
 	while (call_anew(s, "done", NULL, TELL, NULL, &error) < 0) {
 		if (!doubt_known_there(s->m))

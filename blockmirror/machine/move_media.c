@@ -83,24 +83,6 @@ int media_take(const json_t *device, json_t *list)
 	return 1;
 }
 
-int media_no_tpm(struct vm *vm, struct bm_error *error)
-{
-	struct bm_error ignored;
-	json_t *list = NULL;
-	int r = 0;
-
-	/* A QEMU without TPMs does not know the question. */
-	if (bm_qmp_call(vm->qmp, "query-tpm", NULL, &list, &ignored) < 0)
-		return 0;
-	if (json_array_size(list))
-		r = bm_fail(error, BM_E_UNSUPPORTED,
-			    "the machine has a TPM (%s): nobody starts one for it on the other "
-			    "host, and what this one knows would be lost",
-			    graph_text(json_array_get(list, 0), "id"));
-	json_decref(list);
-	return r;
-}
-
 /* What the target is to compare */
 
 static int describe(json_t *item, struct bm_error *error)

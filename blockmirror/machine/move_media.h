@@ -16,8 +16,6 @@
  * not one file; 1: taken.
  */
 int media_take(const json_t *device, json_t *list);
-/* A TPM's state is not moved. */
-int media_no_tpm(struct vm *vm, struct bm_error *error);
 
 /* Source: the target has them all, or an error says which one it has not. */
 int media_pass(struct source *s, struct bm_error *error);

@@ -52,10 +52,10 @@ static int offer(struct source *s, struct bm_error *error)
 {
 	json_t *result = NULL;
 	int r = move_ask_daemon(s->m, "remote.move",
-				json_pack("{s:s s:s s:s s:O s:O}", "peer", s->m->peer, "move",
+				json_pack("{s:s s:s s:s s:O s:O s:s*}", "peer", s->m->peer, "move",
 					  s->m->id, "machine", s->m->machine, "disks", s->disks,
-					  "description",
-					  json_object_get(s->m->plan, "description")),
+					  "description", json_object_get(s->m->plan, "description"),
+					  "from", s->options.bind),
 				&result, error);
 
 	if (!r)
@@ -248,6 +248,7 @@ static void read_options(struct source *s)
 
 	s->options = (struct move_options){
 		.into = json_string_value(json_object_get(o, "into")),
+		.bind = json_string_value(json_object_get(o, "bind")),
 		.overwrite = json_is_true(json_object_get(o, "overwrite")),
 		.rehearse = json_is_true(json_object_get(o, "rehearse")),
 		.dry_run = json_is_true(json_object_get(o, "dry_run")),

@@ -14,6 +14,7 @@ enum move_policy { POLICY_WAIT, POLICY_CANCEL, POLICY_FORCE, POLICY_THROTTLE };
 /* As the caller wants it; times in ns, 0: no limit. */
 struct move_options {
 	const char *into; /* folder of the target; NULL: the one that an image has here */
+	const char *bind; /* address of ours by which data leaves; NULL: as the routes have it */
 	bool overwrite, rehearse, dry_run, keep_copies;
 	uint64_t budget, timeout;
 	uint64_t rate; /* bytes/s of all that this host sends, meanwhile; 0: as it is */

@@ -26,6 +26,7 @@
 #include "blockmirror/machine/move_announce.h"
 #include "blockmirror/machine/move_media.h"
 #include "blockmirror/machine/move_target.h"
+#include "blockmirror/machine/move_tpm.h"
 #include "blockmirror/machine/preflight.h"
 
 #define START  30000000000ull /* ns that a VMM gets to listen at its QMP socket */
@@ -77,9 +78,12 @@ void target_end_vm(struct target *t)
 	}
 	vm_close(&t->vm);
 	if (json_object_get(t->m->plan, "prepared") &&
-	    move_hook(t->m, "stop-target", json_pack("{s:s}", "qmp", t->qmp), NULL, &error) < 0 &&
+	    move_hook(t->m, "stop-target",
+		      json_pack("{s:s s:o}", "qmp", t->qmp, "tpm", tpm_here(t->m)), NULL,
+		      &error) < 0 &&
 	    error.code != BM_E_NOT_FOUND)
 		bm_log(BM_LOG_WARN, "%s: %s", t->m->id, error.text);
+	tpm_undo(t->m);
 }
 
 static int wait_for_vm(struct target *t, struct bm_error *error)
@@ -143,8 +147,9 @@ static int set_up_vm(struct target *t, struct bm_error *error)
 
 static int prepare(struct target *t, struct bm_error *error)
 {
-	json_t *params = json_pack("{s:s s:o s:O*}", "qmp", t->qmp, "disks", sockets(t),
-				   "description", json_object_get(t->m->plan, "description"));
+	json_t *params = json_pack("{s:s s:o s:o s:O*}", "qmp", t->qmp, "disks", sockets(t), "tpm",
+				   tpm_here(t->m), "description",
+				   json_object_get(t->m->plan, "description"));
 	int r;
 
 	/* Again: the memory came to nothing, and with it the machine that waited for it. */
@@ -208,6 +213,8 @@ static int vote(struct target *t, struct bm_error *error)
 	if (!target_is_loaded(t))
 		return bm_fail(error, BM_E_QMP, "the machine is loaded, and not paused");
 	move_step(t->m, "loaded");
+	if (tpm_keep(t->m, error) < 0)
+		return -EIO;
 	if (bm_move_log_append(&t->m->log, BM_MOVE_VOTED) < 0)
 		return bm_fail(error, BM_E_IO, "the log of the move cannot be written");
 	move_phase(t->m, "voted");

@@ -9,11 +9,12 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "blockmirror/base/address.h"
 #include "blockmirror/base/cleanup.h"
 #include "blockmirror/base/memory.h"
 #include "blockmirror/base/uri.h"
 #include "blockmirror/machine/graph.h"
-#include "blockmirror/machine/move_media.h"
+#include "blockmirror/machine/move_tpm.h"
 #include "blockmirror/machine/preflight.h"
 
 #define OVERHEAD (64ull << 20) /* of a VMM beside its guest's memory, at least */
@@ -321,12 +322,17 @@ static void find_need(struct source *s, json_t *arguments, const json_t *facts)
 
 int preflight_here(struct source *s, struct bm_error *error)
 {
-	json_t *list = json_array(), *facts, *arguments = vm_arguments(&s->vm);
+	json_t *list = json_array(), *facts, *tpm, *arguments = vm_arguments(&s->vm);
 	int r;
 
+	if (s->options.bind && !bm_address_is_ours(s->options.bind))
+		preflight_refuse(list, BM_E_HOST, "--bind %s: that is no address of this host",
+				 s->options.bind);
 	preflight_blockers(s, list);
 	find_lossy_log(s, list);
-	if (disks_find(s, error) < 0 || media_no_tpm(&s->vm, error) < 0)
+	if (disks_find(s, error) < 0)
+		preflight_refuse_error(list, error);
+	if (tpm_find(&s->vm, arguments, &tpm, error) < 0)
 		preflight_refuse_error(list, error);
 	facts = preflight_facts(s->m, error);
 	if (!facts)
@@ -335,12 +341,13 @@ int preflight_here(struct source *s, struct bm_error *error)
 	if (!r) {
 		find_need(s, arguments, facts);
 		json_object_set_new(s->m->plan, "description",
-				    json_pack("{s:O s:O*}", "qmp",
+				    json_pack("{s:O s:O* s:O}", "qmp",
 					      json_object_get(s->m->plan, "qmp"), "arguments",
-					      arguments));
+					      arguments, "tpm", tpm));
 	}
 	json_decref(list);
 	json_decref(facts);
+	json_decref(tpm);
 	json_decref(arguments);
 	return r;
 }

@@ -14,6 +14,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "blockmirror/base/address.h"
+#include "blockmirror/base/cleanup.h"
 #include "blockmirror/base/disk_name.h"
 #include "blockmirror/base/file_util.h"
 #include "blockmirror/base/hist.h"
@@ -501,6 +503,21 @@ static int remove_folder(void **state)
 	return rmdir(folder);
 }
 
+/* 192.0.2.0/24 is for documentation: nobody has it. */
+static void addresses_of_this_host(void **state)
+{
+	(void)state;
+	bm_free char *own = bm_address_towards("127.0.0.1", false);
+
+	assert_string_equal(own, "127.0.0.1");
+	assert_true(bm_address_is_ours("127.0.0.1"));
+	assert_false(bm_address_is_ours("0.0.0.0"));
+	assert_false(bm_address_is_ours("192.0.2.1"));
+	assert_false(bm_address_is_ours("localhost"));
+	assert_false(bm_address_is_ours(""));
+	assert_null(bm_address_towards("localhost", false));
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -521,6 +538,7 @@ int main(void)
 		cmocka_unit_test(a_mark_is_read_as_it_was_written),
 		cmocka_unit_test(names_of_disks),
 		cmocka_unit_test(an_error_is_one_line),
+		cmocka_unit_test(addresses_of_this_host),
 	};
 
 	return cmocka_run_group_tests(tests, make_folder, remove_folder);
