@@ -182,6 +182,8 @@ struct incoming {
 /* A visitor who has called "ram", and is answered; gone afterwards. path: where the VMM waits. */
 void incoming_link(struct incoming *in, struct visitor *v, const json_t *call, const char *path);
 uint64_t incoming_bytes(const struct incoming *in);
+/* Whether it was the VMM here that would not have it. */
+bool incoming_refused(const struct incoming *in);
 /* What has come of it comes to nothing, or was all. Twice is once. */
 void incoming_end(struct incoming *in);
 

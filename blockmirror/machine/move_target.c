@@ -319,12 +319,17 @@ static int check(struct target *t, json_t *params, struct bm_error *error)
 
 static json_t *tell(struct target *t)
 {
+	struct bm_error error = {0};
+
 	if (t->checked)
 		return bm_steal(t->checked);
-	return json_pack("{s:s s:I s:I s:O*}", "state", bm_move_state_name(t->m->log.state),
+	if (incoming_refused(&t->memory))
+		has_refused(t, &error);
+	return json_pack("{s:s s:I s:I s:O* s:s*}", "state", bm_move_state_name(t->m->log.state),
 			 "bytes", (json_int_t)incoming_bytes(&t->memory), "ran_ns",
 			 (json_int_t)vm_ago(t->vm.resumed_ns), "want",
-			 json_object_get(t->m->plan, "want"));
+			 json_object_get(t->m->plan, "want"), "refused",
+			 error.code ? error.text : NULL);
 }
 
 static int act(struct target *t, const char *method, json_t *params, struct bm_error *error)
