@@ -144,6 +144,9 @@ int vm_find_disks(struct vm *vm, const char *run, json_t **disks, json_t **media
 json_t *vm_arguments(struct vm *vm);
 /* How long ago it was that it said so; 0: that cannot be. */
 uint64_t vm_ago(uint64_t at);
+/* Whether anything gets out of its cards, or to them. The guest sees no change of one that it has
+ * been told of. */
+int vm_set_links(struct vm *vm, bool up, struct bm_error *error);
 /* Switches learn where its guest is. Only where the guest is, and not before that is decided. */
 void vm_announce(struct vm *vm);
 /* Runs on, when it is stopped for a migration that came to nothing. */
