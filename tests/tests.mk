@@ -19,7 +19,7 @@ LONG_TESTS := tests/system/hammer_guest.sh tests/system/hammer_detects.sh tests/
 	tests/fault/machine_fence.sh tests/system/migrate_reserve.sh tests/system/drain_guests.sh \
 	tests/system/slip_unnamed.sh tests/system/slip_formats.sh tests/fault/slip_qmp.sh \
 	tests/system/migrate_media.sh tests/system/migrate_bind.sh tests/system/migrate_shared.sh \
-	tests/system/migrate_tpm.sh
+	tests/system/migrate_tpm.sh tests/system/migrate_peer.sh
 # Hours by itself.
 EVERY_CALL := tests/fault/every_call.sh
 # They do more with LONG=1.

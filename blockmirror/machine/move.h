@@ -145,6 +145,9 @@ int vm_find_disks(struct vm *vm, const char *run, json_t **disks, json_t **media
 json_t *vm_arguments(struct vm *vm);
 /* How long ago it was that it said so; 0: that cannot be. */
 uint64_t vm_ago(uint64_t at);
+/* Whether anything gets out of its cards, or to them. The guest sees no change of one that it has
+ * been told of. */
+int vm_set_links(struct vm *vm, bool up, struct bm_error *error);
 /* Switches learn where its guest is. Only where the guest is, and not before that is decided. */
 void vm_announce(struct vm *vm);
 /* Runs on, when it is stopped for a migration that came to nothing. */
@@ -183,6 +186,8 @@ struct incoming {
 /* A visitor who has called "ram", and is answered; gone afterwards. path: where the VMM waits. */
 void incoming_link(struct incoming *in, struct visitor *v, const json_t *call, const char *path);
 uint64_t incoming_bytes(const struct incoming *in);
+/* Whether it was the VMM here that would not have it. */
+bool incoming_refused(const struct incoming *in);
 /* What has come of it comes to nothing, or was all. Twice is once. */
 void incoming_end(struct incoming *in);
 

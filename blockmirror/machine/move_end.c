@@ -19,11 +19,12 @@
 #include "blockmirror/machine/move_media.h"
 #include "blockmirror/machine/move_tpm.h"
 
-enum { LARGEST_KEY = 1024 };
+enum { LARGEST_KEY = 1024, ANSWERS = 3 };
 #define STEP    200000000ull
 #define REACH   5000000000ull
 #define COMMIT  120000000000ull /* ns that the target may take until it runs the machine */
 #define TELL    10000000000ull
+#define SOON    1000000000ull
 #define RELEASE 5000000000ull
 #define OFTEN   30000000000ull /* ns between two words about the same trouble */
 
@@ -147,13 +148,31 @@ static const char *state_of(json_t *result)
 	return graph_text(result, "state");
 }
 
-/* The guest ran before we were told of it: for that long, and not since before we asked. */
-static void note_resumed(struct source *s, const json_t *result, uint64_t asked)
+/*
+ * The guest ran before we were told of it: for that long, and not since before we asked it to. An
+ * answer that has waited for its turn makes the pause longer than it was: the quickest one counts.
+ */
+static void note_resumed(struct source *s, json_t *result, uint64_t asked)
 {
 	uint64_t now = move_now(),
-		 ran = (uint64_t)json_integer_value(json_object_get(result, "ran_ns"));
+		 ran = (uint64_t)json_integer_value(json_object_get(result, "ran_ns")),
+		 at = now - (ran < now - asked ? ran : 0);
 
-	s->resumed = now - (ran < now - asked ? ran : 0);
+	json_decref(result);
+	if (!s->resumed || at < s->resumed)
+		s->resumed = at;
+}
+
+static void ask_when(struct source *s, uint64_t asked)
+{
+	for (int i = 0; i < ANSWERS; i++) {
+		struct bm_error error;
+		json_t *result = NULL;
+
+		if (call_anew(s, "hello", NULL, SOON, &result, &error) < 0)
+			return;
+		note_resumed(s, result, asked);
+	}
 }
 
 /* 1: it runs there; 0: it never will; -errno: not known. */
@@ -167,11 +186,11 @@ static int try_commit(struct source *s, struct bm_error *error)
 	if (!r)
 		r = call_anew(s, "commit", json_pack("{s:O}", "disks", s->commit), COMMIT, &result,
 			      error);
-	if (!r)
+	if (!r) {
 		note_resumed(s, result, asked);
-	json_decref(result);
-	if (!r)
+		ask_when(s, asked);
 		return 1;
+	}
 	if (error->code == BM_E_UNREACHABLE || !s->talk)
 		return r;
 	result = NULL;
@@ -349,11 +368,15 @@ void source_abort(struct source *s, const struct bm_error *why)
 	if (s->m->log.state != BM_MOVE_ABORTED)
 		move_must_log(s->m, BM_MOVE_ABORTED);
 	move_phase(s->m, "aborting");
+	/*
+	 * The disks first: the VMM may be waiting for one of them, which waits for what becomes of
+	 * the move, and would not answer for that long.
+	 */
+	disks_leave(s);
 	if (!s->vm.qmp)
 		find_vm(s);
 	if (s->vm.qmp && streamed)
 		(void)vm_call(&s->vm, "migrate_cancel", NULL, &error);
-	disks_leave(s);
 	if (s->vm.qmp) {
 		vm_go_on(&s->vm);
 		vm_restore_sender(&s->vm);

@@ -42,6 +42,14 @@ uint64_t incoming_bytes(const struct incoming *in)
 	return stats.stream;
 }
 
+bool incoming_refused(const struct incoming *in)
+{
+	struct bm_error why = {0};
+
+	return in->relay && bm_relay_wait(in->relay, BM_RELAY_OVER, 0, &why) == BM_RELAY_OVER &&
+	       why.code == BM_E_QMP;
+}
+
 void incoming_end(struct incoming *in)
 {
 	bm_relay_stop(in->relay);

@@ -277,6 +277,24 @@ static int relay_goes(struct source *s, struct bm_error *error)
 	return bm_fail(NULL, why.code, "%s", why.text);
 }
 
+/*
+ * What the relay knows is that the other end has let go. If the VMM there would not have the state,
+ * the target can say so; a link that was cut has no answer, or another one.
+ */
+static void ask_why(struct source *s, struct bm_error *error)
+{
+	struct bm_error none;
+	json_t *result = NULL;
+	const char *refused;
+
+	if (source_call(s, "alive", NULL, SILENCE, &result, &none) < 0)
+		return;
+	refused = json_string_value(json_object_get(result, "refused"));
+	if (refused)
+		bm_fail(error, BM_E_QMP, "%s", refused);
+	json_decref(result);
+}
+
 static int tick(struct source *s, struct bm_error *error)
 {
 	int r = bm_qmp_listen(s->vm.qmp, TICK_MS, error);
@@ -285,8 +303,11 @@ static int tick(struct source *s, struct bm_error *error)
 		r = source_may_go_on(s, error);
 	if (!r)
 		r = disks_alive(s, error);
-	if (!r && s->memory.relay)
+	if (!r && s->memory.relay) {
 		r = relay_goes(s, error);
+		if (r < 0 && error->code == BM_E_UNREACHABLE)
+			ask_why(s, error);
+	}
 	if (!r && move_now() > s->memory.heard + HEARTBEAT) {
 		r = source_call(s, "alive", NULL, SILENCE, NULL, error);
 		s->memory.heard = move_now();
@@ -341,9 +362,14 @@ static int await_vote(struct source *s, struct bm_error *error)
 		if (!r)
 			r = move_may_go_on(s->m, error);
 	}
-	/* There is nothing to vote for when we have dropped it. */
-	if (r < 0 && relay_goes(s, &why) < 0 && why.code == BM_E_BUDGET)
+	/* There is nothing to vote for when we have dropped it, or lost it on the way. */
+	if (r < 0 && relay_goes(s, &why) < 0 &&
+	    (why.code == BM_E_BUDGET || why.code == BM_E_UNREACHABLE)) {
+		bm_log(BM_LOG_NOTICE, "%s: %s", s->m->id, error->text);
 		*error = why;
+		if (why.code == BM_E_UNREACHABLE)
+			ask_why(s, error);
+	}
 	return r < 0 ? r : 0;
 }
 

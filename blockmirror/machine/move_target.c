@@ -118,6 +118,24 @@ static json_t *sockets(struct target *t)
 	return list;
 }
 
+/*
+ * QEMU announces the machine when it is loaded, which is long before it runs here, or never will.
+ * With no rounds it does not; but its virtio-net then takes the timer of its cards' own rounds
+ * away, and ends (SIGSEGV, timer_del) when the guest is reset, however much later. So there is one
+ * round, and the cables are out until the machine runs.
+ */
+static int keep_silent(struct target *t, struct bm_error *error)
+{
+	struct bm_error why;
+	int r = vm_set_links(&t->vm, false, &why);
+
+	if (r < 0)
+		bm_log(BM_LOG_WARN, "%s: machine %s is announced later, but may end at a reset: %s",
+		       t->m->id, t->m->machine, why.text);
+	return vm_call(&t->vm, "migrate-set-parameters",
+		       json_pack("{s:i}", "announce-rounds", r < 0 ? 0 : 1), error);
+}
+
 static int set_up_vm(struct target *t, struct bm_error *error)
 {
 	bm_free char *status = vm_status(&t->vm, error), *uri = NULL;
@@ -140,8 +158,7 @@ static int set_up_vm(struct target *t, struct bm_error *error)
 	if (!r)
 		r = vm_capability(&t->vm, "late-block-activate", true, error);
 	if (!r)
-		r = vm_call(&t->vm, "migrate-set-parameters",
-			    json_pack("{s:i}", "announce-rounds", 0), error);
+		r = keep_silent(t, error);
 	return r ? r : vm_call(&t->vm, "migrate-incoming", json_pack("{s:s}", "uri", uri), error);
 }
 
@@ -268,6 +285,9 @@ void target_run(struct target *t)
 {
 	struct bm_error error;
 
+	if (target_is_loaded(t) && vm_set_links(&t->vm, true, &error) < 0)
+		bm_log(BM_LOG_ERROR, "%s: machine %s has a network without a link: %s", t->m->id,
+		       t->m->machine, error.text);
 	if (!target_is_loaded(t) || vm_call(&t->vm, "cont", NULL, &error) < 0) {
 		bm_log(BM_LOG_ERROR,
 		       "%s: all disks of machine %s are here, and its VMM is not any more",
@@ -326,12 +346,17 @@ static int check(struct target *t, json_t *params, struct bm_error *error)
 
 static json_t *tell(struct target *t)
 {
+	struct bm_error error = {0};
+
 	if (t->checked)
 		return bm_steal(t->checked);
-	return json_pack("{s:s s:I s:I s:O*}", "state", bm_move_state_name(t->m->log.state),
+	if (incoming_refused(&t->memory))
+		has_refused(t, &error);
+	return json_pack("{s:s s:I s:I s:O* s:s*}", "state", bm_move_state_name(t->m->log.state),
 			 "bytes", (json_int_t)incoming_bytes(&t->memory), "ran_ns",
 			 (json_int_t)vm_ago(t->vm.resumed_ns), "want",
-			 json_object_get(t->m->plan, "want"));
+			 json_object_get(t->m->plan, "want"), "refused",
+			 error.code ? error.text : NULL);
 }
 
 static int act(struct target *t, const char *method, json_t *params, struct bm_error *error)

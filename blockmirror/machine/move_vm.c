@@ -187,6 +187,39 @@ void vm_announce(struct vm *vm)
 		&error);
 }
 
+/* The other ends of the machine's cards: "card: index=…" and below it " \\ net0: index=…". */
+static int set_links_of(struct vm *vm, char *text, bool up, struct bm_error *error)
+{
+	char *rest = NULL;
+	int r = 0;
+
+	for (char *line = strtok_r(text, "\r\n", &rest); line && !r;
+	     line = strtok_r(NULL, "\r\n", &rest)) {
+		char *end = strstr(line, ": index=");
+
+		if (strncmp(line, " \\ ", 3) != 0 || !end)
+			continue;
+		*end = '\0';
+		r = vm_call(vm, "set_link", json_pack("{s:s s:b}", "name", line + 3, "up", (int)up),
+			    error);
+	}
+	return r;
+}
+
+int vm_set_links(struct vm *vm, bool up, struct bm_error *error)
+{
+	bm_free char *text = NULL;
+	json_t *result = NULL;
+	int r = bm_qmp_call(vm->qmp, "human-monitor-command",
+			    json_pack("{s:s}", "command-line", "info network"), &result, error);
+
+	if (r < 0)
+		return r;
+	text = bm_need(strdup(json_is_string(result) ? json_string_value(result) : ""));
+	json_decref(result);
+	return set_links_of(vm, text, up, error);
+}
+
 void vm_go_on(struct vm *vm)
 {
 	uint64_t end = move_now() + GO_ON;

@@ -251,26 +251,48 @@ void bm_link_resume(struct bm_link *link)
 	link_watch(link);
 }
 
-void bm_link_beat(struct bm_link *link, uint64_t period, uint64_t silence, uint64_t hello)
+/* quiet: since when nothing has come by any of them. */
+static void judge(struct bm_link *link, uint64_t quiet, uint64_t silence, uint64_t hello)
 {
-	static const struct bm_ram_header beat = {.type = BM_RAM_FRAME_BEAT};
-	uint64_t now = bm_loop_now(link->loop), quiet;
+	uint64_t now = bm_loop_now(link->loop), own = now - link->heard;
 	struct bm_error error;
 
-	if (!link->open || link->dead)
+	if (link->held)
 		return;
-	/* Not when it was opened: that may have been before the loop ran, whose clock stands then.
-	 */
-	if (!link->heard)
-		link->heard = now;
-	quiet = now - link->heard;
-	if (!link->held && quiet > (link->greeted ? silence : hello)) {
-		bm_fail(&error, BM_E_UNREACHABLE,
-			"connection %u: the other host has said nothing for %llu ms", link->number,
-			(unsigned long long)(quiet / 1000000));
-		link_fail(link, &error);
-	} else if (link->greeted && bm_link_idle(link) && now - link->said >= period) {
-		bm_link_send(link, &beat, NULL, false);
+	if (link->greeted ? quiet <= silence && own <= silence * BM_LINK_ALONE : own <= hello)
+		return;
+	bm_fail(&error, BM_E_UNREACHABLE,
+		"connection %u: the other host has said nothing for %llu ms", link->number,
+		(unsigned long long)(own / 1000000));
+	link_fail(link, &error);
+}
+
+void bm_links_beat(struct bm_link *links, unsigned count, uint64_t silence, uint64_t hello)
+{
+	static const struct bm_ram_header beat = {.type = BM_RAM_FRAME_BEAT};
+	uint64_t heard = 0, now;
+
+	for (unsigned i = 0; i < count; i++) {
+		struct bm_link *link = &links[i];
+
+		/* Not when it was opened: that may have been before the loop ran, whose clock
+		   stands then. */
+		if (!link->heard)
+			link->heard = bm_loop_now(link->loop);
+		if (link->open && !link->dead && link->heard > heard)
+			heard = link->heard;
+	}
+	for (unsigned i = 0; i < count; i++) {
+		struct bm_link *link = &links[i];
+
+		/* The first one that fails may have closed all. */
+		if (!link->open || link->dead)
+			continue;
+		now = bm_loop_now(link->loop);
+		judge(link, now - heard, silence, hello);
+		if (link->open && !link->dead && link->greeted && bm_link_idle(link) &&
+		    now - link->said >= BM_LINK_BEAT)
+			bm_link_send(link, &beat, NULL, false);
 	}
 }
 

@@ -23,6 +23,7 @@ enum {
 #define BM_LINK_TICK    100000000ull
 #define BM_LINK_BEAT    500000000ull
 #define BM_LINK_SILENCE 1500000000ull
+#define BM_LINK_ALONE   4
 #define BM_LINK_HELLO   10000000000ull
 
 struct bm_link;
@@ -86,11 +87,13 @@ void bm_link_send(struct bm_link *link, const struct bm_ram_header *header, cons
 void bm_link_resume(struct bm_link *link);
 
 /*
- * The other host's silence, and ours: to be called every BM_LINK_TICK. Says something where nothing
- * was said for period, and fails the link where nothing was heard for silence, or, before it was
- * greeted, for hello. All ns.
+ * The other host's silence, and ours, on all connections to it: to be called every BM_LINK_TICK.
+ * Says something where nothing was said for BM_LINK_BEAT. It fails them when nothing was heard by
+ * any of them for silence: on a way that has become slow TCP lets one of several wait for seconds,
+ * and the others show that the host lives. One alone gets BM_LINK_ALONE times as much. One that is
+ * not greeted yet is failed after hello. All ns.
  */
-void bm_link_beat(struct bm_link *link, uint64_t period, uint64_t silence, uint64_t hello);
+void bm_links_beat(struct bm_link *links, unsigned count, uint64_t silence, uint64_t hello);
 
 /* Tells the other host why we give up, if that can be done at once. Then bm_link_close(). */
 void bm_link_give_up(struct bm_link *link, const char *why);

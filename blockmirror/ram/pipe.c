@@ -170,8 +170,7 @@ static void on_tick(struct bm_timer *timer)
 	struct bm_pipe *p = bm_container(timer, struct bm_pipe, tick);
 
 	bm_timer_set(p->loop, timer, bm_loop_now(p->loop) + BM_LINK_TICK);
-	for (unsigned i = 0; i < p->count; i++)
-		bm_link_beat(&p->links[i], BM_LINK_BEAT, BM_LINK_SILENCE, BM_LINK_HELLO);
+	bm_links_beat(p->links, p->count, BM_LINK_SILENCE, BM_LINK_HELLO);
 }
 
 static int connect_to(const char *path, struct bm_error *error)

@@ -104,6 +104,7 @@ static void fail_qemu(struct bm_receiver *r, int err, const char *what)
 	struct bm_error error;
 
 	bm_fail_errno(&error, err, "the target's QEMU: cannot %s", what);
+	error.code = BM_E_QMP;
 	fail(r, &error);
 }
 
@@ -273,6 +274,8 @@ static void on_next(struct bm_task *task)
 static int make_decoder(struct bm_receiver *r, const struct bm_ram_hello *hello,
 			const struct bm_link *link)
 {
+	struct bm_error error;
+
 	if (hello->page_bits < BM_RAM_PAGE_BITS_MIN || hello->page_bits > BM_RAM_PAGE_BITS_MAX ||
 	    hello->slots > r->setup.cache >> hello->page_bits) {
 		refuse(r, link, "it wants pages, or a cache of them, that are too large");
@@ -282,7 +285,8 @@ static int make_decoder(struct bm_receiver *r, const struct bm_ram_hello *hello,
 	r->builder.decoder = bm_decoder_new(hello->page_bits, hello->slots);
 	if (r->builder.decoder)
 		return 0;
-	fail_qemu(r, ENOMEM, "keep pages for it");
+	bm_fail_errno(&error, ENOMEM, "cannot keep pages of the machine's RAM");
+	fail(r, &error);
 	return -ENOMEM;
 }
 
@@ -379,8 +383,7 @@ static void on_tick(struct bm_timer *timer)
 	uint64_t now = bm_loop_now(r->setup.loop);
 
 	bm_timer_set(r->setup.loop, timer, now + BM_LINK_TICK);
-	for (unsigned i = 0; i < r->setup.links; i++)
-		bm_link_beat(&r->links[i], BM_LINK_BEAT, r->setup.silence, r->hello_wait);
+	bm_links_beat(r->links, r->setup.links, r->setup.silence, r->hello_wait);
 	if (!r->over && waits_for_ever(r))
 		refuse(r, &r->links[0], "the batch that is next is on none of them");
 	if (r->qemu_closed && !r->loaded && !r->ended && now - r->qemu_closed > GRACE)

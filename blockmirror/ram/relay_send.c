@@ -137,8 +137,7 @@ static void on_tick(struct bm_timer *timer)
 	struct bm_sender *s = bm_container(timer, struct bm_sender, tick);
 
 	bm_timer_set(s->setup.loop, timer, bm_loop_now(s->setup.loop) + BM_LINK_TICK);
-	for (unsigned i = 0; i < s->setup.links; i++)
-		bm_link_beat(&s->links[i], BM_LINK_BEAT, s->setup.silence, s->hello_wait);
+	bm_links_beat(s->links, s->setup.links, s->setup.silence, s->hello_wait);
 	bm_sender_pump(s);
 }
 

@@ -34,7 +34,7 @@ dies() {
 nobody_on() { [ -z "$(host_processes "$1")" ]; }
 
 # decides FROM TO STEP: a move, whose process waits at that step.
-decides() { rm -f "$dir/asked" && begins "$@" --overwrite; }
+decides() { rm -f "$dir/asked" "$dir"/{a,b}/run/moves/*.log && begins "$@" --overwrite; }
 over() { stop "$client"; rm -f "$dir/move"; }
 says() { "${@:2}" >"$dir/said" 2>&1; cat "$dir/said"; grep "$1" "$dir/said"; }
 in_doubt() { says "in doubt\|doubt  " bm_on "$1" machine show vm; }
@@ -96,9 +96,19 @@ source_dead_early() {
 	check "and does not" not_begun b
 	check "a is back" host_start a
 	check "a has the disks" wait_for 60 only_on a b
+	over
+	check "its machine is started again" started_again
+	stop_here
+}
+# Its guest writes from the first record on.
+started_again() {
+	: >"$console.0"
+	: >"$console.1"
+	start_machine && wait_for "${BOOT:-90}" ticked 60 60
 }
 not_begun() { ! grep -h ": started" "$dir/$1"/run/moves/*.log; }
-source_gone() { dies a && wait_for 20 in_doubt b; }
+# source_gone [HOST OTHER]
+source_gone() { dies "${1:-a}" && wait_for 20 in_doubt "${2:-b}"; }
 
 # It has decided, and could not say so.
 source_dead() {
@@ -116,9 +126,27 @@ source_dead() {
 	check "nothing is lost" sound_machine b
 }
 
+# As before, and the process that begins there dies, too, when it has written that it will.
+alone_dies() {
+	local from=a to=b
+	machine_is a running || from=b to=a
+	check "it has decided" decides $from $to source-passed
+	check "$from dies, $to is in doubt" source_gone $from $to
+	at target-alone die
+	fences $from
+	check "the hook knows, and the process that begins there dies" wait_for 40 came_there
+	check "the next one goes on: it runs on $to" runs_on $to
+	check "its guest goes on" goes_on
+	over
+	alive $from
+	check "$from is back" host_start $from
+	check "it learns of that" wait_for 60 only_on $to $from
+	check "nothing is lost" sound_machine $to
+}
+
 steps_known
 check "there are hooks" make_hooks
 # shellcheck disable=SC2119 # not these
 machine_up
-for part in ${PARTS:-target_dead target_dead_late source_dead_early source_dead}; do $part; done
+for part in ${PARTS:-target_dead target_dead_late source_dead_early source_dead alone_dies}; do $part; done
 [ "$lib_failed" -eq 0 ] || show_logs

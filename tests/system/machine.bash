@@ -1,7 +1,9 @@
 # shellcheck shell=bash
 # SPDX-License-Identifier: BSD-3-Clause
 # Sourced by tests of a machine that moves whole: libvirt.bash's guest with two disks, in a plain QEMU on
-# host a, which blockmirror moves; no libvirt. The hook of etc/hooks/qemu starts it on the other host.
+# host a, which blockmirror moves; no libvirt. The hook of etc/hooks/qemu starts it on the other host. It runs
+# without KVM, or as ACCEL=kvm says. Without KVM a host that is busy may be too slow for how the kernel tries its
+# timer, and it panics: no_timer_check.
 #
 #	. "$(dirname "$0")/machine.bash"
 #	need_machine
@@ -13,7 +15,7 @@
 # shellcheck source=mover.bash
 . "$(dirname "${BASH_SOURCE[0]}")/mover.bash"
 
-hooks=$PWD/etc/hooks/qemu budget=${BUDGET:-10s}
+hooks=$PWD/etc/hooks/qemu budget=${BUDGET:-10s} accel=${ACCEL:-tcg}
 machine_disks=(disk0 disk1)
 machine_more=() # words of its command line
 
@@ -21,6 +23,7 @@ need_machine() {
 	need_hosts
 	have qemu-system-x86_64 jq setsid || { skip "a machine" "qemu-system-x86, jq, util-linux"; exit; }
 	need_guest
+	[ "$accel" != kvm ] || { : <>/dev/kvm; } 2>/dev/null || { skip "a machine" "no /dev/kvm"; exit; }
 }
 
 # machine_up [COMMAND…]: two hosts that take each other's disks and machines; vm runs on a, and is known
@@ -47,8 +50,8 @@ may_receive() { bm_on a peer allow host-b --receive "$store" && bm_on b peer all
 # machine_command: prints how QEMU is started on a, word by word.
 machine_command() {
 	local i
-	printf '%s\n' qemu-system-x86_64 -name vm -machine pc,accel=tcg -cpu qemu64 -smp 1 -m 131080k -nodefaults \
-		-display none -kernel "$cache/vmlinuz" -initrd "$dir/initrd.gz" -append "console=ttyS0 quiet panic=-1${guest_words:+ $guest_words}" \
+	printf '%s\n' qemu-system-x86_64 -name vm -machine "pc,accel=$accel" -cpu qemu64 -smp 1 -m 131080k -nodefaults \
+		-display none -kernel "$cache/vmlinuz" -initrd "$dir/initrd.gz" -append "console=ttyS0 quiet panic=-1 no_timer_check${guest_words:+ $guest_words}" \
 		-qmp "unix:$dir/a/vm.qmp,server=on,wait=off" -qmp "unix:$dir/watch/qmp,server=on,wait=off" \
 		-qmp "unix:$dir/watch/look,server=on,wait=off"
 	for i in 0 1; do

@@ -1,11 +1,13 @@
 #!/bin/bash
 # SPDX-License-Identifier: BSD-3-Clause
 # A machine that changes its memory faster than it can be sent, by each policy: it waits until the way is
-# wide enough, is given up at its time-out, is stopped for longer than it should be, or is slowed down.
+# wide enough, is given up at its time-out, is stopped for longer than it should be, or is slowed down. And a
+# pause that gets longer than its budget is ended, and tried again.
 # shellcheck source-path=SCRIPTDIR source=machine.bash
 . "$(dirname "$0")/machine.bash"
 
 need_machine
+have tc || { skip "policies" "iproute2"; exit; }
 # 24 MiB are changed at 12 MiB/s, and 4 MiB/s are sent: 6 s for what may take 2.4.
 guest_words=ram=24:12 budget=4s rate=4M
 
@@ -48,7 +50,7 @@ refused() {
 }
 
 cancelled() {
-	check "it is watched" watch
+	check "it is watched" watch a
 	check "one begins" begins a b --rate $rate --policy cancel --timeout 45s
 	check "cancel: it does not get it over" ends 5 "E_BUDGET: machine vm has not moved within its --timeout"
 	check "cancel: its guest was never stopped" stopped 0 0
@@ -82,6 +84,24 @@ throttled() {
 	is_on b throttle
 }
 
+# What that host sends.
+link_is() { on "$1" tc qdisc replace dev eth0 root tbf rate "$2" burst 64k latency 50ms; }
+# 24 MiB take 6 s, and 7.2 are allowed in the end; then they take 50.
+overrun() {
+	local from=${now:-a} to=b
+	[ "$from" = a ] || to=a
+	check "it is watched" watch "$from"
+	check "overrun: the way is narrow" link_is "$from" 32mbit
+	check "one begins" begins "$from" "$to" --pause-budget 12s
+	check "overrun: the guest is stopped" wait_for 200 has_stopped
+	link_is "$from" 4mbit
+	check "overrun: it runs on" wait_for 30 stopped 1 1
+	check "overrun: the way is wide again" on "$from" tc qdisc del dev eth0 root
+	check "overrun: it is tried again, and moves" ends 0 "runs on host host-$to"
+	check "overrun: there were two" [ "$(last "$from" .last.memory.tries)" -ge 2 ]
+	is_on "$to" overrun
+}
+
 # shellcheck disable=SC2119 # not these
 machine_up
-for part in ${PARTS:-refused cancelled waited forced throttled}; do $part; done
+for part in ${PARTS:-refused cancelled waited forced throttled overrun}; do $part; done

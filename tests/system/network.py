@@ -8,6 +8,7 @@
     network.py faults FOLDER SINCE                   what is wrong with any of them; 1 when there is something
     network.py frames FOLDER INTERFACE FROM TO [PROTOCOL[/MAC]]
                                                      how many frames of the guest came by that one
+    network.py first FOLDER INTERFACE FROM MAC       when the first frame of that card came by that one since then
     network.py pause FOLDER AT                       "FROM TO OTHER": since when until when it was silent around that
                                                      time, and the longest silence of the two seconds before and after
 
@@ -180,6 +181,10 @@ def faults(folder, since):
 def frames(folder, interface, begin, end, protocol=""):
     seen = [w for t, w in read(folder, "frames") if int(begin) <= t < int(end)]
     print(sum(w[0] == interface and w[1].startswith(protocol) for w in seen))
+
+
+def first(folder, interface, begin, mac):
+    print(min(t for t, w in read(folder, "frames") if t >= int(begin) and w[0] == interface and w[1].endswith("/" + mac)))
 
 
 def pause(folder, at):

@@ -190,6 +190,30 @@ static void silence_is_death(void **state)
 	both_close(&b);
 }
 
+/* TCP lets one of several wait on a way that has become slow; that is no death, for a while. */
+static void one_silent_connection_beside_others_is_no_death_yet(void **state)
+{
+	struct bm_ram_header beat = {.type = BM_RAM_FRAME_BEAT};
+	struct bm_ram_hello second = good;
+	uint64_t begun = now_ns();
+	struct both b;
+
+	(void)state;
+	both_begin(&b, 2, 65536);
+	b.setup.silence = 300 * MS;
+	b.from.failed = 1;
+	open_receiver(&b);
+	second.link = 1;
+	say_hello(b.near[0].in, &good);
+	say_hello(b.near[1].in, &second);
+	while (!b.to.failed) {
+		say(b.near[0].in, &beat, "");
+		turns(&b, NULL, 50);
+	}
+	assert_in_range(now_ns() - begun, 1200 * MS, 5000 * MS);
+	receiver_fails(&b, BM_E_UNREACHABLE, "connection 1: the other host has said nothing for");
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -197,6 +221,7 @@ int main(void)
 		cmocka_unit_test(a_batch_that_comes_out_differently_is_not_given_to_qemu),
 		cmocka_unit_test(a_sender_that_does_not_keep_to_the_rules_is_refused),
 		cmocka_unit_test(silence_is_death),
+		cmocka_unit_test(one_silent_connection_beside_others_is_no_death_yet),
 	};
 
 	return cmocka_run_group_tests(tests, load, unload);

@@ -172,7 +172,7 @@ static void a_target_that_closes_its_side_early_ends_all(void **state)
 	turn_until(&b, &in, b.out.used == in.used);
 	assert_int_equal(send(b.to.qemu, pong_and_shut, 12, 0), 12);
 	shutdown(b.to.qemu, SHUT_WR);
-	both_fail(&b, BM_E_UNREACHABLE, BM_E_UNREACHABLE);
+	both_fail(&b, BM_E_UNREACHABLE, BM_E_QMP);
 	both_close(&b);
 }
 
@@ -258,7 +258,7 @@ static void a_target_that_dies_ends_all(void **state)
 	close(b.to.qemu);
 	b.to.qemu = -1;
 	turn_until(&b, &in, b.from.failed);
-	both_fail(&b, BM_E_UNREACHABLE, BM_E_IO);
+	both_fail(&b, BM_E_UNREACHABLE, BM_E_QMP);
 	assert_non_null(strstr(b.from.error.text, "the target's QEMU"));
 	both_close(&b);
 	free(in.data);
