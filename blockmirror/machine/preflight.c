@@ -78,7 +78,10 @@ int preflight_again(struct source *s, struct bm_error *error)
 	int r;
 
 	preflight_blockers(s, list);
-	r = preflight_result(s->m, list, error);
+	/* One that was shut down meanwhile refuses nothing. */
+	r = source_may_go_on(s, error);
+	if (!r)
+		r = preflight_result(s->m, list, error);
 	json_decref(list);
 	return r ? r : preflight_there(s, error);
 }
