@@ -38,7 +38,7 @@ hangs() {
 }
 speaks() { kill -CONT "$server"; }
 
-phase_of() { [ "$("$bm" job show disk --json 2>>"$dir/log" | field .phase)" = "$1" ]; }
+phase_of() { [ "$("$bm" job show disk --json 2>>"$dir/log" | jq -r .phase)" = "$1" ]; }
 
 terminating() {
 	hangs

@@ -83,8 +83,8 @@ kill_disk() {
 }
 
 # show NAME FILTER, job NAME FILTER: of the JSON about a disk, its last job.
-show() { "$bm" show "$1" --json | field "$2"; }
-job() { "$bm" job show "$1" --json | field "$2"; }
+show() { "$bm" show "$1" --json | jq -r "$2"; }
+job() { "$bm" job show "$1" --json | jq -r "$2"; }
 job_is() { [ "$(job "$1" "$2")" = "$3" ]; }
 phase_is() { job_is "$1" .phase "$2"; }
 
@@ -100,7 +100,7 @@ works() {
 more_writes() { [ "$(show disk .requests.write)" -gt "$1" ]; }
 
 # mark FILE: prints the state that its mark has.
-mark() { getfattr --only-values -n user.blockmirror "$1" 2>/dev/null | field .state; }
+mark() { getfattr --only-values -n user.blockmirror "$1" 2>/dev/null | jq -r .state; }
 marked() { [ "$(mark "$1")" = "$2" ] || { echo "$1 is marked: $(mark "$1")"; return 1; }; }
 
 # Load

@@ -230,13 +230,7 @@ start_tgt() {
 
 # json FILE FILTER: what jq prints of the last line of FILE (a report with --json).
 json() {
-	tail -n 1 "$1" | field "$2"
-}
-
-# field FILTER: jq -r, which a plain path of names does not need.
-field() {
-	local path='^(\.[a-z_]+)+$'
-	if [[ $1 =~ $path ]]; then "$BUILD/fixtures/field" "$1"; else jq -r "$1"; fi
+	tail -n 1 "$1" | jq -r "$2"
 }
 
 # json_is FILE FILTER: whether it is true.

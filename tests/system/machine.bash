@@ -75,7 +75,7 @@ machine_qmp() {
 	[ -S "$socket" ] || socket=$dir/$1/vm.qmp
 	/usr/bin/python3 tests/system/qmp.py "$socket" "${@:2}"
 }
-machine_is() { [ "$(machine_qmp "$1" query-status 2>/dev/null | field .status)" = "$2" ]; }
+machine_is() { [ "$(machine_qmp "$1" query-status 2>/dev/null | jq -r .status)" = "$2" ]; }
 not() { ! "$@"; }
 
 # move FROM TO [OPTION…]

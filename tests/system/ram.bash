@@ -41,8 +41,8 @@ monitor() { # NAME COMMAND [ARGUMENTS]
 return_path='{"capability":"return-path","state":true}'
 # A target that is not told to go on must not take the image: the source may have to go on.
 late="{\"capabilities\":[$return_path,{\"capability\":\"late-block-activate\",\"state\":true}]}"
-status_is() { [ "$(monitor "$1" query-status | field .status)" = "$2" ]; }
-migration_is() { [ "$(monitor "$1" query-migrate | field .status)" = "$2" ]; }
+status_is() { [ "$(monitor "$1" query-status | jq -r .status)" = "$2" ]; }
+migration_is() { [ "$(monitor "$1" query-migrate | jq -r .status)" = "$2" ]; }
 ticks() { grep -c ^TICK "$dir/$1.console"; }
 ticked() { [ "$(ticks "$1")" -ge "$2" ]; }
 goes_on() { wait_for 60 ticked "$1" $(($(ticks "$1") + 10)); }
