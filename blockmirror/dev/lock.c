@@ -9,6 +9,7 @@
 #include "blockmirror/dev/open.h"
 
 #define LOCK_WAIT 30000000000ull
+#define LETS_GO   1000000000ull
 
 enum {
 	PERM_BASE = 100,
@@ -105,11 +106,14 @@ void bm_image_unlock(int fd)
 	}
 }
 
-/* How long a process that is dying may keep the image (options->fence). */
+/*
+ * How long a process that is dying may keep the image (options->fence). Without a fence it may be
+ * ending in good order: its sockets are closed, and its device is written back before that is.
+ */
 uint64_t bm_image_patience(const struct bm_open_options *options)
 {
 	if (!options->fence)
-		return 0;
+		return LETS_GO;
 	return options->fence_ns ? options->fence_ns : LOCK_WAIT;
 }
 

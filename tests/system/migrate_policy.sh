@@ -8,8 +8,9 @@
 
 need_machine
 have tc || { skip "policies" "iproute2"; exit; }
-# 24 MiB are changed at 12 MiB/s, and 4 MiB/s are sent: 6 s for what may take 2.4.
-guest_words=ram=24:12 budget=4s rate=4M
+# 24 MiB are changed at 24 MiB/s, and 8 MiB/s are sent, of which the records on the disks take up to 3: 5 s for
+# what may take 2.4.
+guest_words=ram=24:24 budget=4s rate=8M
 
 # begins FROM TO [OPTION…]: a move, whose command is $client and says what it does in $dir/move.
 begins() {
@@ -51,7 +52,7 @@ refused() {
 
 cancelled() {
 	check "it is watched" watch a
-	check "one begins" begins a b --rate $rate --policy cancel --timeout 45s
+	check "one begins" begins a b --rate $rate --policy cancel --timeout 60s
 	check "cancel: it does not get it over" ends 5 "E_BUDGET: machine vm has not moved within its --timeout"
 	check "cancel: its guest was never stopped" stopped 0 0
 	stop "$watcher"

@@ -73,6 +73,7 @@ there_and_back() {
 	for i in 1 2 3 4; do
 		check "$i: $from hands it over" bm_on $from hand-over disk
 		check "$i: $to has it" one_has $to $from
+		check "$i: the copy that was left is there" wait_for 20 on $to job_is disk .progress.target in-sync
 		check "$i: its guest works" on $to state_load
 		check "$i: nothing is copied" nothing_copied $to
 		check "$i: they are equal" pair_on $to
