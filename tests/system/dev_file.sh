@@ -45,7 +45,7 @@ done
 image=$dir/disk2.img
 truncate -s 16M "$image"
 if command -v qemu-io >/dev/null; then
-	begin qemu-io -f raw -c 'sleep 2500' "$image"
+	begin qemu-io -f raw -c 'sleep 4500' "$image"
 	sleep 0.5
 	refused "QEMU has it open" 3 E_LOCKED "$devcheck" -i "$image"
 	refused "QEMU has it open, read-only here" 3 E_LOCKED "$devcheck" -r -i "$image"

@@ -54,7 +54,7 @@ cut_off() {
 	check "killed, the image is here" on a test -e "$old/raw.img"
 	check "its process notices that, and ends" wait_for 20 nobody_has "$old/raw.img"
 }
-nobody_has() { ! ls -l /proc/[0-9]*/fd 2>/dev/null | grep -qF "$1"; }
+nobody_has() { [ -z "$(find /proc/[0-9]*/fd -lname "$1" 2>/dev/null)" ]; }
 on_its_way() { jq -ne 'first(inputs | select(.event == "begun" and .kind == "cold"))' "$dir/drain.log" && on b test -e "$store/in/raw.img"; }
 
 it_goes() {

@@ -137,6 +137,7 @@ ends() {
 	check "who has opened it in time may write later" wait "$pid"
 	lib_forget "$pid"
 	check "and has the disk" one_has a b
+	check "b's copy follows" wait_for 20 on a job_is disk .progress.target in-sync
 	check "it goes back" bm_on a hand-over disk
 	check "once more, to be shut" bm_on b migrate arm disk --to host-a --overwrite
 	check "the way back is closed, too" shut 3 E_BUSY bm_on b relocate disk "$store/other.img"
