@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "blockmirror/base/cleanup.h"
+#include "blockmirror/base/memory.h"
 
 enum { LARGEST = 1 << 20, LONGEST_KEY = 200 };
 
@@ -226,4 +227,16 @@ json_t *bm_cmdline_typed(const json_t *flat, const char *const *names)
 			bm_json_set_nested(out, *names + 1, typed(**names, value));
 	}
 	return out;
+}
+
+char *bm_cmdline_option(const char *list, const char *name)
+{
+	size_t n = strlen(name);
+
+	for (const char *at = list; at; at = strchr(at, ',')) {
+		at += *at == ',';
+		if (!strncmp(at, name, n) && at[n] == '=')
+			return bm_need(strndup(at + n + 1, strcspn(at + n + 1, ",")));
+	}
+	return NULL;
 }

@@ -29,6 +29,9 @@ json_t *bm_cmdline_drive(pid_t pid, const char *id, const char *filename);
  */
 json_t *bm_cmdline_typed(const json_t *flat, const char *const *names);
 
+/* The value of NAME=VALUE in a list with commas; malloc()ed, NULL: it is not in there. */
+char *bm_cmdline_option(const char *list, const char *name);
+
 /* Takes value over. */
 void bm_json_set_nested(json_t *object, const char *dotted, json_t *value);
 

@@ -17,6 +17,7 @@
 #include "blockmirror/base/file_util.h"
 #include "blockmirror/base/log.h"
 #include "blockmirror/base/memory.h"
+#include "blockmirror/machine/cmdline.h"
 #include "blockmirror/machine/graph.h"
 
 enum { LARGEST = 1 << 16 };
@@ -28,19 +29,6 @@ static const char *word(const json_t *arguments, size_t i)
 	return text ? text : "";
 }
 
-/* The value of NAME=VALUE in a list with commas; malloc()ed, NULL: it is not in there. */
-static char *option_of(const char *list, const char *name)
-{
-	size_t n = strlen(name);
-
-	for (const char *at = list; at; at = strchr(at, ',')) {
-		at += *at == ',';
-		if (!strncmp(at, name, n) && at[n] == '=')
-			return bm_need(strndup(at + n + 1, strcspn(at + n + 1, ",")));
-	}
-	return NULL;
-}
-
 /* Source */
 
 /* Where QEMU reaches who emulates it; it does not say so itself. */
@@ -48,11 +36,11 @@ static char *socket_of(const json_t *arguments, const char *chardev)
 {
 	for (size_t i = 1; i < json_array_size(arguments); i++) {
 		const char *before = word(arguments, i - 1);
-		bm_free char *id = option_of(word(arguments, i), "id");
+		bm_free char *id = bm_cmdline_option(word(arguments, i), "id");
 
 		if (id && !strcmp(id, chardev) && !strncmp(word(arguments, i), "socket,", 7) &&
 		    (!strcmp(before, "-chardev") || !strcmp(before, "--chardev")))
-			return option_of(word(arguments, i), "path");
+			return bm_cmdline_option(word(arguments, i), "path");
 	}
 	return NULL;
 }
@@ -82,7 +70,7 @@ static bool is_emulator_of(const json_t *words, const char *socket)
 	if (strcmp(slash ? slash + 1 : word(words, 0), "swtpm") != 0)
 		return false;
 	for (size_t i = 1; i < json_array_size(words); i++) {
-		bm_free char *path = option_of(word(words, i), "path");
+		bm_free char *path = bm_cmdline_option(word(words, i), "path");
 
 		if (path && !strcmp(path, socket))
 			return true;
@@ -141,7 +129,7 @@ static char *folder_of(const json_t *words)
 
 	for (size_t i = 1; i < json_array_size(words) && !folder; i++)
 		if (!strcmp(word(words, i - 1), "--tpmstate"))
-			folder = option_of(word(words, i), "dir");
+			folder = bm_cmdline_option(word(words, i), "dir");
 	return folder;
 }
 

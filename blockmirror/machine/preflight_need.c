@@ -13,6 +13,7 @@
 #include "blockmirror/base/cleanup.h"
 #include "blockmirror/base/memory.h"
 #include "blockmirror/base/uri.h"
+#include "blockmirror/machine/cmdline.h"
 #include "blockmirror/machine/graph.h"
 #include "blockmirror/machine/move_tpm.h"
 #include "blockmirror/machine/preflight.h"
@@ -218,19 +219,6 @@ static json_int_t cpus_of(struct source *s)
 
 /* Bridges */
 
-/* The value of NAME=VALUE in a list with commas; malloc()ed, NULL: it is not in there. */
-static char *option_of(const char *list, const char *name)
-{
-	size_t n = strlen(name);
-
-	for (const char *at = list; at; at = strchr(at, ',')) {
-		at += *at == ',';
-		if (!strncmp(at, name, n) && at[n] == '=')
-			return bm_need(strndup(at + n + 1, strcspn(at + n + 1, ",")));
-	}
-	return NULL;
-}
-
 /* The bridge that an interface of ours is in. */
 static char *bridge_of(const char *interface)
 {
@@ -253,8 +241,8 @@ static json_t *bridges_of(const json_t *arguments)
 
 		if (!text || !before || (!strstr(before, "-netdev") && !strstr(before, "-nic")))
 			continue;
-		bridge = option_of(text, "br");
-		interface = option_of(text, "ifname");
+		bridge = bm_cmdline_option(text, "br");
+		interface = bm_cmdline_option(text, "ifname");
 		if (!bridge && interface)
 			bridge = bridge_of(interface);
 		else if (!bridge && !strncmp(text, "bridge", 6))

@@ -58,8 +58,10 @@ after_deaths() {
 }
 
 # One that cannot be had just now passes by its own first write.
+copies_follow() { local n; for n in "${@:2}"; do on "$1" job_is "$n" .progress.target in-sync || return; done; }
 unheard() {
 	local hangs
+	check "a's copies follow" wait_for 20 copies_follow b one two three
 	check "they are armed for a" bm_on b migrate arm one two three --to host-a
 	hangs=$(on b show three .pid)
 	kill -STOP "$hangs"
