@@ -233,7 +233,8 @@ doubting_host() {
 
 # The guest there waits for an answer that nobody will ever give.
 dead_host() {
-	check "b has half of a copy" bm_on a relocate disk "bm://host-b$store/disk.img" --overwrite --rate 1M --detach
+	# A copy that was just released may be closing yet: the first try is told E_UNREACHABLE then.
+	check "b has half of a copy" wait_for 20 bm_on a relocate disk "bm://host-b$store/disk.img" --overwrite --rate 1M --detach
 	check_fails "said alone it is not enough" 2 "are said together" bm_on b recover disk --resume-here
 	check_fails "half of a copy is not resumed" 3 "E_NOT_READY: .*may be a part of a copy" \
 		bm_on b recover disk --resume-here --peer-is-dead
