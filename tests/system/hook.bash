@@ -43,6 +43,16 @@ forget_heard() { : >"$heard"; }
 
 # ask JSON: the answer is in $dir/answer.
 ask() { "$bm" hook relocate <<<"$1" | tee "$dir/answer"; return "${PIPESTATUS[0]}"; }
+# ask_at_once JSON: eight calls, whose answers are $dir/many.1 to 8.
+ask_at_once() {
+	local i pids=()
+	for i in 1 2 3 4 5 6 7 8; do
+		"$bm" hook relocate <<<"$1" >"$dir/many.$i" &
+		pids+=($!)
+	done
+	wait "${pids[@]}"
+	cat "$dir"/many.?
+}
 answer() { jq -r "$1" "$dir/answer"; }
 # asks STATE JSON: that is the answer's state.
 asks() { ask "$2"; [ "$(answer .state)" = "$1" ]; }

@@ -37,13 +37,7 @@ kill_calls() {
 mover_of() { pgrep -f "^blockmirror-move --move $dir/a/state/moves/$1 "; }
 stays() { no_move && [ "$(on a show vm .gate)" = active ] && [ -z "$(ls "$dir/b/state/disks" 2>/dev/null)" ]; }
 many() { # JSON: eight calls at once, of one move
-	local i pids=()
-	for i in 1 2 3 4 5 6 7 8; do
-		"$bm" hook relocate <<<"$1" >"$dir/many.$i" &
-		pids+=($!)
-	done
-	wait "${pids[@]}"
-	cat "$dir"/many.?
+	ask_at_once "$1"
 	[ "$(jq -rs '[.[] | .state] | unique - ["accepted", "running"] | length' "$dir"/many.?)" = 0 ] &&
 		[ "$(jq -rs '[.[] | .move // empty] | unique | length' "$dir"/many.?)" = 1 ]
 }

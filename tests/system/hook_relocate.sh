@@ -20,13 +20,7 @@ on_its_way() { asks running "$1"; }
 same_job() { [ "$(answer .job)" = "$1" ] || { answer .; return 1; }; }
 is_new_process() { local now; now=$(show disk .pid 2>/dev/null) && [ -n "$now" ] && [ "$now" != "$known" ]; }
 many() { # JSON: eight calls at once; their answers are one
-	local i pids=()
-	for i in 1 2 3 4 5 6 7 8; do
-		"$bm" hook relocate <<<"$1" >"$dir/many.$i" &
-		pids+=($!)
-	done
-	wait "${pids[@]}"
-	cat "$dir"/many.?
+	ask_at_once "$1"
 	[ "$(jq -s '[.[] | .job] | unique | length' "$dir"/many.?)" = 1 ] &&
 		[ "$(jq -rs '[.[] | .state] | unique | join(" ")' "$dir"/many.?)" = "$2" ]
 }
