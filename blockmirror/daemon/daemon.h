@@ -119,6 +119,7 @@ struct served {
 	pid_t successor_pid;                  /* of one that is to take its place (upgrade) */
 	struct bm_watch successor;            /* its pidfd; fd -1: there is none */
 	struct bm_watch resumer; /* of a program that has machines go on; fd -1: there is none */
+	bool resumes_again;      /* when that one has ended */
 	char line[512];
 	size_t line_used;
 	char *uri;                /* that it is served at, if it was us who started it */

@@ -3,7 +3,8 @@
  * A disk is served again whose process had died: a machine that was stopped for it may go on. What
  * that is, and who is to be asked, another program knows ("blockmirror hook resume", or one of the
  * administrator's); it is started, not waited for, and there is one at a time for a disk. It
- * outlives us.
+ * outlives us. One that runs when the disk is served once more may have seen before that nothing
+ * was to be done: another one comes after it.
  */
 #include <errno.h>
 #include <limits.h>
@@ -41,6 +42,8 @@ static void ended(struct bm_watch *watch, uint32_t events)
 	(void)events;
 	waitid(P_PIDFD, (id_t)watch->fd, &(siginfo_t){0}, WEXITED | WNOHANG);
 	served_close_watch(s, watch);
+	if (s->resumes_again)
+		resume_begin(s);
 }
 
 void resume_begin(struct served *s)
@@ -60,7 +63,8 @@ void resume_begin(struct served *s)
 	const struct bm_spawn spawn = {.argv = program ? others : argv};
 	int pid, fd;
 
-	if (s->resumer.fd >= 0 || (program && !strcmp(program, "none")))
+	s->resumes_again = s->resumer.fd >= 0;
+	if (s->resumes_again || (program && !strcmp(program, "none")))
 		return;
 	if (!program)
 		find_own(own);

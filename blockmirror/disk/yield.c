@@ -45,7 +45,7 @@
 #define MOVE_AHEAD 1000
 
 enum stage {
-	LETS_GO, /* a job with an open window ends */
+	LETS_GO, /* a job with an open window ends; or both copies become equal */
 	FENCES,
 	FLUSHES,
 	FLUSHES_BOTH,
@@ -393,6 +393,21 @@ static void fence(struct yield *y)
 }
 
 /*
+ * Its other copy was left a moment ago, and is just being attached, or follows a process that has
+ * ended. Where a machine moves, it stands still while this is asked: that one is told at once.
+ */
+static void wait_for_pair(struct yield *y)
+{
+	struct disk *d = y->disk;
+	uint64_t now = bm_loop_now(d->loop);
+
+	if (!y->moves && now < y->end && back_is_pair(d, y->to))
+		(void)bm_timer_set(d->loop, &y->timer, now + STEP);
+	else
+		give_up(y, BM_E_BUSY, "its copies are not equal just now");
+}
+
+/*
  * Where the disk is on both hosts it passes as it is, when both copies are equal. Else a job whose
  * undo window is open ends now.
  */
@@ -415,7 +430,7 @@ static void let_go(struct yield *y)
 		return;
 	}
 	if (!yield_is_on(d, y->to)) {
-		give_up(y, BM_E_BUSY, "its copies are not equal just now");
+		wait_for_pair(y);
 		return;
 	}
 	if (job_runs(d->job))

@@ -13,7 +13,12 @@ cat >"$dir/bin/virsh" <<END
 [ "\$1 \$2 \$3" = "-q -c qemu:///system" ] || exit 2
 cd "$fake" || exit
 case \$4 in
-list) cat domains ;;
+list)
+	said=\$(<domains)
+	touch asked
+	while [ -e held ]; do sleep 0.02; done
+	echo "\$said"
+	;;
 dumpxml) cat xml ;;
 domstate) if [ -s domains ]; then cat state; else echo "shut off (destroyed)"; fi ;;
 domblkerror) cat errors ;;
@@ -45,6 +50,7 @@ dies() {
 	: >"$fake/domains"
 	wait_for 10 not helper || return
 	: >"$fake/resumed"
+	rm -f "$fake/asked"
 	echo guest >"$fake/domains"
 	kill_disk web && wait_for 10 is_served web
 }
@@ -97,14 +103,33 @@ errors "No errors found"
 check "none of its disks has failed" dies
 check "it is left alone" left_alone
 
-errors "vda: unspecified error"
+# In this order: who watches still must not see an error of a machine that does not wait.
 domain "<reconnect delay='30'/>" >"$fake/xml"
+errors "vda: unspecified error"
 check "QEMU waits for the connection itself" dies
-check "nobody watches" wait_for 5 not helper
+check "somebody looks" wait_for 5 test -e "$fake/asked"
+check "and does not watch" wait_for 5 not helper
 check "it is left alone" has_resumed 0
 domain >"$fake/xml"
 
+# One that looked while there was no such domain has not said the last word.
+end_once_more() {
+	: >"$fake/domains"
+	wait_for 10 not helper || return
+	: >"$fake/resumed"
+	rm -f "$fake/asked"
+	is "paused (I/O error)"
+	touch "$fake/held"
+	kill_disk web && wait_for 10 is_served web && wait_for 5 test -e "$fake/asked" || return
+	echo guest >"$fake/domains"
+	kill_disk web && wait_for 10 is_served web
+	rm "$fake/held"
+}
+check "its process ends while somebody looks for a domain that was not there yet" end_once_more
+check "it is resumed" wait_for 5 has_resumed 1
+
 # A client is there, and yet the machine is stopped each time.
+is "paused (I/O error)"
 echo "paused (I/O error)" >"$fake/after"
 check "an error that is the storage's" dies
 lib_serve "$dir/held.sock" qemu-nbd -t -f raw -k "$dir/held.sock" "$(disk_uri web)"

@@ -128,6 +128,13 @@ deaths() {
 		[ $host = a ] || check "not all was copied for that" kept_some
 		check "the guest has seen no error" on b end_load
 	done
+	check "b is asked for the disk while a is away: it passes when they are equal again" asked_early
+	check "a has it" writes a
+	check "and b has not" one_has a b
+	check "the copies become equal" pair_on a
+	check "b is armed" bm_on a migrate arm disk --to host-b
+	check "and has it again" writes b
+	check "the copies become equal" pair_on b
 	check "b's host dies, and comes back" reboot_b
 	check "the copies become equal" pair_on b
 	check "a has the disk when its guest writes" writes a
@@ -135,6 +142,13 @@ deaths() {
 	check "all is there" all_on a
 }
 kept_some() { [ "$(on b job disk .resumed.from)" = map ] && [ "$(on b job disk .resumed.kept_bytes)" -gt 0 ]; }
+asked_early() {
+	local daemon p
+	daemon=${host_daemon[a]} p=$(on a show disk .pid)
+	kill -STOP "$daemon" && kill -KILL "$p" && writes b || return
+	(sleep 1; kill -CONT "$daemon") &
+	said '"kept":true' call b yield "{\"to\":\"host-a\",\"keep\":true,\"generation\":$(record a .generation)}"
+}
 reboot_b() {
 	local p
 	p=$(on b show disk .pid)
