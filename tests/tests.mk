@@ -18,14 +18,14 @@ LONG_TESTS := tests/system/hammer_guest.sh tests/system/hammer_detects.sh tests/
 	tests/fault/machine_guest.sh tests/system/migrate_network.sh tests/system/migrate_sixteen.sh \
 	tests/fault/machine_fence.sh tests/system/migrate_reserve.sh tests/system/drain_guests.sh \
 	tests/system/slip_unnamed.sh tests/system/slip_formats.sh tests/fault/slip_qmp.sh \
-	tests/system/migrate_media.sh tests/system/migrate_bind.sh tests/system/migrate_shared.sh \
-	tests/system/migrate_tpm.sh tests/system/migrate_peer.sh
+	tests/system/migrate_media.sh tests/system/migrate_bind.sh tests/system/migrate_tpm.sh \
+	tests/system/migrate_peer.sh tests/fault/machine_fence_shared.sh
 # Hours by itself.
 EVERY_CALL := tests/fault/every_call.sh
 # They do more with LONG=1.
 WIDE_TESTS := tests/system/nbd_conformance.sh tests/system/upgrade.sh tests/fault/storage_lost.sh \
 	tests/fault/lying.sh tests/system/formats.sh tests/system/peer_x509.sh tests/system/shared.sh \
-	tests/system/hook_relocate.sh tests/system/hooks_fail.sh
+	tests/system/hook_relocate.sh tests/system/hooks_fail.sh tests/system/migrate_shared.sh
 SYSTEM_TESTS := $(filter-out %/lib.sh $(LONG_TESTS) $(EVERY_CALL),$(wildcard tests/system/*.sh tests/fault/*.sh))
 ASAN := $(BUILD)/asan
 TSAN := $(BUILD)/tsan

@@ -143,21 +143,30 @@ static char *note_beside(const char *path)
 	return asprintf(&beside, "%s.blockmirror.shared", path) < 0 ? NULL : beside;
 }
 
+/* Durably, since what is done next may rest on that. */
+static int take_note(const char *path, const char *beside)
+{
+	int r = removexattr(path, NOTE) < 0 ? -errno : 0;
+
+	if (!r)
+		r = bm_sync_file(path);
+	if (!unlink(beside))
+		return bm_sync_folder_of(beside);
+	if (errno != ENOENT)
+		return -errno;
+	return r == -ENODATA || r == -EOPNOTSUPP ? 0 : r;
+}
+
 int bm_mark_note(const char *path, const char *text)
 {
 	bm_free char *beside = note_beside(path);
-	int r;
 
 	if (!beside)
 		return -ENOMEM;
 	if (!is_file(path))
 		return -ENOTSUP;
-	if (!text) {
-		r = removexattr(path, NOTE) < 0 ? -errno : 0;
-		if (unlink(beside) < 0 && errno != ENOENT)
-			return -errno;
-		return r == -ENODATA || r == -EOPNOTSUPP ? 0 : r;
-	}
+	if (!text)
+		return take_note(path, beside);
 	if (!setxattr(path, NOTE, text, strlen(text), 0))
 		return 0;
 	return errno == EOPNOTSUPP ? bm_write_durably(beside, text, strlen(text)) : -errno;

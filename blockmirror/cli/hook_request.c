@@ -17,7 +17,7 @@
 
 enum { LARGEST = 64 << 10, LONGEST_TEXT = 4096 };
 
-enum kind { FLAG, SIZE, TIME, SPAN, LATENCY, LOSS, SOURCE, POLICY, WINDOW };
+enum kind { FLAG, SIZE, TIME, SPAN, LATENCY, LOSS, SOURCE, POLICY, WINDOW, SHARES };
 
 /* What is to be moved: a disk that is served, one of a running QEMU, a machine. */
 enum subject { DISK = 1, DRIVE = 2, MACHINE = 4 };
@@ -49,6 +49,7 @@ static const struct {
 	{"timeout", SPAN, MACHINE, "nanoseconds, more than 0, or a text like \"10m\""},
 	{"policy", POLICY, MACHINE, "\"wait\", \"cancel\", \"force\" or \"throttle\""},
 	{"window", WINDOW, MACHINE, "times like \"22:00-06:00\""},
+	{"shared", SHARES, MACHINE, "true, or an object of disks' names and where they are there"},
 };
 enum { OPTIONS = sizeof(options) / sizeof(options[0]) };
 
@@ -86,6 +87,20 @@ static bool is_window(const char *text)
 	return text && bm_day_window_parse(text, &window) >= 0;
 }
 
+/* true: all of them are reached by what they are here. */
+static json_t *shares(json_t *value)
+{
+	const char *name;
+	json_t *where;
+
+	if (json_is_boolean(value))
+		return json_is_true(value) ? json_pack("{s:s}", "*", "") : json_incref(value);
+	json_object_foreach(value, name, where)
+		if (!json_is_string(where))
+			return NULL;
+	return json_object_size(value) ? json_incref(value) : NULL;
+}
+
 /* One meaning, one spelling; NULL: it has none. */
 static json_t *normal(enum kind kind, json_t *value)
 {
@@ -110,6 +125,8 @@ static json_t *normal(enum kind kind, json_t *value)
 		return is_one_of(text, "wait", "cancel") || is_one_of(text, "force", "throttle")
 			       ? json_incref(value)
 			       : NULL;
+	case SHARES:
+		return shares(value);
 	case WINDOW:
 		return is_window(text) ? json_incref(value) : NULL;
 	default:

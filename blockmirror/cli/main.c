@@ -231,7 +231,8 @@ const struct command commands[] = {
 	{"migrate",
 	 "MACHINE|--all --to HOST [--into FOLDER] [--overwrite] [--dry-run] [--rehearse] "
 	 "[--pause-budget TIME] [--timeout TIME] [--policy wait|cancel|force|throttle] "
-	 "[--rate BYTES] [--bind ADDRESS] [--window FROM-TO] [--copy-media] [--detach]\n"
+	 "[--rate BYTES] [--bind ADDRESS] [--window FROM-TO] [--copy-media] "
+	 "[--shared[=DISK[=WHERE]]]... [--detach]\n"
 	 "       blockmirror migrate arm|disarm NAME... [--to HOST] [--into FOLDER] "
 	 "[--shared[=WHERE]] [--expires TIME] [--overwrite]",
 	 "move a running machine, or have disks follow one that something else moves",
@@ -251,6 +252,9 @@ const struct command commands[] = {
 	 "  --rehearse           do all but the last step: the guest stops, and runs on here\n"
 	 "  --copy-media         what it only reads, a CD or firmware, is copied where HOST lacks "
 	 "it\n"
+	 "  --shared[=DISK]      you say that HOST reaches the storage of this disk, or of all, "
+	 "itself:\n                       nothing is copied; =WHERE: by that path or URI. Without "
+	 "it that\n                       is so of NBD, iSCSI and network file systems\n"
 	 "  --dry-run            see whether it could, and tell what it would take; nothing is "
 	 "changed\n"
 	 "  --window FROM-TO     times of the day (22:00-06:00) between which it begins\n"

@@ -15,6 +15,7 @@
 #include "blockmirror/base/cleanup.h"
 #include "blockmirror/base/day_window.h"
 #include "blockmirror/base/record.h"
+#include "blockmirror/base/shared_name.h"
 #include "blockmirror/base/units.h"
 #include "blockmirror/base/uri.h"
 #include "blockmirror/cli/cli.h"
@@ -221,7 +222,9 @@ static int hand_over_failed(const struct cli *cli, struct there *t, const struct
 struct request {
 	const struct cli *cli;
 	const char *to, *into;
-	const char *as; /* what shared storage is there; "": what it is here */
+	const char *as;             /* what shared storage is there; "": what it is here */
+	const char *shares[SHARES]; /* of a machine: NAME, NAME=WHERE; NULL: all are shared */
+	size_t n_shares;
 	char group[33]; /* of the disks that are armed; "": there is one */
 	uint64_t expires;
 	bool shared; /* said by a person */
@@ -267,6 +270,10 @@ static int take(int option, const char *value, void *arg)
 	else if (option == OPT_SHARED) {
 		q->shared = true;
 		q->as = value;
+		if (q->n_shares == SHARES)
+			return cli_usage(q->cli, "--shared: a machine has no more than %d disks",
+					 SHARES);
+		q->shares[q->n_shares++] = value;
 	} else if (option == OPT_MEDIA)
 		q->media = true;
 	else if (option == OPT_REHEARSE)
@@ -302,7 +309,7 @@ static int share(const struct request *q, struct there *t, struct bm_error *erro
 {
 	bool again = t->offered && !q->as && (!q->to || !strcmp(q->to, t->offered));
 
-	if (!again && !q->shared && (t->host || !q->to || q->into || !shared_by_name(t->uri)))
+	if (!again && !q->shared && (t->host || !q->to || q->into || !bm_shared_by_name(t->uri)))
 		return 0;
 	if (!again)
 		return shared_stand_by(q->cli, t, q->to, q->as, error);
@@ -490,12 +497,13 @@ static int disarm(const struct request *q, const char *name)
 
 static json_t *machine_options(const struct request *q)
 {
-	return json_pack("{s:s* s:b s:b s:b s:b s:I s:I s:I s:s* s:s* s:s*}", "into", q->into,
+	return json_pack("{s:s* s:b s:b s:b s:b s:I s:I s:I s:s* s:s* s:s* s:o*}", "into", q->into,
 			 "overwrite", (int)q->overwrite, "rehearse", (int)q->rehearse, "dry_run",
 			 (int)q->dry_run, "copy_media", (int)q->media, "pause_budget",
 			 (json_int_t)q->budget, "timeout", (json_int_t)q->timeout, "rate",
 			 (json_int_t)q->rate, "policy", q->policy, "window", q->window, "bind",
-			 *q->bind ? q->bind : NULL);
+			 *q->bind ? q->bind : NULL, "shared",
+			 shared_options(q->shares, q->n_shares));
 }
 
 /* name NULL: all of this host's. */
@@ -508,8 +516,8 @@ static int machine(const struct request *q, const char *name)
 		return cli_usage(q->cli, "migrate %s: --to HOST is wanted", name ? name : "--all");
 	if (q->into && *q->into != '/')
 		return cli_usage(q->cli, "--into %s: an absolute path is wanted", q->into);
-	if (q->shared)
-		return cli_usage(q->cli, "--shared goes with \"migrate arm\" alone");
+	if (shared_check(q->cli, q->shares, q->n_shares, q->into, name))
+		return 2;
 	if (machine_check_policy(q->policy, q->timeout, "--", &error) < 0)
 		return cli_usage(q->cli, "%s", error.text);
 	if (q->dry_run && q->rehearse)

@@ -1,12 +1,10 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
- * hand-over and migrate arm of a disk on storage that the other host reaches itself: a standby
- * there that reads it, the witness by which it is found out that it is the same, and taking it all
- * back.
+ * hand-over, migrate, migrate arm of a disk on storage that the other host reaches itself: a
+ * standby there that reads it, the witness by which it is found out that it is the same, and taking
+ * it all back.
  */
-#include <linux/magic.h>
 #include <string.h>
-#include <sys/vfs.h>
 #include <time.h>
 
 #include "blockmirror/base/cleanup.h"
@@ -18,46 +16,6 @@
 	10000000000ull /* ns: a host that has just passed the disk on has a guest to let go \
 			*/
 #define STEP 200000000l
-
-/* Of several hosts; not FUSE and 9P, which may be anything. */
-static bool is_network_type(unsigned type)
-{
-	static const unsigned known[] = {
-		NFS_SUPER_MAGIC,         CEPH_SUPER_MAGIC, OCFS2_SUPER_MAGIC, CIFS_SUPER_MAGIC,
-		SMB2_SUPER_MAGIC,        SMB_SUPER_MAGIC,  AFS_FS_MAGIC,      0x01161970 /* GFS2 */,
-		0x0bd00bd0 /* Lustre */, 0x47504653 /* GPFS */};
-
-	for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++)
-		if (known[i] == type)
-			return true;
-	return false;
-}
-
-/* One that each host has for itself. */
-static bool is_this_host(const char *server)
-{
-	static const char *const names[] = {"localhost", "127.", "[::1]", "/", ":", ""};
-
-	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
-		if (*names[i] ? !strncmp(server, names[i], strlen(names[i])) : !*server)
-			return true;
-	return false;
-}
-
-bool shared_by_name(const char *uri)
-{
-	const char *path = bm_uri_path(uri), *server = strstr(uri, "://"), *at;
-	struct statfs fs;
-
-	if (path)
-		return !statfs(path, &fs) && is_network_type((unsigned)fs.f_type);
-	if (!server || (strncmp(uri, "nbd:", 4) != 0 && strncmp(uri, "nbds:", 5) != 0 &&
-			strncmp(uri, "iscsi:", 6) != 0))
-		return false;
-	server += 3;
-	at = memchr(server, '@', strcspn(server, "/?"));
-	return !is_this_host(at ? at + 1 : server);
-}
 
 static int ask(const struct cli *cli, struct there *t, const char *uri, struct bm_error *error)
 {
@@ -113,4 +71,41 @@ void shared_dismiss(const struct cli *cli, const struct there *t)
 	    error.code != BM_E_NOT_FOUND)
 		cli_fail(cli, &error);
 	json_decref(result);
+}
+
+/* Of a machine: "DISK", "DISK=WHERE", or NULL for all of its disks */
+
+int shared_check(const struct cli *cli, const char *const *shares, size_t n, const char *into,
+		 const char *machine)
+{
+	for (size_t i = 0; i < n; i++) {
+		const char *text = shares[i], *where = text ? strchr(text, '=') : NULL;
+
+		if (!text && into)
+			return cli_usage(cli, "--shared: of no disk is anything copied, so there "
+					      "is no --into; --shared=DISK names one");
+		if (!text)
+			continue;
+		if (!machine)
+			return cli_usage(cli, "--shared=%s: --all is of several machines", text);
+		if (where == text || *text == '/' || (where && !where[1]))
+			return cli_usage(cli,
+					 "--shared=%s: of a machine, DISK or DISK=WHERE is wanted",
+					 text);
+	}
+	return 0;
+}
+
+json_t *shared_options(const char *const *shares, size_t n)
+{
+	json_t *options = n ? json_object() : NULL;
+
+	for (size_t i = 0; i < n; i++) {
+		const char *text = shares[i] ? shares[i] : "*", *where = strchr(text, '=');
+		bm_free char *name = strndup(text, where ? (size_t)(where - text) : strlen(text));
+		bm_free char *uri = where ? bm_uri_absolute(where + 1) : NULL;
+
+		json_object_set_new(options, name, json_string(uri ? uri : ""));
+	}
+	return options;
 }

@@ -31,15 +31,19 @@ struct there {
 	json_t *witness; /* of what it is on (docs/protocol.md) */
 };
 
-/*
- * Whether any host that is let reaches it by the same name: a server's, or on a network file
- * system. The password is not shown, and not known here.
- */
-bool shared_by_name(const char *uri);
-
 /* That host makes a standby of it, which reads as (NULL, "": t->uri). Sets t->host, t->shared. */
 int shared_stand_by(const struct cli *cli, struct there *t, const char *host, const char *as,
 		    struct bm_error *error);
+
+/*
+ * What --shared says of a machine's disks, each "DISK" or "DISK=WHERE", or NULL: all of them.
+ * check: 0, or a usage error's status; machine NULL: there are several. options: as machine.migrate
+ * has it: DISK, or "*": WHERE, or "" (as here); NULL: nothing was said.
+ */
+enum { SHARES = 16 };
+int shared_check(const struct cli *cli, const char *const *shares, size_t n, const char *into,
+		 const char *machine);
+json_t *shared_options(const char *const *shares, size_t n);
 
 /* The standby, which is not wanted any more, if it is such a one. */
 void shared_dismiss(const struct cli *cli, const struct there *t);

@@ -392,7 +392,7 @@ static bool may_receive(struct daemon *d, struct bm_rpc_call *call, const struct
 	const json_t *known = machine ? machine_find(d, machine) : NULL;
 	struct bm_error error = {0};
 
-	if (!json_array_size(peer->receive))
+	if (!json_array_size(peer->receive) && !json_array_size(peer->shared))
 		bm_fail(&error, BM_E_ACCESS,
 			"host %s lets host %s put no disks anywhere: \"blockmirror peer allow %s "
 			"--receive FOLDER\"",

@@ -43,6 +43,7 @@ struct receipt {
 	uint64_t size, need;                    /* bytes: of the disk, and that it takes */
 	bool overwrite;
 	bool shared; /* path is a path or a URI that we are to reach ourselves (share.c) */
+	bool looks;  /* no more than whether it may come */
 	bool again;  /* it is here already, from an earlier time */
 	/* found: */
 	char *real; /* the image */
@@ -303,6 +304,8 @@ static void looked(struct bm_work *work)
 	bm_list_remove(&t->link);
 	if (t->result < 0)
 		bm_rpc_fail(t->call, &t->error);
+	else if (t->looks)
+		bm_rpc_reply(t->call, NULL);
 	else if (t->again && s && s->received)
 		bm_rpc_reply(t->call, answer(t, registry_port(s->received)));
 	else if (s || t->again) /* it has come, or gone, while we looked */
@@ -371,6 +374,7 @@ static bool read_shared(struct receipt *t, struct bm_error *error)
 			       "name, disk (its identity), uri and size (bytes) are wanted"),
 		       false;
 	t->size = (uint64_t)size;
+	t->looks = json_is_true(json_object_get(t->params, "look"));
 	return bm_disk_name_check(t->name, error) >= 0;
 }
 

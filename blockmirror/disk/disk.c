@@ -187,7 +187,7 @@ static int open_image(struct disk *d, const struct disk_options *asked, struct b
 	 * What our own record names was looked at when that was believed. Else the mark is looked
 	 * at first, since it tells more than a lock that is held, and again when we hold the lock.
 	 */
-	if (d->record.shared)
+	if (shared_only_reads(d))
 		shared_reads(&options);
 	r = owned ? owner_check(d->record.uri, d->folder, use, error) : 0;
 	if (!r)
@@ -312,7 +312,7 @@ static int believe(struct disk *d, const struct disk_options *options, struct bm
 			       ", says its record in %s: serve it there",
 			       d->name, d->record.peer, d->record.generation, d->folder);
 	/* The mark of an image that the other host has is that host's. */
-	if (r || d->record.shared)
+	if (r || shared_only_reads(d))
 		return r;
 	return owner_check_record(&d->record, d->folder, options->force, error);
 }

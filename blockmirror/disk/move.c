@@ -5,11 +5,15 @@
  *
  *	join: the file is durable; from here on nobody else is passed the disk, or moves it
  *	yield, with the move: fenced and flushed, as for any other host, and there it stays
- *(yield.c) leave: what the log says is done. "done": a record says that the disk is on the other
- *host, and the process ends; "aborted": the file goes, and the guest goes on
+ *(yield.c) let go, of storage that both hosts reach, once the log says "passed": it is closed
+ *	leave: what the log says is done. "done": a record says that the disk is on the other host,
+ *	    and the process ends; "aborted": the file goes, and the guest goes on
  *
  * A process that finds the file when it starts does not know what its predecessor had promised: it
- * is fenced, until the log says one of these.
+ * is fenced, until the log says one of these. Storage of both hosts it only reads until then:
+ *
+ *	the log says "passed"; the storage is let go of, and its process dies; the other host opens
+ *	it, and writes; the next process here opens it, too, and resets, or replaces, that session.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -28,11 +32,15 @@
 
 enum { LARGEST = 4096 };
 #define ANSWERED 5000000ull /* ns that an answer gets before the process ends */
+#define STEP     2000000ull
 
 struct disk_move {
 	char *id, *to, *log;
-	bool keep;  /* the copy that is here stays, as a standby of the other host */
-	bool found; /* by a process that was not there when it was joined */
+	bool keep;   /* the copy that is here stays, as a standby of the other host */
+	bool shared; /* there is no copy: the other host reaches the storage itself */
+	bool found;  /* by a process that was not there when it was joined */
+	bool gone;   /* that storage is closed */
+	bool passed; /* it is decided: the other host has the disk, whatever the log says */
 };
 
 static char *path_of(const struct disk *d)
@@ -73,6 +81,11 @@ bool move_keeps(const struct disk *d)
 	return d->move && d->move->keep;
 }
 
+bool move_shares(const struct disk *d, const char *host)
+{
+	return d->move && d->move->shared && (!host || !strcmp(d->move->to, host));
+}
+
 int move_allows(const struct disk *d, const char *id, struct bm_error *error)
 {
 	if (!d->move && !id)
@@ -104,8 +117,8 @@ static struct disk_move *new_move(const char *id, const char *to, const char *lo
 static int write_file(const struct disk *d, const struct disk_move *m)
 {
 	bm_free char *path = path_of(d), *beside = NULL, *text = NULL;
-	json_t *j = json_pack("{s:s s:s s:s s:b}", "move", m->id, "to", m->to, "log", m->log,
-			      "keep", (int)m->keep);
+	json_t *j = json_pack("{s:s s:s s:s s:b s:b}", "move", m->id, "to", m->to, "log", m->log,
+			      "keep", (int)m->keep, "shared", (int)m->shared);
 	int r;
 
 	text = json_dumps(j, JSON_COMPACT);
@@ -131,7 +144,7 @@ static int read_file(struct disk *d, struct bm_error *error)
 {
 	bm_free char *path = path_of(d), *text = NULL;
 	const char *id, *to, *log;
-	int keep, r = path ? bm_read_text(path, LARGEST, &text) : -ENOMEM;
+	int keep, shared = 0, passed = 0, r = path ? bm_read_text(path, LARGEST, &text) : -ENOMEM;
 	json_t *j;
 
 	if (r == -ENOENT)
@@ -139,10 +152,13 @@ static int read_file(struct disk *d, struct bm_error *error)
 	if (r < 0)
 		return bm_fail_errno(error, r, "cannot read %s", path ? path : d->folder);
 	j = json_loads(text, 0, NULL);
-	r = json_unpack(j, "{s:s s:s s:s s:b}", "move", &id, "to", &to, "log", &log, "keep", &keep);
+	r = json_unpack(j, "{s:s s:s s:s s:b s?b s?b}", "move", &id, "to", &to, "log", &log, "keep",
+			&keep, "shared", &shared, "passed", &passed);
 	if (!r) {
 		d->move = new_move(id, to, log);
 		d->move->keep = keep;
+		d->move->shared = shared;
+		d->move->passed = passed;
 		d->move->found = true;
 	}
 	json_decref(j);
@@ -180,12 +196,39 @@ static int pass_on(struct disk *d, struct bm_error *error)
 	return r;
 }
 
+/*
+ * What the other host had of the machine is older from here on, and that is so before its guest
+ * writes. It may have had the disk, and the image bears its mark.
+ */
+static int take_back(struct disk *d, struct bm_error *error)
+{
+	const char *path = bm_uri_path(d->record.uri);
+	struct bm_record next = d->record;
+	struct bm_mark mark = {0};
+	int r;
+
+	if (!path)
+		return 0;
+	bm_mark_note(path, NULL);
+	if (bm_mark_read(path, &mark) < 0 || strcmp(mark.disk, d->record.disk) != 0 ||
+	    mark.generation <= d->generation)
+		return 0;
+	d->generation = mark.generation;
+	next.generation = ++d->generation;
+	r = bm_record_write(d->folder, &next, error);
+	if (!r)
+		owner_mark(next.uri, "active", &next, d->folder);
+	return r;
+}
+
 /* 1: it is on the other host now; 0: it is ours; -EAGAIN: not known yet. */
 static int settle(struct disk *d, struct bm_error *error)
 {
 	enum bm_move_state state = BM_MOVE_NONE;
-	int r = bm_move_log_read(d->move->log, &state);
+	int r = d->move->passed ? 0 : bm_move_log_read(d->move->log, &state);
 
+	if (d->move->passed)
+		state = BM_MOVE_DONE;
 	if (r < 0)
 		bm_log(BM_LOG_ERROR,
 		       "%s: the log of its machine's move, %s, cannot be read: %s; the disk waits",
@@ -194,7 +237,7 @@ static int settle(struct disk *d, struct bm_error *error)
 		bm_fail(error, BM_E_BUSY, "the move %s is not decided yet", d->move->id);
 		return -EAGAIN;
 	}
-	r = state == BM_MOVE_DONE ? pass_on(d, error) : 0;
+	r = state == BM_MOVE_DONE ? pass_on(d, error) : d->move->shared ? take_back(d, error) : 0;
 	if (r < 0)
 		return r;
 	r = remove_file(d);
@@ -216,8 +259,11 @@ int move_find(struct disk *d, bool has_port, struct bm_error *error)
 		return 0;
 	}
 	move_clear(d);
-	if (r <= 0)
+	if (r < 0)
 		return r;
+	d->record.generation = d->generation;
+	if (!r)
+		return 0;
 	bm_record_clear(&d->record);
 	r = bm_record_read(d->folder, &d->record, error);
 	/* Who has started us did not know that it is a standby, with a port of its own. */
@@ -237,6 +283,8 @@ struct moving {
 	struct disk *disk;
 	struct bm_rpc_call *call;
 	struct bm_timer timer;
+	bool alone;            /* the other host is dead, and may have left something under way */
+	struct bm_dev *opened; /* for writing: storage that was let go of, or only read */
 	int result;
 	struct bm_error error;
 };
@@ -244,16 +292,19 @@ struct moving {
 static void end(struct moving *m)
 {
 	m->disk->moving = NULL;
+	bm_timer_clear(m->disk->loop, &m->timer);
+	bm_dev_close(m->opened);
 	free(m);
 }
 
-static void begin(struct disk *d, struct bm_rpc_call *call, void (*run)(struct bm_work *work),
-		  void (*done)(struct bm_work *work))
+static struct moving *begin(struct disk *d, struct bm_rpc_call *call,
+			    void (*run)(struct bm_work *work), void (*done)(struct bm_work *work))
 {
 	struct moving *m = d->moving = bm_need(calloc(1, sizeof(*m)));
 
 	*m = (struct moving){.work = {.run = run, .done = done}, .disk = d, .call = call};
 	bm_workers_submit(d->recorder, d->loop, &m->work);
+	return m;
 }
 
 static void write_joined(struct bm_work *work)
@@ -277,7 +328,9 @@ static void joined(struct bm_work *work)
 	end(m);
 }
 
-static int may_join(const struct disk *d, const char *to, struct bm_error *error)
+/* shared: what it was on when the other host was told that both reach it; NULL: they do not. */
+static int may_join(const struct disk *d, const char *to, const char *shared,
+		    struct bm_error *error)
 {
 	if (d->stopping || d->upgrade || d->yield || d->offering || d->moving || d->lent)
 		return bm_fail(error, BM_E_BUSY, "disk %s is being stopped, upgraded or passed on",
@@ -290,6 +343,11 @@ static int may_join(const struct disk *d, const char *to, struct bm_error *error
 			       "disk %s was offered to host %s: \"blockmirror migrate disarm %s\" "
 			       "first",
 			       d->name, d->offer.host, d->name);
+	if (shared)
+		return !job_runs(d->job) && !strcmp(shared, d->record.uri)
+			       ? 0
+			       : bm_fail(error, BM_E_BUSY,
+					 "disk %s is being moved, or was moved meanwhile", d->name);
 	if (back_is_pair(d, to))
 		return back_in_sync(d) && !d->job->options.delete_source && !d->job->release_wanted
 			       ? 0
@@ -306,31 +364,79 @@ static int may_join(const struct disk *d, const char *to, struct bm_error *error
 void move_join(void *arg, struct bm_rpc_call *call, json_t *params)
 {
 	struct disk *d = arg;
-	const char *id = NULL, *to = NULL, *log = NULL;
+	const char *id = NULL, *to = NULL, *log = NULL, *shared = NULL;
 	struct bm_error error = {0};
 
-	if (json_unpack(params, "{s:s s:s s:s}", "move", &id, "to", &to, "log", &log))
+	if (json_unpack(params, "{s:s s:s s:s s?s}", "move", &id, "to", &to, "log", &log, "shared",
+			&shared))
 		bm_fail(&error, BM_E_USAGE, "move, to (a host) and log (a file) are wanted");
 	else if (d->move)
 		move_allows(d, NULL, &error);
 	else
-		may_join(d, to, &error);
+		may_join(d, to, shared, &error);
 	if (error.code) {
 		bm_rpc_fail(call, &error);
 		return;
 	}
 	d->move = new_move(id, to, log);
-	d->move->keep = back_is_pair(d, to);
+	d->move->shared = shared;
+	d->move->keep = !shared && back_is_pair(d, to);
 	if (d->move->keep)
 		back_hold(d);
 	begin(d, call, write_joined, joined);
 }
 
+/* As yield.c has it: a session that is just being opened again is waited for. */
+static void let_go_of(struct bm_timer *timer)
+{
+	struct moving *m = bm_container(timer, struct moving, timer);
+	struct disk *d = m->disk;
+
+	if (!bm_list_empty(&d->storage)) {
+		(void)bm_timer_set(d->loop, &m->timer, bm_loop_now(d->loop) + STEP);
+		return;
+	}
+	bm_rpc_reply(bm_steal(m->call), NULL);
+	end(m);
+}
+
+void move_let_go(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	struct disk *d = arg;
+	const char *id = json_string_value(json_object_get(params, "move"));
+	struct bm_error error = {0};
+	struct moving *m;
+
+	if (!id || !d->move || !move_is(d, id) || !d->move->shared)
+		bm_fail(&error, BM_E_NOT_READY, "disk %s shares no storage in that move", d->name);
+	else if (d->moving)
+		bm_fail(&error, BM_E_BUSY, "disk %s is just being told; try again", d->name);
+	else if (!d->move->found && !yield_stays(d))
+		bm_fail(&error, BM_E_NOT_READY, "disk %s is not fenced", d->name);
+	if (error.code) {
+		bm_rpc_fail(call, &error);
+		return;
+	}
+	if (d->move->found) { /* it only reads */
+		bm_rpc_reply(call, NULL);
+		return;
+	}
+	m = d->moving = bm_need(calloc(1, sizeof(*m)));
+	*m = (struct moving){.disk = d, .call = call, .timer.run = let_go_of};
+	if (!d->move->gone)
+		shared_let_go(d);
+	d->move->gone = true;
+	let_go_of(&m->timer);
+}
+
 static void follow_log(struct bm_work *work)
 {
 	struct moving *m = bm_container(work, struct moving, work);
+	const struct disk_move *move = m->disk->move;
 
 	m->result = settle(m->disk, &m->error);
+	if (!m->result && move->shared && (move->gone || move->found))
+		m->result = shared_open(m->disk, m->alone, &m->opened, &m->error);
 }
 
 static void goes(struct bm_timer *timer)
@@ -363,6 +469,8 @@ static void followed(struct bm_work *work)
 	struct disk *d = m->disk;
 	struct bm_rpc_call *call = bm_steal(m->call);
 
+	if (m->opened && !m->result)
+		m->result = shared_put(d, &m->opened, &m->error);
 	if (m->result < 0) {
 		bm_rpc_fail(call, &m->error);
 		end(m);
@@ -381,6 +489,7 @@ static void followed(struct bm_work *work)
 		(void)bm_timer_set(d->loop, &m->timer, bm_loop_now(d->loop) + ANSWERED);
 		return;
 	}
+	d->record.generation = d->generation;
 	bm_log(BM_LOG_NOTICE, "%s: its machine stays, and so does the disk", d->name);
 	yield_take_back(d);
 	move_clear(d);
@@ -401,7 +510,8 @@ void move_leave(void *arg, struct bm_rpc_call *call, json_t *params)
 		return;
 	}
 	if (!d->moving) {
-		begin(d, call, follow_log, followed);
+		begin(d, call, follow_log, followed)->alone =
+			json_is_true(json_object_get(params, "alone"));
 		return;
 	}
 	bm_fail(&error, BM_E_BUSY, "disk %s is just being told; try again", d->name);
@@ -459,7 +569,6 @@ void move_close(struct disk *d)
 	const struct bm_error error = {BM_E_INTERRUPTED, "the disk's process ends"};
 
 	if (d->moving) {
-		bm_timer_clear(d->loop, &d->moving->timer);
 		if (d->moving->call)
 			bm_rpc_fail(d->moving->call, &error);
 		end(d->moving);

@@ -40,6 +40,7 @@ struct promotion {
 	bool decided, asking;
 	bool put;   /* that is in place */
 	bool alone; /* whatever the other host says */
+	bool dead;  /* ... and it may have left something under way */
 	bool given; /* its machine's move has decided: kept and generation are its */
 	bool given_kept;
 	uint64_t given_generation;
@@ -96,11 +97,12 @@ static void write_record(struct bm_work *work)
 	struct bm_error error;
 
 	p->error.code = BM_OK;
+	/* As long as it is there the other host knows that nothing of ours was written. */
+	if (p->put && bm_uri_path(p->next.uri))
+		bm_mark_note(bm_uri_path(p->next.uri), NULL);
 	if (bm_record_write(d->folder, &p->next, &p->error) < 0)
 		return;
 	owner_mark(p->next.uri, "active", &p->next, d->folder);
-	if (p->put && bm_uri_path(p->next.uri))
-		bm_mark_note(bm_uri_path(p->next.uri), NULL);
 	if (!p->offer.host)
 		offer_remove(d);
 	else if (offer_write(d, &p->offer, &error) < 0)
@@ -280,7 +282,7 @@ static void open_shared(struct bm_work *work)
 	struct promotion *p = bm_container(work, struct promotion, open);
 
 	p->error.code = BM_OK;
-	shared_open(p->disk, p->alone, &p->opened, &p->error);
+	shared_open(p->disk, p->dead, &p->opened, &p->error);
 }
 
 /* What looks at the disk waits, and what it has asked for ends. */
@@ -374,7 +376,7 @@ void promote(struct disk *d, struct bm_rpc_call *call, bool alone)
 	struct bm_error error;
 
 	if (p && alone && !p->alone && !p->decided && !p->call) {
-		p->alone = true;
+		p->alone = p->dead = true;
 		p->call = call;
 		if (!p->asking)
 			(void)bm_timer_set(d->loop, &p->timer, bm_loop_now(d->loop));
@@ -387,7 +389,7 @@ void promote(struct disk *d, struct bm_rpc_call *call, bool alone)
 	if (p)
 		return;
 	p = promotion_new(d, call);
-	p->alone = alone;
+	p->alone = p->dead = alone;
 	if (alone)
 		decided(p);
 	else
@@ -395,7 +397,7 @@ void promote(struct disk *d, struct bm_rpc_call *call, bool alone)
 }
 
 /* As one that is alone; but who decided has said how. */
-static void promote_given(struct disk *d, struct bm_rpc_call *call, uint64_t generation, bool kept)
+static void promote_given(struct disk *d, struct bm_rpc_call *call, const json_t *params)
 {
 	struct promotion *p = d->promotion;
 	struct bm_error error;
@@ -409,8 +411,9 @@ static void promote_given(struct disk *d, struct bm_rpc_call *call, uint64_t gen
 		p = promotion_new(d, call);
 	p->call = call;
 	p->alone = p->given = true;
-	p->given_generation = generation;
-	p->given_kept = kept;
+	p->dead = json_is_true(json_object_get(params, "alone"));
+	p->given_generation = (uint64_t)json_integer_value(json_object_get(params, "generation"));
+	p->given_kept = json_is_true(json_object_get(params, "kept"));
 	if (!p->asking)
 		(void)bm_timer_set(d->loop, &p->timer, bm_loop_now(d->loop));
 }
@@ -489,7 +492,6 @@ void promote_take(void *arg, struct bm_rpc_call *call, json_t *params)
 	struct disk *d = arg;
 	bool alone = json_is_true(json_object_get(params, "alone"));
 	const char *group = json_string_value(json_object_get(params, "group"));
-	const json_t *generation = json_object_get(params, "generation");
 	struct bm_error error;
 
 	if (d->record.role == BM_ROLE_ACTIVE) {
@@ -497,9 +499,8 @@ void promote_take(void *arg, struct bm_rpc_call *call, json_t *params)
 			     json_pack("{s:I}", "generation", (json_int_t)d->record.generation));
 	} else if (!is_standby(d, call)) {
 		return;
-	} else if (generation) {
-		promote_given(d, call, (uint64_t)json_integer_value(generation),
-			      json_is_true(json_object_get(params, "kept")));
+	} else if (json_object_get(params, "generation")) {
+		promote_given(d, call, params);
 	} else if (group && !is_of(d, group)) {
 		bm_fail(&error, BM_E_NOT_READY, "disk %s was not armed with those", d->name);
 		bm_rpc_fail(call, &error);

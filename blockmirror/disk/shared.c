@@ -20,6 +20,11 @@
 #include "blockmirror/disk/slot.h"
 #include "blockmirror/disk/standby.h"
 
+bool shared_only_reads(const struct disk *d)
+{
+	return d->record.shared || move_shares(d, NULL);
+}
+
 void shared_reads(struct bm_open_options *options)
 {
 	options->read_only = options->unlocked = true;
@@ -87,7 +92,7 @@ int shared_open(const struct disk *d, bool alone, struct bm_dev **dev, struct bm
 
 int shared_put(struct disk *d, struct bm_dev **dev, struct bm_error *error)
 {
-	int r = storage_put(d, 0, d->record.uri, dev);
+	int r = storage_put(d, disk_authority(d), d->record.uri, dev);
 
 	return r < 0 ? bm_fail_errno(error, r, "disk %s", d->name) : 0;
 }

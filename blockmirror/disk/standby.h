@@ -60,21 +60,24 @@ void yield_close(struct disk *disk);
 
 /* Whether its storage is there. take_back: one that a machine's move has fenced goes on. */
 bool yield_is_on(const struct disk *disk, const char *host);
+bool yield_stays(const struct disk *disk); /* it is fenced for one, and flushed */
 void yield_take_back(struct disk *disk);
 void yield_retire(struct disk *disk); /* its record says so */
 
 /*
  * move.c: a disk of a machine that moves. find: blocks; has_port: for a standby. fences: it is not
- * known yet where it is. is: that one. keeps: its copy stays here. allows: what that move (NULL:
- * somebody else) wants of it.
+ * known yet where it is. is: that one. keeps: its copy stays here. shares: it is on storage that
+ * this host (NULL: whichever it goes to) reaches, too. allows: what that move (NULL: somebody else)
+ * wants of it.
  */
 int move_find(struct disk *disk, bool has_port, struct bm_error *error);
 bool move_fences(const struct disk *disk);
 bool move_is(const struct disk *disk, const char *id);
 const char *move_id(const struct disk *disk); /* of one that is in a move */
 bool move_keeps(const struct disk *disk);
+bool move_shares(const struct disk *disk, const char *host);
 int move_allows(const struct disk *disk, const char *id, struct bm_error *error);
-bm_rpc_method move_join, move_leave, move_retire;
+bm_rpc_method move_witness, move_join, move_let_go, move_leave, move_retire;
 void move_clear(struct disk *disk);
 void move_close(struct disk *disk);
 
@@ -84,11 +87,13 @@ bm_rpc_method promote_arm, promote_take;
 void promote_close(struct disk *disk);
 
 /*
- * shared.c: reads: how a standby opens storage that the other host writes to. reach, open block, in
- * a worker: whether it could be opened for writing; opening it so, when the other host has let go,
- * or (alone) is dead. put: *dev, which was opened so, takes the reader's place; taken over when it
- * succeeds. let_go: nothing is in flight, and nothing will be.
+ * shared.c: only_reads, reads: that a standby opens storage which the other host writes to, and
+ * how; and the next process of a disk whose machine moves, since it may be let go of. reach, open
+ * block, in a worker: whether it could be opened for writing; opening it so, when the other host
+ * has let go, or (alone) is dead. put: *dev, which was opened so, takes the reader's place; taken
+ * over when it succeeds. let_go: nothing is in flight, and nothing will be.
  */
+bool shared_only_reads(const struct disk *disk);
 void shared_reads(struct bm_open_options *options);
 int shared_reach(const struct disk *disk, struct bm_error *error);
 int shared_open(const struct disk *disk, bool alone, struct bm_dev **dev, struct bm_error *error);
@@ -97,7 +102,8 @@ void shared_let_go(struct disk *disk);
 
 /*
  * witness.c: both end in the offer and the call's answer: take with the witness of what this host
- * has the disk on, check when what a standby of this host reaches is that (given is its own).
+ * has the disk on (offer NULL: in the answer alone), check when what a standby of this host reaches
+ * is that (given is its own).
  */
 void witness_take(struct disk *disk, struct bm_rpc_call *call, const struct offer *offer);
 void witness_check(struct disk *disk, struct bm_rpc_call *call, const struct offer *offer,

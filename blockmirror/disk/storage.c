@@ -169,12 +169,13 @@ static int wrap(struct disk *d, int side, const char *uri, bool reads, struct bm
 int storage_fit(struct disk *d, int side, const char *uri, uint32_t block, struct bm_dev **dev)
 {
 	struct bm_dev *slot = NULL;
-	int r = wrap(d, side, uri, d->record.shared, dev);
+	bool reads = shared_only_reads(d);
+	int r = wrap(d, side, uri, reads, dev);
 
 	if (!r)
 		r = bm_order_fit(dev, block);
 	if (!r)
-		slot = slot_new(*dev, d->record.shared);
+		slot = slot_new(*dev, reads);
 	if (slot)
 		*dev = slot;
 	return r ? r : slot ? 0 : -ENOMEM;

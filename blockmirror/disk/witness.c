@@ -4,7 +4,8 @@
  * witness: a fresh note on the image, where it is a file, and what some places hold; the standby
  * looks at its own. Another file has another note, also when it is a copy with all its attributes.
  * Elsewhere there are the samples alone: they find out what is a mistake, and not what is a copy of
- * an hour ago. Loop thread, but for the note. One at a time.
+ * an hour ago. Loop thread, but for the note. One at a time. It is an offer's, or asked for by a
+ * machine's move.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -26,7 +27,7 @@ enum { SAMPLE = 4096, SAMPLES = 16, TRIES = 64 };
 struct witness {
 	struct disk *disk;
 	struct bm_rpc_call *call;
-	char *to, *group;
+	char *to, *group; /* NULL: it belongs to no offer */
 	uint64_t until;
 	bool takes;                    /* else looks at given */
 	bool sure;                     /* the note was found: there is nothing to add */
@@ -57,7 +58,7 @@ static void fail(struct witness *w)
 	witness_free(w);
 }
 
-/* All is known: the offer is written, and the call answered. */
+/* All is known: the offer, if it is one, is written, and the call answered. */
 static void finish(struct witness *w)
 {
 	struct disk *d = w->disk;
@@ -70,6 +71,10 @@ static void finish(struct witness *w)
 			       : NULL;
 
 	witness_free(w);
+	if (!to) {
+		bm_rpc_reply(call, result);
+		return;
+	}
 	offer_begin(d, call,
 		    &(struct offer){.host = to, .until = until, .group = group, .shared = takes},
 		    result);
@@ -246,12 +251,14 @@ static void begin(struct disk *d, struct bm_rpc_call *call, const struct offer *
 
 	*w = (struct witness){.disk = d,
 			      .call = call,
-			      .to = bm_need(strdup(offer->host)),
-			      .group = offer->group ? bm_need(strdup(offer->group)) : NULL,
-			      .until = offer->until,
 			      .takes = !given,
 			      .given = json_incref(given),
 			      .work = {.run = run, .done = ran}};
+	if (offer) {
+		w->to = bm_need(strdup(offer->host));
+		w->group = offer->group ? bm_need(strdup(offer->group)) : NULL;
+		w->until = offer->until;
+	}
 	w->samples = given ? json_incref(json_object_get(given, "samples")) : json_array();
 	w->data = bm_need(aligned_alloc(BM_BUF_ALIGN, SAMPLE));
 	bm_workers_submit(d->workers, d->loop, &w->work);
@@ -276,6 +283,24 @@ void witness_take(struct disk *d, struct bm_rpc_call *call, const struct offer *
 {
 	if (can_begin(d, call))
 		begin(d, call, offer, NULL);
+}
+
+void move_witness(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	struct disk *d = arg;
+	struct bm_error error;
+
+	(void)params;
+	if (d->record.role == BM_ROLE_ACTIVE && !remote_is(d->record.uri) && !job_runs(d->job) &&
+	    !d->move) {
+		witness_take(d, call, NULL);
+		return;
+	}
+	bm_fail(&error, BM_E_NOT_READY,
+		"disk %s is not this host's, or is being moved, or can still be undone: release it "
+		"first",
+		d->name);
+	bm_rpc_fail(call, &error);
 }
 
 void witness_check(struct disk *d, struct bm_rpc_call *call, const struct offer *offer,

@@ -352,7 +352,8 @@ static void is_idle(struct bm_task *task)
 	bm_submit(y->disk->order, &y->flush);
 }
 
-/* Whether its storage is there, or, as was said when it was offered, reached from there. */
+/* Whether its storage is there, or, as was said when it was offered, or joined, reached from there.
+ */
 bool yield_is_on(const struct disk *d, const char *host)
 {
 	bm_free char *there =
@@ -360,7 +361,7 @@ bool yield_is_on(const struct disk *d, const char *host)
 
 	if (there)
 		return !strcmp(there, host);
-	return d->offer.shared && !strcmp(d->offer.host, host);
+	return move_shares(d, host) || (d->offer.shared && !strcmp(d->offer.host, host));
 }
 
 /*
@@ -527,9 +528,7 @@ static void answer_again(struct disk *d, struct bm_rpc_call *call, uint64_t aske
 /* The process that decides for the whole machine is another one now. */
 static bool answer_move_again(struct disk *d, struct bm_rpc_call *call, const char *move)
 {
-	bool stays = d->yield && d->yield->stage == STAYS;
-
-	if (!move || !move_is(d, move) || (!stays && !move_fences(d)))
+	if (!move || !move_is(d, move) || (!yield_stays(d) && !move_fences(d)))
 		return false;
 	bm_rpc_reply(call,
 		     json_pack("{s:I s:b}", "generation", (json_int_t)d->generation + MOVE_AHEAD,
@@ -570,6 +569,11 @@ void yield_begin(void *arg, struct bm_rpc_call *call, json_t *params)
 	y->idle.run = is_idle;
 	y->record = (struct bm_work){.run = write_record, .done = written};
 	let_go(y);
+}
+
+bool yield_stays(const struct disk *d)
+{
+	return d->yield && d->yield->stage == STAYS;
 }
 
 void yield_take_back(struct disk *d)

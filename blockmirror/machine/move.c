@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* A move's plan and log, what is told of it, and whom it asks on its own host. */
 #include "blockmirror/machine/move.h"
+#include "blockmirror/machine/graph.h"
 
 #include <errno.h>
 #include <signal.h>
@@ -161,6 +162,18 @@ int move_ask_disk(struct move *m, const char *disk, const char *method, json_t *
 	bm_free char *path = disk_socket(m, disk);
 
 	return ask(path, method, params, result, error);
+}
+
+bool move_disk_is_retired(struct move *m, const char *disk)
+{
+	json_t *known = NULL;
+	struct bm_error error;
+	bool retired =
+		!move_ask_daemon(m, "show", json_pack("{s:s}", "name", disk), &known, &error) &&
+		!strcmp(graph_text(json_object_get(known, "error"), "code"), "E_RETIRED");
+
+	json_decref(known);
+	return retired;
 }
 
 int move_open_disk(struct move *m, const char *disk, struct bm_client **client,

@@ -10,6 +10,7 @@
  *   move_source.c  the host that the machine comes from: the order of things
  *   move_end.c     there: how it ends, or is taken back; a process that follows one that has died
  *   move_disks.c   there: the machine's disks
+ *   move_shared.c  those on storage that both hosts reach
  *   move_target.c  the host that it goes to
  *   move_alone.c   there: when the other host does not answer any more
  *   move_door.c    there: how the other host comes in
@@ -75,6 +76,8 @@ int move_ask_disk(struct move *m, const char *disk, const char *method, json_t *
 		  json_t **result, struct bm_error *error);
 int move_open_disk(struct move *m, const char *disk, struct bm_client **client,
 		   struct bm_error *error);
+/* It has no process, since the other host has it. */
+bool move_disk_is_retired(struct move *m, const char *disk);
 /* The daemon knows what has come of it, and the folder is gone. */
 void move_forget(struct move *m, json_t *params);
 uint64_t move_now(void); /* ns, monotonic */
@@ -105,6 +108,8 @@ int doubt_recover(struct move *m, bool dead, json_t **told, struct bm_error *err
  */
 json_t *standbys_seen(struct move *m, const json_t *disks);
 int standbys_untouched(struct move *m, struct bm_error *error);
+/* move_shared.c: the same of one that the source has not copied, as it said in "fenced". */
+int shared_untouched(struct move *m, const json_t *disk, struct bm_error *error);
 
 /* The two sides: all there is to do. */
 void move_source(struct move *m);

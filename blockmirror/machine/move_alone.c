@@ -3,7 +3,15 @@
  * The host that a machine goes to, when the other one does not answer any more (docs/machine.md, In
  * doubt): it begins by itself only when that one is known to be dead, and what is here is whole.
  */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "blockmirror/base/cleanup.h"
+#include "blockmirror/base/file_util.h"
 #include "blockmirror/base/log.h"
+#include "blockmirror/base/memory.h"
 #include "blockmirror/machine/graph.h"
 #include "blockmirror/machine/move_target.h"
 
@@ -22,7 +30,7 @@ void target_go_alone(struct target *t)
 {
 	move_step(t->m, "alone");
 	move_phase(t->m, "started");
-	target_take_disks(t, json_object_get(t->m->plan, "commit"));
+	target_take_disks(t, json_object_get(t->m->plan, "commit"), true);
 	target_run(t);
 	vm_close(&t->vm); /* somebody else may want to talk to it */
 	move_phase(t->m, "running");
@@ -86,6 +94,41 @@ void target_look_at_doubt(struct target *t)
 		is_not_heard(t);
 }
 
+/*
+ * Its process cannot start: the source has the storage of both hosts open. The next one finds this,
+ * and writes the record.
+ */
+static int leave_word(struct target *t, const char *name, struct bm_error *error)
+{
+	bm_free char *path = NULL, *beside = NULL, *text = NULL;
+	json_t *word = json_pack("{s:s s:s s:s s:b s:b}", "move", t->m->id, "to", t->m->peer, "log",
+				 "", "keep", 0, "passed", 1);
+	int r;
+
+	text = json_dumps(word, JSON_COMPACT);
+	json_decref(word);
+	if (asprintf(&path, "%s/disks/%s/move", t->m->state, name) < 0)
+		path = bm_need(NULL);
+	if (asprintf(&beside, "%s.new", path) < 0)
+		beside = bm_need(NULL);
+	r = bm_write_durably(beside, bm_need(text), strlen(text));
+	if (!r)
+		r = bm_rename_durably(beside, path);
+	return r < 0 ? bm_fail_errno(error, r, "cannot write %s", path)
+		     : bm_fail(error, BM_E_BUSY, "disk %s is just being retired", name);
+}
+
+static int retire(struct target *t, const char *name, struct bm_error *error)
+{
+	if (move_ask_disk(t->m, name, "retire", json_pack("{s:s}", "to", t->m->peer), NULL,
+			  error) >= 0 ||
+	    move_disk_is_retired(t->m, name))
+		return 0;
+	if (error->code == BM_E_NOT_FOUND || error->code == BM_E_UNREACHABLE)
+		return leave_word(t, name, error);
+	return -EBUSY;
+}
+
 /* The source was told that we are dead, and has the machine again. */
 int target_fenced_out(struct target *t, struct bm_error *error)
 {
@@ -96,9 +139,9 @@ int target_fenced_out(struct target *t, struct bm_error *error)
 	bm_log(BM_LOG_WARN, "%s: host %s was told that this one is dead, and has the machine",
 	       t->m->id, t->m->peer);
 	target_end_vm(t);
-	json_array_foreach(json_object_get(t->m->plan, "commit"), i, disk)
+	/* All of the plan: a process that follows may not know what was said with "commit". */
+	json_array_foreach(json_object_get(t->m->plan, "disks"), i, disk)
 		if (!r)
-			r = move_ask_disk(t->m, graph_text(disk, "name"), "retire",
-					  json_pack("{s:s}", "to", t->m->peer), NULL, error);
+			r = retire(t, graph_text(disk, "name"), error);
 	return r;
 }

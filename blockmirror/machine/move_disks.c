@@ -82,19 +82,23 @@ static int look_at(struct source *s, size_t i, struct bm_error *error)
 	json_t *shown = show(s, i, error), *disk = json_array_get(s->disks, i);
 	const json_t *job = json_object_get(shown, "job");
 	bm_free char *target = NULL;
+	bool copied = has_copy(s, shown);
 	int r = 0;
 
 	if (!shown)
 		return -EHOSTUNREACH;
 	if (strcmp(graph_text(shown, "role"), "active") != 0)
 		r = bm_fail(error, BM_E_RETIRED, "disk %s is not this host's", name_of(s, i));
-	else if (!has_copy(s, shown) && !strcmp(graph_text(job, "state"), "running"))
+	else if (!copied && !strcmp(graph_text(job, "state"), "running"))
 		r = bm_fail(error, BM_E_BUSY, "disk %s is being moved elsewhere", name_of(s, i));
 	json_object_set(disk, "uri", json_object_get(shown, "uri"));
 	json_object_set(disk, "disk", json_object_get(shown, "disk"));
 	json_object_set(disk, "size", json_object_get(shown, "size"));
-	json_object_set_new(disk, "begin", json_boolean(!has_copy(s, shown)));
-	if (!r && !has_copy(s, shown) && !(target = target_of(s, i, error)))
+	if (!r)
+		r = shared_find(s, disk, shown, copied, error);
+	copied = copied || shared_is(disk);
+	json_object_set_new(disk, "begin", json_boolean(!copied));
+	if (!r && !copied && !(target = target_of(s, i, error)))
 		r = -EINVAL;
 	json_decref(shown);
 	return r;
@@ -108,6 +112,8 @@ int disks_find(struct source *s, struct bm_error *error)
 	for (size_t i = 0; !r && i < count(s); i++)
 		r = look_at(s, i, error);
 	if (!r)
+		r = shared_all_known(s, error);
+	if (!r)
 		json_object_set_new(s->m->plan, "disks", s->disks);
 	json_object_set_new(s->m->plan, "media", media);
 	return r;
@@ -118,8 +124,10 @@ int disks_begin(struct source *s, struct bm_error *error)
 	for (size_t i = 0; i < count(s); i++) {
 		json_t *disk = json_array_get(s->disks, i);
 		bm_free char *target = NULL;
-		int r;
+		int r = shared_is(disk) ? shared_begin(s, disk, error) : 0;
 
+		if (r < 0)
+			return r;
 		if (!json_is_true(json_object_get(disk, "begin")))
 			continue;
 		target = target_of(s, i, error);
@@ -152,7 +160,8 @@ static int look_at_job(struct source *s, size_t i, json_t *told, bool *all, stru
 	if (!shown)
 		return -EHOSTUNREACH;
 	progress = json_object_get(job, "progress");
-	is_now = strcmp(state, "running") != 0
+	is_now = shared_is(json_array_get(s->disks, i)) ? true
+		 : strcmp(state, "running") != 0
 			 ? is_there(s, graph_text(shown, "uri"))
 			 : (!strcmp(phase, "in-sync") || !strcmp(phase, "undo-window")) &&
 				   !strcmp(graph_text(shown, "state"), "in-sync");
@@ -187,26 +196,32 @@ int disks_in_sync(struct source *s, bool *all, struct bm_error *error)
 	return r;
 }
 
-/* Where the copy here stays, the target is told where its mirror finds it. */
+/*
+ * Where the copy here stays, the target is told where its mirror finds it; and where there is none,
+ * by what it is known that it is the same storage.
+ */
 static int arm(struct source *s, size_t i, uint64_t time, struct bm_error *error)
 {
-	const json_t *disk = json_array_get(s->disks, i);
-	json_t *shown = show(s, i, error);
+	json_t *disk = json_array_get(s->disks, i), *shown = show(s, i, error), *witness = NULL;
 	const json_t *job = json_object_get(shown, "job");
 	const char *source = graph_text(job, "source"), *target = graph_text(job, "target");
 	const char *here = bm_uri_path(source) ? source : bm_uri_path(target) ? target : NULL;
 	bool runs = !strcmp(graph_text(job, "state"), "running");
-	int r = -EHOSTUNREACH;
+	int r = shown ? 0 : -EHOSTUNREACH;
 
-	if (shown)
+	if (!r && time && shared_is(disk))
+		r = shared_witness(s, disk, &witness, error);
+	if (!r)
 		r = move_ask_daemon(
 			s->m, "remote.arm",
-			json_pack("{s:s s:s s:O s:I s:s* s:I s:b s:b}", "peer", s->m->peer, "name",
-				  name_of(s, i), "disk", json_object_get(disk, "disk"), "time_ns",
-				  (json_int_t)time, "keep", time && runs ? here : NULL, "window_ns",
-				  (json_int_t)ARMED * 24, "returns", 0, "behind",
-				  (int)!is_there(s, graph_text(shown, "uri"))),
+			json_pack("{s:s s:s s:O s:I s:s* s:I s:b s:b s:O*}", "peer", s->m->peer,
+				  "name", name_of(s, i), "disk", json_object_get(disk, "disk"),
+				  "time_ns", (json_int_t)time, "keep", time && runs ? here : NULL,
+				  "window_ns", (json_int_t)ARMED * 24, "returns", 0, "behind",
+				  !shared_is(disk) && !is_there(s, graph_text(shown, "uri")),
+				  "witness", witness),
 			NULL, error);
+	json_decref(witness);
 	json_decref(shown);
 	return r;
 }
@@ -225,12 +240,16 @@ int disks_join(struct source *s, struct bm_error *error)
 	if (!r)
 		r = move_save(s->m, error);
 	for (size_t i = 0; !r && i < count(s); i++) {
+		const json_t *disk = json_array_get(s->disks, i);
+
 		r = move_open_disk(s->m, name_of(s, i), &s->disk[i], error);
 		if (!r)
-			r = bm_client_call(s->disk[i], "join",
-					   json_pack("{s:s s:s s:s}", "move", s->m->id, "to",
-						     s->m->peer, "log", log),
-					   NULL, error);
+			r = bm_client_call(
+				s->disk[i], "join",
+				json_pack("{s:s s:s s:s s:O*}", "move", s->m->id, "to", s->m->peer,
+					  "log", log, "shared",
+					  shared_is(disk) ? json_object_get(disk, "uri") : NULL),
+				NULL, error);
 	}
 	return r;
 }
@@ -247,6 +266,19 @@ int disks_alive(struct source *s, struct bm_error *error)
 				       name_of(s, i));
 	}
 	return 0;
+}
+
+/* result: what it says of itself; taken over. */
+static void note_fenced(struct source *s, size_t i, json_t *commit, json_t *result)
+{
+	const json_t *disk = json_array_get(s->disks, i);
+
+	json_object_set_new(result, "name", json_string(name_of(s, i)));
+	if (shared_is(disk)) {
+		json_object_set_new(result, "shared", json_true());
+		json_object_set(result, "note", json_object_get(disk, "note"));
+	}
+	json_array_append_new(commit, result);
 }
 
 int disks_fence(struct source *s, struct bm_error *error)
@@ -266,11 +298,8 @@ int disks_fence(struct source *s, struct bm_error *error)
 
 		r = bm_client_wait(s->disk[i], id[i], &result, NULL, error);
 		r = r < 0 ? r : 0;
-		if (!r) {
-			json_object_set_new(result, "name", json_string(name_of(s, i)));
-			json_array_append(s->commit, result);
-		}
-		json_decref(result);
+		if (!r)
+			note_fenced(s, i, s->commit, result);
 	}
 	return r ? r : disks_alive(s, error);
 }
@@ -287,11 +316,8 @@ int disks_ask_again(struct source *s, struct bm_error *error)
 			s->m, name_of(s, i), "yield",
 			json_pack("{s:s s:s s:b}", "to", s->m->peer, "move", s->m->id, "again", 1),
 			&result, error);
-		if (!r) {
-			json_object_set_new(result, "name", json_string(name_of(s, i)));
-			json_array_append(commit, result);
-		}
-		json_decref(result);
+		if (!r)
+			note_fenced(s, i, commit, result);
 	}
 	if (r < 0) {
 		json_decref(commit);
@@ -312,20 +338,13 @@ void disks_leave(struct source *s)
 		s->disk[i] = NULL;
 		/* One that is retired has no process any more: its next one has read the log. */
 		while (move_ask_disk(s->m, name_of(s, i), "leave",
-				     json_pack("{s:s}", "move", s->m->id), NULL, &error) < 0) {
-			json_t *known = NULL;
-
+				     json_pack("{s:s s:b}", "move", s->m->id, "alone",
+					       (int)s->m->doubt.fenced),
+				     NULL, &error) < 0) {
 			if (s->m->log.state == BM_MOVE_DONE &&
 			    (error.code == BM_E_NOT_FOUND || error.code == BM_E_UNREACHABLE) &&
-			    !move_ask_daemon(s->m, "show",
-					     json_pack("{s:s}", "name", name_of(s, i)), &known,
-					     &error) &&
-			    strcmp(graph_text(json_object_get(known, "error"), "code"),
-				   "E_RETIRED") == 0) {
-				json_decref(known);
+			    move_disk_is_retired(s->m, name_of(s, i)))
 				break;
-			}
-			json_decref(known);
 			if (move_now() > told + OUTCOME) {
 				bm_log(BM_LOG_WARN,
 				       "%s: disk %s does not know yet what becomes of it: %s",
@@ -351,5 +370,6 @@ void disks_give_up(struct source *s)
 		    move_ask_disk(s->m, name_of(s, i), "job.cancel", NULL, NULL, &error) < 0)
 			bm_log(BM_LOG_WARN, "%s: the copy of disk %s: %s", s->m->id, name_of(s, i),
 			       error.text);
+		shared_give_up(s, disk);
 	}
 }

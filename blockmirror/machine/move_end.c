@@ -184,6 +184,8 @@ static int try_commit(struct source *s, struct bm_error *error)
 	int r = s->commit ? 0 : disks_ask_again(s, error);
 
 	if (!r)
+		r = shared_let_go(s, error);
+	if (!r)
 		r = call_anew(s, "commit", json_pack("{s:O}", "disks", s->commit), COMMIT, &result,
 			      error);
 	if (!r) {
@@ -200,6 +202,25 @@ static int try_commit(struct source *s, struct bm_error *error)
 	r = !strcmp(state_of(result), "done") ? 1 : gone ? 0 : -EAGAIN;
 	json_decref(result);
 	return r;
+}
+
+/* What it wrote to disks of both hosts there its memory here does not know: it is begun anew. */
+static void peer_is_dead(struct source *s, struct bm_error *error)
+{
+	struct bm_error why;
+	bool fits = shared_memory_fits(s);
+
+	json_object_set_new(s->m->plan, "stale", json_boolean(!fits));
+	while (move_save(s->m, &why) < 0) {
+		bm_log(BM_LOG_ERROR, "%s: %s", s->m->id, why.text);
+		move_sleep(SOON);
+	}
+	bm_fail(error, BM_E_INTERRUPTED,
+		"host %s is dead, and was to run machine %s: whatever that did there is %s",
+		s->m->peer, s->m->machine,
+		fits ? "lost"
+		     : "on the disks that both reach, or may be; the machine is ended here, since "
+		       "its memory does not know of that: start it anew");
 }
 
 bool source_commit(struct source *s, struct bm_error *error)
@@ -226,10 +247,7 @@ bool source_commit(struct source *s, struct bm_error *error)
 			   "here wait",
 			   s->m->machine, s->m->peer, error->text);
 		if (doubt_peer_is_dead(s->m)) {
-			bm_fail(error, BM_E_INTERRUPTED,
-				"host %s is dead, and was to run machine %s: whatever that did "
-				"there is lost",
-				s->m->peer, s->m->machine);
+			peer_is_dead(s, error);
 			return false;
 		}
 		move_sleep(STEP);
@@ -373,11 +391,16 @@ void source_abort(struct source *s, const struct bm_error *why)
 	 * the move, and would not answer for that long.
 	 */
 	disks_leave(s);
+	if (s->vm.qmp && bm_qmp_ended(s->vm.qmp))
+		vm_close(&s->vm); /* that one; the VMM may be there all the same */
 	if (!s->vm.qmp)
 		find_vm(s);
 	if (s->vm.qmp && streamed)
 		(void)vm_call(&s->vm, "migrate_cancel", NULL, &error);
-	if (s->vm.qmp) {
+	if (s->vm.qmp && json_is_true(json_object_get(s->m->plan, "stale"))) {
+		(void)vm_call(&s->vm, "quit", NULL, &error);
+		move_tell(s->m, "lost", json_true());
+	} else if (s->vm.qmp) {
 		vm_go_on(&s->vm);
 		vm_restore_sender(&s->vm);
 		if (!s->vm.ended && !s->options.dry_run)

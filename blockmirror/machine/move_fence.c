@@ -164,8 +164,10 @@ int standbys_untouched(struct move *m, struct bm_error *error)
 			       m->peer);
 	now = standbys_seen(m, disks);
 	for (size_t i = 0; !r && i < json_array_size(now); i++)
-		if (!json_object_get(json_array_get(now, i), "mirrored") ||
-		    !json_equal(json_array_get(now, i), json_array_get(before, i)))
+		if (json_object_get(json_array_get(disks, i), "shared"))
+			r = shared_untouched(m, json_array_get(disks, i), error);
+		else if (!json_object_get(json_array_get(now, i), "mirrored") ||
+			 !json_equal(json_array_get(now, i), json_array_get(before, i)))
 			r = bm_fail(error, BM_E_SPLIT,
 				    "host %s has written to disk %s since, or its process here is "
 				    "another one: the machine's memory here may be older than that",

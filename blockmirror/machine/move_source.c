@@ -249,6 +249,7 @@ static void read_options(struct source *s)
 	s->options = (struct move_options){
 		.into = json_string_value(json_object_get(o, "into")),
 		.bind = json_string_value(json_object_get(o, "bind")),
+		.shared = json_object_get(o, "shared"),
 		.overwrite = json_is_true(json_object_get(o, "overwrite")),
 		.rehearse = json_is_true(json_object_get(o, "rehearse")),
 		.dry_run = json_is_true(json_object_get(o, "dry_run")),

@@ -15,6 +15,7 @@ enum move_policy { POLICY_WAIT, POLICY_CANCEL, POLICY_FORCE, POLICY_THROTTLE };
 struct move_options {
 	const char *into; /* folder of the target; NULL: the one that an image has here */
 	const char *bind; /* address of ours by which data leaves; NULL: as the routes have it */
+	const json_t *shared; /* disk, or "*": how the target reaches its storage; "": as we do */
 	bool overwrite, rehearse, dry_run, keep_copies;
 	uint64_t budget, timeout;
 	uint64_t rate; /* bytes/s of all that this host sends, meanwhile; 0: as it is */
@@ -41,7 +42,8 @@ struct source {
 	struct move *m;
 	struct move_options options;
 	struct vm vm;
-	json_t *disks; /* the plan's: name, socket; began: its move to the target is ours; joined */
+	json_t *disks; /* the plan's: name, socket; began: its move to the target is ours; joined;
+			  shared, said, shares, note: move_shared.c's */
 	struct bm_client *disk[MOVE_DISKS]; /* since they have joined */
 	struct bm_client *talk;             /* with the target */
 	struct memory memory;
@@ -63,6 +65,23 @@ int disks_fence(struct source *s, struct bm_error *error);     /* sets commit */
 int disks_ask_again(struct source *s, struct bm_error *error); /* the same, after the decision */
 void disks_leave(struct source *s);   /* until each has done what the log says */
 void disks_give_up(struct source *s); /* what was begun for the move */
+
+/*
+ * move_shared.c. find: sets disk's "shared", if it is such a one; copied: it has a copy at the
+ * target. all_known: no other disk was named. look: what the target has against it. begin, give_up:
+ * the target's standby. witness: what it is to be known by there. let_go: all of them, after the
+ * decision; twice is once. memory_fits: the target, which is dead, has written to none of them.
+ */
+bool shared_is(const json_t *disk);
+int shared_find(struct source *s, json_t *disk, const json_t *shown, bool copied,
+		struct bm_error *error);
+int shared_all_known(const struct source *s, struct bm_error *error);
+void shared_look(struct source *s, json_t *refusals);
+int shared_begin(struct source *s, json_t *disk, struct bm_error *error);
+int shared_witness(struct source *s, json_t *disk, json_t **witness, struct bm_error *error);
+void shared_give_up(struct source *s, const json_t *disk);
+int shared_let_go(struct source *s, struct bm_error *error);
+bool shared_memory_fits(struct source *s);
 
 /* move_source.c: one more part of the pause is over, now, or was then. */
 void source_part(struct source *s, const char *name);

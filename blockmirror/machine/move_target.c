@@ -240,7 +240,13 @@ static int vote(struct target *t, struct bm_error *error)
 }
 
 /* All at once; one whose process has died is started again, and asked again. */
-void target_take_disks(struct target *t, json_t *disks)
+static json_t *how(const json_t *disk, bool alone)
+{
+	return json_pack("{s:O s:O s:b}", "generation", json_object_get(disk, "generation"), "kept",
+			 json_object_get(disk, "kept"), "alone", (int)alone);
+}
+
+void target_take_disks(struct target *t, json_t *disks, bool alone)
 {
 	struct bm_client *client[MOVE_DISKS] = {NULL};
 	int id[MOVE_DISKS];
@@ -254,11 +260,7 @@ void target_take_disks(struct target *t, json_t *disks)
 		if (i >= MOVE_DISKS || move_open_disk(t->m, name, &client[i], &error) < 0)
 			continue;
 		bm_client_set_timeout(client[i], TAKE);
-		if (bm_client_send(client[i], "take",
-				   json_pack("{s:O s:O}", "generation",
-					     json_object_get(disk, "generation"), "kept",
-					     json_object_get(disk, "kept")),
-				   &id[i], &error) < 0) {
+		if (bm_client_send(client[i], "take", how(disk, alone), &id[i], &error) < 0) {
 			bm_client_close(client[i]);
 			client[i] = NULL;
 		}
@@ -273,10 +275,7 @@ void target_take_disks(struct target *t, json_t *disks)
 				       graph_text(disk, "name"), error.text);
 			move_sleep(STEP);
 			ours = move_ask_disk(t->m, graph_text(disk, "name"), "take",
-					     json_pack("{s:O s:O}", "generation",
-						       json_object_get(disk, "generation"), "kept",
-						       json_object_get(disk, "kept")),
-					     NULL, &error) >= 0;
+					     how(disk, alone), NULL, &error) >= 0;
 		}
 	}
 }
@@ -318,7 +317,7 @@ static int commit(struct target *t, json_t *params, struct bm_error *error)
 		move_step(t->m, "started");
 	}
 	move_phase(t->m, "started");
-	target_take_disks(t, disks);
+	target_take_disks(t, disks, false);
 	target_run(t);
 	move_phase(t->m, "running");
 	return 0;

@@ -21,7 +21,8 @@ struct target {
 /* move_target.c. is_loaded: it is there, whole, and waits for "cont", or runs. */
 bool target_is_loaded(struct target *t);
 void target_end_vm(struct target *t);
-void target_take_disks(struct target *t, json_t *disks); /* until all are ours */
+/* Until all are ours; alone: the source is dead, and has not let go of those of both hosts. */
+void target_take_disks(struct target *t, json_t *disks, bool alone);
 void target_run(struct target *t);
 void target_give_up(struct target *t);
 

@@ -61,13 +61,16 @@ int preflight_result(struct move *m, const json_t *list, struct bm_error *error)
 
 int preflight_there(struct source *s, struct bm_error *error)
 {
-	json_t *answer = NULL;
+	json_t *answer = NULL, *refusals;
 	int r = source_call(s, "check",
 			    json_pack("{s:O}", "need", json_object_get(s->m->plan, "need")), CHECK,
 			    &answer, error);
 
+	refusals = json_object_get(answer, "refusals");
+	if (!r && !s->changed)
+		shared_look(s, refusals);
 	if (!r)
-		r = preflight_result(s->m, json_object_get(answer, "refusals"), error);
+		r = preflight_result(s->m, refusals, error);
 	json_decref(answer);
 	return r;
 }

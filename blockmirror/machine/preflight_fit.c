@@ -275,7 +275,7 @@ static bool may_be_in(const struct check *c, const char *folder)
 	return false;
 }
 
-/* Whose it is there, if it is known there. */
+/* Whose it is there, if it is known there. One that was given back to the host that asks is not. */
 static bool is_other(const struct check *c, const char *name)
 {
 	bm_record_auto struct bm_record record = {0};
@@ -284,7 +284,8 @@ static bool is_other(const struct check *c, const char *name)
 
 	if (asprintf(&folder, "%s/disks/%s", c->m->state, name) < 0)
 		folder = bm_need(NULL);
-	return bm_record_read(folder, &record, &error) >= 0 && record.role != BM_ROLE_STANDBY;
+	return bm_record_read(folder, &record, &error) >= 0 && record.role != BM_ROLE_STANDBY &&
+	       !(record.role == BM_ROLE_RETIRED && !strcmp(record.peer, c->m->peer));
 }
 
 static void fit_disk(struct check *c, const json_t *disk)

@@ -5,44 +5,11 @@
 # Never two run: also when the dead one comes back.
 # shellcheck source-path=SCRIPTDIR/../system source=../system/machine.bash
 . "$(dirname "$0")/../system/machine.bash"
+# shellcheck source=../system/doubt.bash
+. "$(dirname "$0")/../system/doubt.bash"
 
 need_machine
 budget=30s mover=''
-
-# The hooks of etc, and fence, which says what the test knows: that a host has died.
-make_hooks() {
-	mkdir "$dir/hooks" && cp "$hooks"/* "$dir/hooks/" || return
-	cat >"$dir/hooks/fence" <<-END
-		#!/bin/bash
-		echo asked >>"$dir/asked"
-		[ -e "$dir/dead.\$(jq -r .peer "\$1")" ] || { echo "it may live" >&2; exit 1; }
-	END
-	chmod +x "$dir/hooks/fence" && hooks=$dir/hooks
-}
-fences() { : >"$dir/dead.host-$1"; }
-alive() { rm -f "$dir/dead.host-$1"; }
-
-# dies HOST: all that runs there, at once.
-dies() {
-	local pids p
-	mapfile -t pids < <(host_processes "$1")
-	kill -KILL "${pids[@]}"
-	for p in "${pids[@]}"; do wait "$p" 2>/dev/null; lib_forget "$p"; done
-	unset "host_daemon[$1]"
-	wait_for 5 nobody_on "$1"
-}
-nobody_on() { [ -z "$(host_processes "$1")" ]; }
-
-# decides FROM TO STEP: a move, whose process waits at that step.
-decides() { rm -f "$dir/asked" "$dir"/{a,b}/run/moves/*.log && begins "$@" --overwrite; }
-over() { stop "$client"; rm -f "$dir/move"; }
-says() { "${@:2}" >"$dir/said" 2>&1; cat "$dir/said"; grep "$1" "$dir/said"; }
-in_doubt() { says "in doubt\|doubt  " bm_on "$1" machine show vm; }
-runs_on() { wait_for 60 machine_is "$1" running; }
-show_logs() { tail -n 15 "$dir"/{a,b}/run/{moves,disks}/*.log | cut -c 1-300 | sed 's/^/# /'; }
-stop_here() { [ "$lib_failed" -eq 0 ] || { show_logs; exit; }; }
-fenced_on() { [ "$(on "$1" show disk0 .gate)$(on "$1" show disk1 .gate)" = fencedfenced ]; }
-asked() { [ -s "$dir/asked" ]; }
 
 # S has decided, and T dies before it has heard of that.
 target_dead() {
@@ -86,6 +53,21 @@ target_dead_late() {
 	stop_here
 }
 
+# As before; but its guest has written there.
+target_dead_running() {
+	check "it runs there" decides a b target-runs
+	check "its guest goes on there" goes_on
+	check "b dies" dies b
+	check "a is in doubt" wait_for 20 in_doubt a
+	fences b
+	check "the hook knows: it runs on a" runs_on a
+	alive b
+	check "b is back, where all disks had been taken" host_start b
+	check "it is told" wait_for 60 only_on a b
+	over
+	stop_here
+}
+
 # T has voted, and S dies before it could say that its disks are whole there: they may not be.
 source_dead_early() {
 	check "it has voted" decides a b source-voted
@@ -100,15 +82,6 @@ source_dead_early() {
 	check "its machine is started again" started_again
 	stop_here
 }
-# Its guest writes from the first record on.
-started_again() {
-	: >"$console.0"
-	: >"$console.1"
-	start_machine && wait_for "${BOOT:-90}" ticked 60 60
-}
-not_begun() { ! grep -h ": started" "$dir/$1"/run/moves/*.log; }
-# source_gone [HOST OTHER]
-source_gone() { dies "${1:-a}" && wait_for 20 in_doubt "${2:-b}"; }
 
 # It has decided, and could not say so.
 source_dead() {
@@ -148,5 +121,5 @@ steps_known
 check "there are hooks" make_hooks
 # shellcheck disable=SC2119 # not these
 machine_up
-for part in ${PARTS:-target_dead target_dead_late source_dead_early source_dead alone_dies}; do $part; done
+for part in ${PARTS:-target_dead target_dead_late target_dead_running source_dead_early source_dead alone_dies}; do $part; done
 [ "$lib_failed" -eq 0 ] || show_logs

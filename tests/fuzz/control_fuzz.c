@@ -89,6 +89,16 @@ void move_join(void *arg, struct bm_rpc_call *call, json_t *params)
 	daemon_adopt(arg, call, params);
 }
 
+void move_witness(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	daemon_adopt(arg, call, params);
+}
+
+void move_let_go(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	daemon_adopt(arg, call, params);
+}
+
 void move_leave(void *arg, struct bm_rpc_call *call, json_t *params)
 {
 	daemon_adopt(arg, call, params);

@@ -3,12 +3,15 @@
  * A machine with two disks moves from S to T: the end of it, from the moment that all disks have joined and the
  * memory goes, as a model that spin explores whole (docs/machine.md). tests/model/promela.sh runs it, and its
  * broken variants. move_source.c and move_end.c are S's process, move_target.c is T's, disk/move.c the disks'.
+ * Disk 0 has a copy on T; disk 1, too, or it is on storage that both reach (pool).
  *
  * What holds:
- *  - The machine never runs on both hosts, nor on S once it has run on T, unless T is dead for good.
- *  - No disk is served on both. Where the machine runs, all disks are, and as its memory knows them.
- *  - When nothing more can happen all disks are on one host, and the machine runs there, unless that
- *    host was started anew.
+ *  - The machine never runs on both hosts, nor on S once it has run on T, unless T is dead for good, and
+ *    there is no pool: what T wrote to that S's memory does not know.
+ *  - No disk is served on both, nor has more than one host disk 1 open for writing. Where the machine runs, all
+ *    disks are, and as its memory knows them.
+ *  - When nothing more can happen all disks are on one host, and the machine runs there, unless that host was
+ *    started anew, or it was ended, since T had run it and is dead for good.
  *
  * The gate waits for the vote, so that before it nobody has to be alive for the machine to run on; here whoever
  * died comes again, and nothing would be wrong without. Nor is there a rule that S's "aborted" is durable before
@@ -47,6 +50,10 @@ byte broken;
 #define told_then_alone    15 /* ... standbys_untouched(): S has said that its disks are whole there */
 #define untouched          16 /* ... and has not written to them since */
 #define alone_goes_on      17 /* move_target.c: one that began by itself goes on by itself, when its process has died */
+#define let_go_then_told   18 /* move_end.c try_commit(): shared_let_go(), then commit */
+#define found_only_reads   19 /* disk/shared.c shared_only_reads() */
+#define stale_is_ended     20 /* move_end.c peer_is_dead(): what T's guest wrote S's memory does not know */
+#define note_goes_first    21 /* disk/move.c take_back(): before S's guest writes */
 
 byte faults;
 #define FAULT (faults < MOST)
@@ -90,15 +97,19 @@ byte at = MEMORY, answer; /* answer: RUN or GONE + 1; 0: none */
 bit live[2] = 1, open[2] = 1, fenced[2], joined[2] = 1, passed[2];
 bit talks[2] = 1; /* S's process, with that process of the disk */
 bit taken[2]; /* T's */
+bit pool;    /* disk 1 is on storage of both */
+bit has = 1; /* S has disk 1 open for writing; T has, when it has taken it */
+bit note = 1, wrote; /* by which T sees that S has not written to it since; it has */
 
 #define STREAM (sp && tp && link)
 #define ALL(x) (x[0] && x[1])
 #define ANY(x) (x[0] || x[1])
 
 inline holds() {
-	assert(!(svm == RUN && tvm == RUN) && !(svm == RUN && ran && !sfenced));
+	assert(!(svm == RUN && tvm == RUN) && !(svm == RUN && ran && (pool || !sfenced)));
+	assert(tdown || !pool || !(has && taken[1]));
 	assert(tdown || (!(open[0] && taken[0]) && !(open[1] && taken[1])));
-	assert(tvm != RUN || (ALL(taken) && !behind && !touched));
+	assert(tvm != RUN || (ALL(taken) && !behind && !touched && !wrote));
 	assert(!(ANY(passed) && sld == ABORTED))
 }
 
@@ -119,14 +130,26 @@ inline source_starts() {
 
 inline disk_starts(d) {
 	live[d] = 1;
-	open[d] = !passed[d] && (!joined[d] || !RULE(join_outlives))
+	open[d] = !passed[d] && (!joined[d] || !RULE(join_outlives));
+	if
+	:: d == 1 -> has = !passed[1] && (!joined[1] || !RULE(found_only_reads))
+	:: else
+	fi
 }
 
 /* What the log says; it is made durable first. */
 inline follow(d) {
 	if
-	:: sl == DONE || (sl == PASSED && !RULE(passed_is_not_done)) -> sld = sl; passed[d] = 1; joined[d] = 0; open[d] = 0
-	:: sl == ABORTED -> sld = sl; joined[d] = 0; open[d] = 1
+	:: sl == DONE || (sl == PASSED && !RULE(passed_is_not_done)) -> sld = sl; passed[d] = 1; joined[d] = 0; open[d] = 0;
+		if
+		:: d == 1 -> has = 0
+		:: else
+		fi
+	:: sl == ABORTED -> sld = sl; joined[d] = 0; open[d] = 1;
+		if
+		:: d == 1 -> has = 1; note = note && !RULE(note_goes_first)
+		:: else
+		fi
 	:: else
 	fi
 }
@@ -173,7 +196,8 @@ end:	do
 	:: atomic { sp && at == WRITES && FAULT -> faults++; at = ABORTS } /* it may be there, and may become durable */
 	:: atomic { sp && at == WRITES && FAULT -> faults++; sld = PASSED; at = ABORTS }
 	:: atomic { sp && at == WRITES && !RULE(durable_then_tell) -> at = COMMITS }
-	:: atomic { sp && at == COMMITS && link && tp && !asks && !starts && !answer -> asks = 1 }
+	:: atomic { sp && at == COMMITS && live[1] && has -> has = 0 }
+	:: atomic { sp && at == COMMITS && (live[1] && !has || !pool || !RULE(let_go_then_told)) && link && tp && !asks && !starts && !answer -> asks = 1 }
 	:: atomic { sp && at == COMMITS && link && answer == GONE -> answer = 0; at = ABORTS }
 	:: atomic { sp && at == COMMITS && link && answer == STARTED -> answer = 0; sl = DONE; sld = DONE; at = ENDS }
 	:: atomic { sp && at == COMMITS && (tdown || !RULE(dead_not_silent)) -> sfenced = 1; at = ABORTS }
@@ -185,7 +209,8 @@ end:	do
 	:: atomic { sp && at == LEAVES && live[1] && joined[1] -> follow(1); holds() }
 	:: atomic { sp && at == LEAVES && !ANY(joined) ->
 		if
-		:: svm == POST || svm == DEV -> svm = RUN
+		:: pool && sfenced && taken[1] && RULE(stale_is_ended) -> svm = OFF
+		:: (svm == POST || svm == DEV) && !(pool && sfenced && taken[1] && RULE(stale_is_ended)) -> svm = RUN
 		:: else
 		fi;
 		at = TELLS; holds() }
@@ -218,7 +243,7 @@ end:	do
 		:: else
 		fi; holds() }
 	/* S is dead, and T was told */
-	:: atomic { tp && tl == VOTED && tvm == LOADED && sdown && !starts && (sure || !RULE(told_then_alone)) && (!touched || !RULE(untouched)) ->
+	:: atomic { tp && tl == VOTED && tvm == LOADED && sdown && !starts && (sure || !RULE(told_then_alone)) && (!touched || !RULE(untouched)) && (note || !pool) ->
 		tfenced = 1; tl = STARTED; tld = STARTED; starts = 1 }
 	/* of a stream that has ended nothing comes */
 	:: atomic { tp && tl == BEGUN && !link && tvm != OFF -> target_gone() }
@@ -243,7 +268,7 @@ end:	do
 		:: joined[0] && !RULE(log_decides_leave) && sl == PASSED -> joined[0] = 0; open[0] = 1
 		:: else
 		fi; holds() }
-	:: atomic { FAULT && live[1] -> faults++; live[1] = 0; talks[1] = 0; open[1] = 0 }
+	:: atomic { FAULT && live[1] -> faults++; live[1] = 0; talks[1] = 0; open[1] = 0; has = 0 }
 	:: atomic { !live[1] && !sdown -> disk_starts(1);
 		if
 		:: joined[1] -> follow(1)
@@ -252,21 +277,26 @@ end:	do
 	:: atomic { FAULT && link -> faults++; link = 0; late = late || asks; asks = 0; answer = 0 }
 	:: atomic { !link -> link = 1 }
 	:: atomic { FAULT && !sboot -> faults++; sboot = 1; sdown = 1; sp = 0; svm = OFF; sl = sld; answer = 0;
-		live[0] = 0; live[1] = 0; talks[0] = 0; talks[1] = 0; open[0] = 0; open[1] = 0 }
+		live[0] = 0; live[1] = 0; talks[0] = 0; talks[1] = 0; open[0] = 0; open[1] = 0; has = 0 }
 	:: atomic { FAULT && !tboot -> faults++; tboot = 1; tdown = 1; tp = 0; tvm = OFF; tl = tld; starts = 0; asks = 0; late = 0; answer = 0 }
 	:: atomic { sdown && !tfenced -> sdown = 0 }
 	:: atomic { tdown && !sfenced -> tdown = 0; holds() }
 	:: atomic { FAULT && !behind && at == MEMORY && svm != OFF -> faults++; behind = 1 }
-	:: atomic { sure && !touched && svm == RUN && ANY(open) && link && !tdown && !ANY(taken) -> touched = 1 }
+	:: atomic { sure && !touched && svm == RUN && (open[0] || (open[1] && !pool)) && link && !tdown && !ANY(taken) -> touched = 1 }
+	:: atomic { pool && sure && !wrote && svm == RUN && open[1] && !ANY(taken) -> wrote = 1 }
 	od
 }
 
 active proctype Main() {
 	c_code { now.broken = getenv("BROKEN") ? atoi(getenv("BROKEN")) : 0; };
 	atomic {
+		if
+		:: pool = 0
+		:: pool = 1
+		fi;
 		run Source(); run Target(); run Faults()
 	}
 	timeout;
 	assert((ALL(open) && (!ANY(taken) || (sfenced && tdown))) || (ALL(taken) && !ANY(open)));
-	assert(svm == RUN || tvm == RUN || (sboot && ALL(open)) || (tboot && ALL(taken)))
+	assert(svm == RUN || tvm == RUN || ((sboot || (pool && sfenced)) && ALL(open)) || (tboot && ALL(taken)))
 }

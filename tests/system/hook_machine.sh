@@ -68,6 +68,7 @@ refusing() {
 	check_fails "an option of machines, for a disk" 2 'rehearse does not go with disk' a ask "$(request x /x '{"rehearse":true}')"
 	check_fails "no time to pause" 2 'pause_budget: nanoseconds, more than 0' a ask "$(of_vm x '{"pause_budget":0}')"
 	check_fails "a policy without a time" 2 'policy force: after which timeout' a ask "$(of_vm x '{"policy":"force"}')"
+	check_fails "shared disks without their names" 2 'shared: true, or an object' a ask "$(of_vm x '{"shared":{"disk1":5}}')"
 	check_fails "a window that is none" 2 'window: times like' a ask "$(of_vm x '{"window":"night"}')"
 	check_fails "what nobody asked for is not cancelled" 4 E_NOT_FOUND a ask '{"id":"x","cancel":true}'
 	check "nothing of that has begun" begun_since "$before" 0
