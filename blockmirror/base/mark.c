@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /* Marks on images: an extended attribute, or a file beside where there are none. */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -146,15 +147,13 @@ static char *note_beside(const char *path)
 /* Durably, since what is done next may rest on that. */
 static int take_note(const char *path, const char *beside)
 {
-	int r = removexattr(path, NOTE) < 0 ? -errno : 0;
+	int r = removexattr(path, NOTE) < 0 ? -errno : bm_sync_file(path), q = 0;
 
-	if (!r)
-		r = bm_sync_file(path);
 	if (!unlink(beside))
-		return bm_sync_folder_of(beside);
-	if (errno != ENOENT)
-		return -errno;
-	return r == -ENODATA || r == -EOPNOTSUPP ? 0 : r;
+		q = bm_sync_folder_of(beside);
+	else if (errno != ENOENT)
+		q = -errno;
+	return q ? q : r == -ENODATA || r == -EOPNOTSUPP ? 0 : r;
 }
 
 int bm_mark_note(const char *path, const char *text)
@@ -175,7 +174,9 @@ int bm_mark_note(const char *path, const char *text)
 int bm_mark_has_note(const char *path, const char *text)
 {
 	bm_free char *beside = note_beside(path), *found = calloc(1, LARGEST + 1);
-	ssize_t n = beside && found ? getxattr(path, NOTE, found, LARGEST) : -1;
+	/* Opened: what a network file system remembers of attributes is looked at anew by that. */
+	bm_close int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+	ssize_t n = beside && found ? fgetxattr(fd, NOTE, found, LARGEST) : -1;
 	bool silent = n < 0 && errno == EOPNOTSUPP;
 
 	if (!beside || !found)
@@ -186,4 +187,18 @@ int bm_mark_has_note(const char *path, const char *text)
 			return silent ? -ENOTSUP : 0;
 	}
 	return !strcmp(found, text);
+}
+
+bool bm_mark_can_take_note(const char *path)
+{
+	bm_free char *beside = note_beside(path), *found = calloc(1, LARGEST + 1);
+	ssize_t n = beside && found ? getxattr(path, NOTE, found, LARGEST) : -1;
+	char *slash = beside ? strrchr(beside, '/') : NULL;
+
+	if (n >= 0)
+		return !setxattr(path, NOTE, found, (size_t)n, XATTR_REPLACE);
+	if (!slash || access(beside, F_OK) < 0)
+		return false;
+	*slash = '\0';
+	return !access(*beside ? beside : "/", W_OK | X_OK);
 }

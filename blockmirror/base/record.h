@@ -91,10 +91,11 @@ bool bm_mark_is_void(const char *path, const char *text);
 /*
  * The same, for who is to find out by it that two paths, of two hosts, lead to this file: note
  * leaves text with it (NULL: takes it away), beside it where there are no attributes. has_note: 1,
- * 0, or -ENOTSUP: there is no telling.
+ * 0, or -ENOTSUP: there is no telling. can_take: of one that is there.
  */
 int bm_mark_note(const char *path, const char *text);
 int bm_mark_has_note(const char *path, const char *text);
+bool bm_mark_can_take_note(const char *path);
 
 /* A new identity: 32 random hex digits and a zero byte. */
 void bm_identity(char id[33]);

@@ -37,6 +37,8 @@ bool bm_shared_by_name(const char *uri)
 	const char *path = bm_uri_path(uri), *server = strstr(uri, "://"), *at;
 	struct statfs fs;
 
+	if (bm_uri_format(uri)) /* a helper of this host opens it */
+		return false;
 	if (path)
 		return !statfs(path, &fs) && is_network_type((unsigned)fs.f_type);
 	if (!server || (strncmp(uri, "nbd:", 4) != 0 && strncmp(uri, "nbds:", 5) != 0 &&

@@ -164,9 +164,10 @@ int peer_covers(const struct peer *peer, const struct bm_client *client, const c
 /* Once more with the rest: connects, calls, closes. limit: ns that the answer may take. */
 int peer_ask(const struct peers *p, const struct peer *peer, const char *method, json_t *params,
 	     uint64_t limit, json_t **result, struct bm_error *error);
-/* How it is reached: as peer.check tells it (docs/protocol.md). from: as above. */
-int peer_measure(const struct peers *p, const struct peer *peer, const char *from, json_t **result,
-		 struct bm_error *error);
+/* How it is reached: as peer.check tells it (docs/protocol.md). from: as above.
+ * briefly: with a few megabytes. */
+int peer_measure(const struct peers *p, const struct peer *peer, const char *from, bool briefly,
+		 json_t **result, struct bm_error *error);
 /* Where a peer that has said hello takes disks' data. malloc()ed; NULL: no memory. */
 char *peer_data_host(const struct peer *peer, const json_t *hello);
 

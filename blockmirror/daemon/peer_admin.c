@@ -320,9 +320,9 @@ void peer_errand_begin(struct peers *p, struct bm_rpc_call *call, const struct p
 
 static int check(struct peer_errand *e)
 {
-	return peer_measure(e->peers, e->peer,
-			    json_string_value(json_object_get(e->params, "from")), &e->result,
-			    &e->error);
+	return peer_measure(
+		e->peers, e->peer, json_string_value(json_object_get(e->params, "from")),
+		json_is_true(json_object_get(e->params, "briefly")), &e->result, &e->error);
 }
 
 void method_peer_check(void *arg, struct bm_rpc_call *call, json_t *params)

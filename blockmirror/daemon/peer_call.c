@@ -16,6 +16,7 @@
 enum { PINGS = 9, PIECE = 256 << 10 };
 #define PATIENCE    5000000000ull /* ns that a step may take */
 #define MEASURE_FOR 500000000ull  /* ns */
+#define BRIEFLY     40000000ull   /* ns: whoever does not ask for it has better things to send */
 #define FIRST_LOAD  (1ull << 20)  /* bytes: tells how many to send for that long */
 #define MOST_LOAD   (1ull << 30)
 
@@ -174,7 +175,8 @@ static int send_load(struct bm_client *client, uint64_t bytes, uint64_t *took,
 }
 
 /* Bytes a second under TLS, by one connection: as much again until it takes long enough. */
-static int measure_speed(struct bm_client *client, json_t *result, struct bm_error *error)
+static int measure_speed(struct bm_client *client, uint64_t span, json_t *result,
+			 struct bm_error *error)
 {
 	uint64_t bytes = FIRST_LOAD, took = 0;
 
@@ -183,9 +185,9 @@ static int measure_speed(struct bm_client *client, json_t *result, struct bm_err
 
 		if (r < 0)
 			return r;
-		if (took >= MEASURE_FOR / 2 || bytes == MOST_LOAD)
+		if (took >= span / 2 || bytes == MOST_LOAD)
 			break;
-		bytes = took * 16 < MEASURE_FOR ? bytes * 16 : bytes * MEASURE_FOR / took;
+		bytes = took * 16 < span ? bytes * 16 : bytes * span / took;
 		bytes = bytes < MOST_LOAD ? bytes : MOST_LOAD;
 	}
 	json_object_set_new(result, "bandwidth",
@@ -237,8 +239,8 @@ static void go_by(const struct peers *p, const struct peer *peer, const json_t *
 	*client = other;
 }
 
-int peer_measure(const struct peers *p, const struct peer *peer, const char *from, json_t **result,
-		 struct bm_error *error)
+int peer_measure(const struct peers *p, const struct peer *peer, const char *from, bool briefly,
+		 json_t **result, struct bm_error *error)
 {
 	struct bm_client *client;
 	json_t *hello = NULL;
@@ -255,7 +257,7 @@ int peer_measure(const struct peers *p, const struct peer *peer, const char *fro
 	r = *result ? measure_ping(client, *result, error)
 		    : bm_fail(error, BM_E_IO, "%s answers hello with something else", peer->name);
 	if (!r)
-		r = measure_speed(client, *result, error);
+		r = measure_speed(client, briefly ? BRIEFLY : MEASURE_FOR, *result, error);
 	if (!r) {
 		note_path(client, *result);
 		note_data(client, peer, hello, *result);

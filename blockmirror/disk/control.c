@@ -552,6 +552,7 @@ static const struct bm_rpc_table methods[] = {
 	{"take", promote_take},
 	{"witness", move_witness},
 	{"join", move_join},
+	{"settle", move_settle},
 	{"shared-let-go", move_let_go},
 	{"leave", move_leave},
 	{"retire", move_retire},

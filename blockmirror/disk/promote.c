@@ -94,12 +94,16 @@ static void write_record(struct bm_work *work)
 {
 	struct promotion *p = bm_container(work, struct promotion, record);
 	const struct disk *d = p->disk;
+	const char *path = p->put ? bm_uri_path(p->next.uri) : NULL;
+	int r = path ? bm_mark_note(path, NULL) : 0;
 	struct bm_error error;
 
 	p->error.code = BM_OK;
 	/* As long as it is there the other host knows that nothing of ours was written. */
-	if (p->put && bm_uri_path(p->next.uri))
-		bm_mark_note(bm_uri_path(p->next.uri), NULL);
+	if (r < 0 && r != -ENOTSUP) {
+		bm_fail_errno(&p->error, r, "cannot take the note of %s away", path);
+		return;
+	}
 	if (bm_record_write(d->folder, &p->next, &p->error) < 0)
 		return;
 	owner_mark(p->next.uri, "active", &p->next, d->folder);

@@ -39,7 +39,12 @@ static int check_mark(const struct disk *d, const char *path, struct bm_error *e
 {
 	struct bm_mark mark;
 
-	if (bm_mark_read(path, &mark) < 0 || !mark.state[0] || !strcmp(mark.disk, d->record.disk))
+	if (bm_mark_read(path, &mark) < 0 || !mark.state[0])
+		return 0;
+	if (mark.format[0] && !bm_uri_format(d->record.uri))
+		return bm_fail(error, BM_E_FOREIGN, "%s on this host is a %s, and no raw image",
+			       path, mark.format);
+	if (!strcmp(mark.disk, d->record.disk))
 		return 0;
 	return bm_fail(error, BM_E_FOREIGN, "%s on this host is the image of another disk", path);
 }

@@ -76,8 +76,9 @@ bool move_is(const struct disk *disk, const char *id);
 const char *move_id(const struct disk *disk); /* of one that is in a move */
 bool move_keeps(const struct disk *disk);
 bool move_shares(const struct disk *disk, const char *host);
+bool move_has_let_go(const struct disk *disk); /* of that storage, or is about to */
 int move_allows(const struct disk *disk, const char *id, struct bm_error *error);
-bm_rpc_method move_witness, move_join, move_let_go, move_leave, move_retire;
+bm_rpc_method move_witness, move_join, move_settle, move_let_go, move_leave, move_retire;
 void move_clear(struct disk *disk);
 void move_close(struct disk *disk);
 

@@ -204,11 +204,12 @@ void storage_set_roles(struct disk *d)
 		struct storage *s = bm_container(node, struct storage, link);
 
 		if (s->dev)
-			bm_reopen_set_role(s->dev, d->record.role == BM_ROLE_RETIRED
-							   ? BM_REOPEN_FAIL
-						   : s->side == authority ? BM_REOPEN_HOLD
-						   : switching            ? BM_REOPEN_READY
-									  : BM_REOPEN_FAIL);
+			bm_reopen_set_role(s->dev,
+					   d->record.role == BM_ROLE_RETIRED || move_has_let_go(d)
+						   ? BM_REOPEN_FAIL
+					   : s->side == authority ? BM_REOPEN_HOLD
+					   : switching            ? BM_REOPEN_READY
+								  : BM_REOPEN_FAIL);
 	}
 }
 

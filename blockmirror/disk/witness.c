@@ -68,7 +68,7 @@ static void finish(struct witness *w)
 	struct bm_rpc_call *call = w->call;
 	json_t *result = takes ? json_pack("{s:{s:s s:I s:O}}", "witness", "note", w->note, "size",
 					   (json_int_t)d->record.size, "samples", w->samples)
-			       : NULL;
+			       : json_pack("{s:b}", "found", (int)w->sure);
 
 	witness_free(w);
 	if (!to) {
@@ -215,7 +215,8 @@ static void look_for_note(struct witness *w)
 			"it cannot be told whether %s on this host is the file that host %s has "
 			"disk %s on: --shared says that it is",
 			path, d->record.peer, d->name);
-	w->sure = found > 0;
+	/* Whoever writes here has to take it away before. */
+	w->sure = found > 0 && bm_mark_can_take_note(path);
 	if (!found)
 		bm_fail(&w->error, BM_E_FOREIGN,
 			"%s on this host is not the file that host %s has disk %s on", path,
@@ -292,13 +293,13 @@ void move_witness(void *arg, struct bm_rpc_call *call, json_t *params)
 
 	(void)params;
 	if (d->record.role == BM_ROLE_ACTIVE && !remote_is(d->record.uri) && !job_runs(d->job) &&
-	    !d->move) {
+	    !d->move && !bm_uri_format(d->record.uri)) {
 		witness_take(d, call, NULL);
 		return;
 	}
 	bm_fail(&error, BM_E_NOT_READY,
-		"disk %s is not this host's, or is being moved, or can still be undone: release it "
-		"first",
+		"disk %s is not this host's, or is no raw image, or is being moved, or can still "
+		"be undone: release it first",
 		d->name);
 	bm_rpc_fail(call, &error);
 }

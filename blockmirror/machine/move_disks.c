@@ -202,7 +202,8 @@ int disks_in_sync(struct source *s, bool *all, struct bm_error *error)
  */
 static int arm(struct source *s, size_t i, uint64_t time, struct bm_error *error)
 {
-	json_t *disk = json_array_get(s->disks, i), *shown = show(s, i, error), *witness = NULL;
+	json_t *disk = json_array_get(s->disks, i), *shown = show(s, i, error), *witness = NULL,
+	       *result = NULL;
 	const json_t *job = json_object_get(shown, "job");
 	const char *source = graph_text(job, "source"), *target = graph_text(job, "target");
 	const char *here = bm_uri_path(source) ? source : bm_uri_path(target) ? target : NULL;
@@ -220,7 +221,11 @@ static int arm(struct source *s, size_t i, uint64_t time, struct bm_error *error
 				  "window_ns", (json_int_t)ARMED * 24, "returns", 0, "behind",
 				  !shared_is(disk) && !is_there(s, graph_text(shown, "uri")),
 				  "witness", witness),
-			NULL, error);
+			&result, error);
+	/* What the target has not found by it, or could not take away, says nothing. */
+	if (witness && !json_is_true(json_object_get(result, "found")))
+		json_object_del(disk, "note");
+	json_decref(result);
 	json_decref(witness);
 	json_decref(shown);
 	return r;
@@ -254,9 +259,29 @@ int disks_join(struct source *s, struct bm_error *error)
 	return r;
 }
 
+/* What speaks against it "yield" will say. */
+void disks_settle(struct source *s)
+{
+	struct bm_error error;
+
+	for (size_t i = 0; i < count(s); i++)
+		if (s->disk[i] && !s->settling[i] &&
+		    bm_client_send(s->disk[i], "settle", json_pack("{s:s}", "move", s->m->id),
+				   &s->settling[i], &error) < 0)
+			s->settling[i] = 0;
+}
+
 /* The process that joined is there as long as its connection. */
 int disks_alive(struct source *s, struct bm_error *error)
 {
+	for (size_t i = 0; i < count(s); i++) {
+		int settling = s->settling[i];
+
+		s->settling[i] = 0;
+		if (settling && bm_client_wait(s->disk[i], settling, NULL, NULL, error) < 0 &&
+		    error->code == BM_E_UNREACHABLE)
+			return -EHOSTUNREACH;
+	}
 	for (size_t i = 0; i < count(s); i++) {
 		struct pollfd p = {.fd = bm_client_fd(s->disk[i]), .events = POLLIN};
 

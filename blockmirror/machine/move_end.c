@@ -175,8 +175,8 @@ static void ask_when(struct source *s, uint64_t asked)
 	}
 }
 
-/* 1: it runs there; 0: it never will; -errno: not known. */
-static int try_commit(struct source *s, struct bm_error *error)
+/* 1: it runs there; 0: it never will; -errno: not known. local: that is not the target's fault. */
+static int try_commit(struct source *s, bool *local, struct bm_error *error)
 {
 	json_t *result = NULL;
 	uint64_t asked = move_now();
@@ -185,9 +185,11 @@ static int try_commit(struct source *s, struct bm_error *error)
 
 	if (!r)
 		r = shared_let_go(s, error);
-	if (!r)
-		r = call_anew(s, "commit", json_pack("{s:O}", "disks", s->commit), COMMIT, &result,
-			      error);
+	*local = r < 0;
+	if (r < 0)
+		return r;
+	s->told = true;
+	r = call_anew(s, "commit", json_pack("{s:O}", "disks", s->commit), COMMIT, &result, error);
 	if (!r) {
 		note_resumed(s, result, asked);
 		ask_when(s, asked);
@@ -208,7 +210,7 @@ static int try_commit(struct source *s, struct bm_error *error)
 static void peer_is_dead(struct source *s, struct bm_error *error)
 {
 	struct bm_error why;
-	bool fits = shared_memory_fits(s);
+	bool fits = !s->told || shared_memory_fits(s);
 
 	json_object_set_new(s->m->plan, "stale", json_boolean(!fits));
 	while (move_save(s->m, &why) < 0) {
@@ -223,15 +225,27 @@ static void peer_is_dead(struct source *s, struct bm_error *error)
 		       "its memory does not know of that: start it anew");
 }
 
+static void tell_often(struct source *s, const struct bm_error *why)
+{
+	if (s->said && move_now() < s->said + OFTEN)
+		return;
+	bm_log(BM_LOG_ERROR, "%s: machine %s waits for its disks here: %s", s->m->id, s->m->machine,
+	       why->text);
+	s->said = move_now();
+}
+
 bool source_commit(struct source *s, struct bm_error *error)
 {
 	move_phase(s->m, "passed");
 	for (;;) {
-		int r = try_commit(s, error);
+		bool local;
+		int r = try_commit(s, &local, error);
 
-		if (!r)
+		if (!r) {
 			bm_fail(error, BM_E_INTERRUPTED,
 				"host %s has lost the machine before it ran there", s->m->peer);
+			json_object_del(s->m->plan, "stale");
+		}
 		if (r >= 0) {
 			uint64_t now = move_now();
 
@@ -241,6 +255,11 @@ bool source_commit(struct source *s, struct bm_error *error)
 			source_part(s, "start_ns");
 			doubt_end(s->m);
 			return r;
+		}
+		if (local) { /* nobody is to be fenced for that */
+			tell_often(s, error);
+			move_sleep(STEP);
+			continue;
 		}
 		doubt_tell(s->m,
 			   "it is not known whether machine %s runs on host %s (%.150s); its disks "
@@ -420,23 +439,44 @@ void source_abort(struct source *s, const struct bm_error *why)
 						 s->rehearsed ? NULL : why)));
 }
 
+/* Its guest may have been about to stop: the target may have all of it. */
+static bool has_joined(const struct source *s)
+{
+	for (size_t i = 0; i < json_array_size(s->disks); i++)
+		if (json_object_get(json_array_get(s->disks, i), "joined"))
+			return true;
+	return false;
+}
+
 /*
  * Before anything was decided here, our host died, and with it the VMM. The other one may have been
- * told that we are dead (doubt_peer_is_dead() there), and then has the machine.
+ * told that we are dead (doubt_peer_is_dead() there), and then has the machine. So it is asked
+ * until it answers: what it serves must not be served here.
  */
 static bool runs_there(struct source *s)
 {
 	struct bm_error error;
 	json_t *result = NULL;
-	bool runs = false;
+	bool runs;
 
-	if (!json_object_get(s->m->plan, "target") ||
+	if (!json_object_get(s->m->plan, "target") || !has_joined(s) ||
 	    vm_connect(&s->vm, graph_text(s->m->plan, "qmp"), &error) >= 0 ||
 	    (error.code != BM_E_NOT_FOUND && error.code != BM_E_UNREACHABLE))
 		return false;
-	if (!call_anew(s, "hello", NULL, TELL, &result, &error))
-		runs = !strcmp(state_of(result), "started");
+	while (call_anew(s, "hello", NULL, TELL, &result, &error) < 0) {
+		if (!doubt_known_there(s->m))
+			break;
+		doubt_tell(s->m,
+			   "the VMM of machine %s is gone, and it is not known whether it runs on "
+			   "host %s (%.150s)",
+			   s->m->machine, s->m->peer, error.text);
+		if (doubt_peer_is_dead(s->m))
+			break;
+		move_sleep(STEP);
+	}
+	runs = !strcmp(state_of(result), "started");
 	json_decref(result);
+	doubt_end(s->m);
 	return runs;
 }
 
@@ -445,7 +485,7 @@ void source_recover(struct source *s)
 	struct bm_error error = {BM_E_INTERRUPTED, "the process of the move has died"};
 	enum bm_move_state state = s->m->log.state;
 
-	s->changed = true; /* for all that is known */
+	s->changed = s->told = true; /* for all that is known */
 	s->disks = json_object_get(s->m->plan, "disks");
 	bm_log(BM_LOG_WARN, "%s: its process has died: its log says \"%s\"", s->m->id,
 	       bm_move_state_name(state));
@@ -456,6 +496,8 @@ void source_recover(struct source *s)
 		move_must_log(s->m, BM_MOVE_PASSED);
 		state = BM_MOVE_PASSED;
 	}
+	if (state == BM_MOVE_ABORTED && json_object_get(s->m->plan, "stale"))
+		s->m->doubt.fenced = true; /* by the process that has died */
 	switch (state) {
 	case BM_MOVE_PASSED:
 		if (source_commit(s, &error))

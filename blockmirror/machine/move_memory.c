@@ -97,6 +97,7 @@ static void on_stop(void *arg)
 	uint64_t stood = move_now() - s->vm.stopped_at, most = for_memory(s);
 
 	bm_relay_mark(s->memory.relay);
+	disks_settle(s);
 	if (!is_forced(s))
 		bm_relay_deadline(s->memory.relay, stood < most ? most - stood : 1);
 }

@@ -50,6 +50,11 @@ int shared_find(struct source *s, json_t *disk, const json_t *shown, bool copied
 
 	if (!as && (s->options.into || copied || !bm_shared_by_name(uri)))
 		return 0;
+	if (bm_uri_format(uri))
+		return bm_fail(error, BM_E_UNSUPPORTED,
+			       "disk %s is on %s, which a helper of this host opens: only raw "
+			       "storage is shared",
+			       name, uri);
 	if (copied)
 		return bm_fail(error, BM_E_NOT_READY,
 			       "disk %s has its storage, or a copy, on host %s, or can still be "

@@ -45,6 +45,7 @@ struct source {
 	json_t *disks; /* the plan's: name, socket; began: its move to the target is ours; joined;
 			  shared, said, shares, note: move_shared.c's */
 	struct bm_client *disk[MOVE_DISKS]; /* since they have joined */
+	int settling[MOVE_DISKS];           /* calls that are not answered yet; 0: none */
 	struct bm_client *talk;             /* with the target */
 	struct memory memory;
 	struct bm_cap *cap; /* of all that this host sends; NULL: none */
@@ -53,6 +54,8 @@ struct source {
 	uint64_t part;  /* when the last part of the pause ended */
 	bool rehearsed; /* all that can be tried was, and is to be taken back */
 	bool changed;   /* something may have been, on one of the hosts */
+	bool told;      /* the target may have heard "commit" */
+	uint64_t said;  /* when what a disk here waits for was told last; 0: never */
 };
 
 /* move_disks.c. 0 or -errno; which disk it is about the error says. */
@@ -60,7 +63,8 @@ int disks_find(struct source *s, struct bm_error *error);
 int disks_begin(struct source *s, struct bm_error *error); /* their moves to the target */
 int disks_in_sync(struct source *s, bool *all, struct bm_error *error);
 int disks_join(struct source *s, struct bm_error *error);
-int disks_alive(struct source *s, struct bm_error *error);     /* those that have joined */
+int disks_alive(struct source *s, struct bm_error *error); /* those that have joined */
+void disks_settle(struct source *s); /* the guest has stopped: they are fenced soon */
 int disks_fence(struct source *s, struct bm_error *error);     /* sets commit */
 int disks_ask_again(struct source *s, struct bm_error *error); /* the same, after the decision */
 void disks_leave(struct source *s);   /* until each has done what the log says */

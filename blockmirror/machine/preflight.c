@@ -94,9 +94,10 @@ int preflight_again(struct source *s, struct bm_error *error)
 int preflight_measure(struct source *s, struct bm_error *error)
 {
 	json_t *way = NULL;
-	int r = move_ask_daemon(
-		s->m, "peer.check",
-		json_pack("{s:s s:s*}", "name", s->m->peer, "from", s->options.bind), &way, error);
+	int r = move_ask_daemon(s->m, "peer.check",
+				json_pack("{s:s s:s* s:b}", "name", s->m->peer, "from",
+					  s->options.bind, "briefly", (int)!s->options.dry_run),
+				&way, error);
 
 	if (!r)
 		move_tell(s->m, "way",

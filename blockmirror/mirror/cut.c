@@ -48,7 +48,10 @@ void cut_run(struct bm_mirror *m)
 		make(m);
 	if (m->cut.state == CUT_DRAIN && !mirrored_in_flight(m)) {
 		m->cut.state = CUT_FLUSH;
-		flush_start(m);
+		if (flush_other_needed(m))
+			flush_start(m);
+		else /* nothing was written to it since */
+			cut_flushed(m, true);
 	}
 }
 

@@ -292,6 +292,7 @@ struct bm_mirror {
 	struct claims claims;
 
 	struct flusher flusher;
+	bool settles; /* bm_mirror_settle() */
 	enum phase phase;
 	bool both_durable; /* FUA and FLUSH go to both */
 	bool abort_needed; /* in D: the switch cannot succeed any more */
@@ -411,7 +412,8 @@ void flush_guest_sent(struct bm_mirror *m, struct op *op);
 void flush_guest_done(struct bm_mirror *m, struct op *op, bool good);
 void flush_roles_changed(struct bm_mirror *m);
 void flush_init(struct bm_mirror *m);
-bool flush_start(struct bm_mirror *m); /* false: one is in flight already */
+bool flush_start(struct bm_mirror *m);
+bool flush_other_needed(const struct bm_mirror *m); /* false: one is in flight already */
 
 /* switch.c */
 void switch_run(struct bm_mirror *m);

@@ -17,6 +17,8 @@
 
 /* The other side */
 
+static void settle(struct bm_mirror *m);
+
 static void flushed(struct bm_request *rq, int error)
 {
 	struct flusher *f = bm_container(rq, struct flusher, rq);
@@ -37,6 +39,7 @@ static void flushed(struct bm_request *rq, int error)
 	}
 	switch_flushed(m, same && !error);
 	cut_flushed(m, same && !error);
+	settle(m);
 	mirror_kick(m);
 }
 
@@ -67,6 +70,30 @@ static void flush_periodic(struct bm_timer *timer)
 		flush_start(m);
 }
 
+/* What the other side has not flushed yet is flushed beside the authority, and not after it. */
+static void settle(struct bm_mirror *m)
+{
+	if (m->settles && m->link == LINK_UP && m->phase == PHASE_IDLE && !m->full &&
+	    !m->flusher.active && m->map.open.count)
+		flush_start(m);
+}
+
+void bm_mirror_settle(struct bm_mirror *m, bool on)
+{
+	m->settles = on;
+	settle(m);
+}
+
+bool bm_mirror_authority_flushed(const struct bm_mirror *m)
+{
+	return m->authority_written == m->authority_flushed;
+}
+
+bool flush_other_needed(const struct bm_mirror *m)
+{
+	return m->map.open.count || m->map.closed.count;
+}
+
 void flush_init(struct bm_mirror *m)
 {
 	m->flusher.timer.run = flush_periodic;
@@ -81,6 +108,7 @@ void flush_init(struct bm_mirror *m)
 void flush_guest_sent(struct bm_mirror *m, struct op *op)
 {
 	op->written = m->authority_written;
+	settle(m);
 	if (m->covering || m->link == LINK_NONE || !m->map.flushed.count)
 		return;
 	m->covering = op;

@@ -206,6 +206,16 @@ void bm_mirror_committed(struct bm_mirror *mirror, int error);
  */
 int bm_mirror_cut(struct bm_mirror *mirror, void (*done)(void *arg, int error), void *arg);
 
+/*
+ * The guest is about to write no more, and both sides are to be durable soon after: what the other
+ * side was sent and has not flushed is flushed at once, and again with each flush of the guest's,
+ * not after it. Until it is off again. A cut then finds that there is nothing left to flush.
+ */
+void bm_mirror_settle(struct bm_mirror *mirror, bool on);
+
+/* Whether the guest's last flush covers all that was written to the authority. */
+bool bm_mirror_authority_flushed(const struct bm_mirror *mirror);
+
 /* It is not wanted any more: done() is not called, and both are kept equal as before. */
 void bm_mirror_cut_end(struct bm_mirror *mirror);
 

@@ -74,11 +74,12 @@ run_ours() {
 	clear_disks
 }
 clear_disks() {
-	local disk
+	local disk host
 	for disk in "${machine_disks[@]}"; do
 		bm_on b release "$disk" >>"$dir/log" 2>&1
 		wait_for 20 bm_on b stop "$disk" >>"$dir/log" 2>&1 || return
 		bm_on a stop "$disk" >>"$dir/log" 2>&1
+		for host in a b; do bm_on $host forget "$disk" >>"$dir/log" 2>&1; done
 		rm -rf "$dir"/{a,b}/state/disks/"$disk"
 	done
 	on a sh -c "rm -f $store/*.img*" && on b sh -c "rm -f $store/*.img*"
@@ -132,7 +133,7 @@ median() { # ENGINE COLUMN
 }
 
 host_options=([a]="--machine-hooks $hooks" [b]="--machine-hooks $hooks")
-{ make_guest && hosts_up && may_receive; } >>"$dir/log" 2>&1 || { not_ok "two hosts" "$dir/log"; exit; }
+{ make_guest && hosts_up && may_receive && watchable a && watchable b; } >>"$dir/log" 2>&1 || { not_ok "two hosts" "$dir/log"; exit; }
 : >"$dir/results"
 for round in $(seq "$rounds"); do
 	for link in "${links[@]}"; do

@@ -94,6 +94,11 @@ void move_witness(void *arg, struct bm_rpc_call *call, json_t *params)
 	daemon_adopt(arg, call, params);
 }
 
+void move_settle(void *arg, struct bm_rpc_call *call, json_t *params)
+{
+	daemon_adopt(arg, call, params);
+}
+
 void move_let_go(void *arg, struct bm_rpc_call *call, json_t *params)
 {
 	daemon_adopt(arg, call, params);

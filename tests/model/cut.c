@@ -57,14 +57,26 @@ static void check_copy(const char *when)
 		violation("%s: the copy is not durable", when);
 }
 
+static void look(void)
+{
+	if (w.m->stats.cuts == w.copied.number)
+		return;
+	w.copied.number = w.m->stats.cuts;
+	w.copied.done = false;
+	if (w.copied.number)
+		expect();
+}
+
 static void done(void *arg, int error)
 {
-	const struct fake_disk *d = &w.disk[w.copied.disk];
+	const struct fake_disk *d;
 
 	(void)arg;
 	trace("cut: %d", error);
 	if (error || !w.alive)
 		return;
+	look(); /* there may have been nothing to flush: then it was made just now */
+	d = &w.disk[w.copied.disk];
 	check_copy("the copy is done");
 	for (int s = 0; s < SECTORS; s++)
 		if (!was_damaged(s) && !oracle_held(&oracle, w.copied.clock, s, d->current[s]))
@@ -88,12 +100,8 @@ void cut_ask(void)
 
 void cut_step(void)
 {
-	if (w.alive && w.m->stats.cuts != w.copied.number) {
-		w.copied.number = w.m->stats.cuts;
-		w.copied.done = false;
-		if (w.copied.number)
-			expect();
-	}
+	if (w.alive)
+		look();
 	if (w.copied.done)
 		check_copy("later");
 	if (w.alive && w.m->cut.state == CUT_DONE && (w.draining || fate() % 50 == 0))

@@ -170,6 +170,8 @@ static void host_step(void)
 		bm_mirror_switch_cancel(w.m);
 	else if (x == 17 && fate() % 6 == 0)
 		cut_ask();
+	else if (x == 17 && fate() % 3 == 0)
+		bm_mirror_settle(w.m, fate() % 2);
 	else if (x == 18 && w.fault_permille)
 		park();
 }
@@ -197,7 +199,9 @@ static void fault_step(void)
 static bool quiet(void)
 {
 	bool rests = w.alive && !live() && !w.disk[0].pending && !w.disk[1].pending &&
-		     !w.record_pending && !w.checkpoint.writing && bm_loop_turn(w.loop, 0) == 0 &&
+		     !w.record_pending && bm_loop_turn(w.loop, 0) == 0 &&
+		     /* One that hangs is waited for by nobody once the other side was let go of. */
+		     !(w.checkpoint.writing && w.m->claims.active) &&
 		     (!w.attached || (mirror_in_sync(w.m) && !w.m->check.done));
 
 	cut_step();
