@@ -33,6 +33,7 @@
 
 #define ANSWERED 5000000ull /* ns that an answer gets before the process ends */
 #define STEP     2000000ull
+#define SETTLE   1000000000ull /* ns: longer than a pause; the guest may run on */
 
 void move_clear(struct disk *d)
 {
@@ -220,7 +221,7 @@ void move_settle(void *arg, struct bm_rpc_call *call, json_t *params)
 		bm_rpc_fail(call, &error);
 		return;
 	}
-	bm_mirror_settle(d->mirror, true);
+	bm_mirror_settle(d->mirror, SETTLE);
 	bm_rpc_reply(call, NULL);
 }
 
@@ -324,7 +325,7 @@ static void stays(struct moving *m)
 	bm_rpc_reply(bm_steal(m->call), json_pack("{s:b}", "passed", 0));
 	yield_take_back(d);
 	move_clear(d);
-	bm_mirror_settle(d->mirror, false);
+	bm_mirror_settle(d->mirror, 0);
 	storage_set_roles(d);
 	gate_set_role(d->gate, GATE_ACTIVE);
 	if (d->job)

@@ -349,7 +349,9 @@ static void is_idle(struct bm_task *task)
 	bm_timer_clear(y->disk->loop, &y->timer);
 	y->stage = FLUSHES;
 	y->flush = (struct bm_request){.op = BM_FLUSH, .done = flushed};
-	if (bm_mirror_authority_flushed(y->disk->mirror)) /* a machine that stops has done so */
+	/* A machine that stops has done so. Of a session one more may tell what another one has
+	 * lost. */
+	if (bm_uri_path(y->disk->record.uri) && bm_mirror_authority_flushed(y->disk->mirror))
 		flushed(&y->flush, 0);
 	else
 		bm_submit(y->disk->order, &y->flush);

@@ -18,6 +18,7 @@
 #define FENCE   20000000000ull   /* ns */
 #define ARMED   3600000000000ull /* ns that the target knows of the copy here; a move is shorter */
 #define OUTCOME 30000000000ull
+#define SETTLE  2000000000ull /* ns that a disk may take to answer, in the pause */
 
 static const char *name_of(const struct source *s, size_t i)
 {
@@ -264,11 +265,14 @@ void disks_settle(struct source *s)
 {
 	struct bm_error error;
 
-	for (size_t i = 0; i < count(s); i++)
-		if (s->disk[i] && !s->settling[i] &&
-		    bm_client_send(s->disk[i], "settle", json_pack("{s:s}", "move", s->m->id),
+	for (size_t i = 0; i < count(s); i++) {
+		if (!s->disk[i] || s->settling[i])
+			continue;
+		bm_client_set_timeout(s->disk[i], SETTLE);
+		if (bm_client_send(s->disk[i], "settle", json_pack("{s:s}", "move", s->m->id),
 				   &s->settling[i], &error) < 0)
 			s->settling[i] = 0;
+	}
 }
 
 /* The process that joined is there as long as its connection. */

@@ -206,32 +206,33 @@ static int try_commit(struct source *s, bool *local, struct bm_error *error)
 	return r;
 }
 
-/* What it wrote to disks of both hosts there its memory here does not know: it is begun anew. */
-static void peer_is_dead(struct source *s, struct bm_error *error)
+/* The next process knows it, too: that the target is dead, and whether the memory here is stale. */
+static void must_note(struct source *s, json_t *stale)
 {
 	struct bm_error why;
-	bool fits = !s->told || shared_memory_fits(s);
 
-	json_object_set_new(s->m->plan, "stale", json_boolean(!fits));
+	if (stale)
+		json_object_set_new(s->m->plan, "stale", stale);
+	else if (json_object_del(s->m->plan, "stale") < 0)
+		return;
 	while (move_save(s->m, &why) < 0) {
 		bm_log(BM_LOG_ERROR, "%s: %s", s->m->id, why.text);
 		move_sleep(SOON);
 	}
+}
+
+/* What it wrote to disks of both hosts there its memory here does not know: it is begun anew. */
+static void peer_is_dead(struct source *s, struct bm_error *error)
+{
+	bool fits = !s->told || shared_memory_fits(s);
+
+	must_note(s, json_boolean(!fits));
 	bm_fail(error, BM_E_INTERRUPTED,
 		"host %s is dead, and was to run machine %s: whatever that did there is %s",
 		s->m->peer, s->m->machine,
 		fits ? "lost"
 		     : "on the disks that both reach, or may be; the machine is ended here, since "
 		       "its memory does not know of that: start it anew");
-}
-
-static void tell_often(struct source *s, const struct bm_error *why)
-{
-	if (s->said && move_now() < s->said + OFTEN)
-		return;
-	bm_log(BM_LOG_ERROR, "%s: machine %s waits for its disks here: %s", s->m->id, s->m->machine,
-	       why->text);
-	s->said = move_now();
 }
 
 bool source_commit(struct source *s, struct bm_error *error)
@@ -244,7 +245,7 @@ bool source_commit(struct source *s, struct bm_error *error)
 		if (!r) {
 			bm_fail(error, BM_E_INTERRUPTED,
 				"host %s has lost the machine before it ran there", s->m->peer);
-			json_object_del(s->m->plan, "stale");
+			must_note(s, NULL);
 		}
 		if (r >= 0) {
 			uint64_t now = move_now();
@@ -256,16 +257,13 @@ bool source_commit(struct source *s, struct bm_error *error)
 			doubt_end(s->m);
 			return r;
 		}
-		if (local) { /* nobody is to be fenced for that */
-			tell_often(s, error);
-			move_sleep(STEP);
-			continue;
-		}
 		doubt_tell(s->m,
 			   "it is not known whether machine %s runs on host %s (%.150s); its disks "
 			   "here wait",
 			   s->m->machine, s->m->peer, error->text);
-		if (doubt_peer_is_dead(s->m)) {
+		/* For what is not the other host's fault no hook is to end it: a person may know.
+		 */
+		if ((!local || doubt_for_good(s->m)) && doubt_peer_is_dead(s->m)) {
 			peer_is_dead(s, error);
 			return false;
 		}
@@ -365,12 +363,19 @@ static void tell_abort(struct source *s)
 	doubt_end(s->m);
 }
 
-/* Without a word from us it may stay stopped: only one that is gone is not asked again. */
+/*
+ * Without a word from us it may stay stopped: only one that is gone is not asked again. It may be
+ * there when our connection is not.
+ */
 static void find_vm(struct source *s)
 {
 	uint64_t end = move_now() + OFTEN;
 	struct bm_error error;
+	bm_free char *status = s->vm.qmp ? vm_status(&s->vm, &error) : NULL;
 
+	if (status)
+		return;
+	vm_close(&s->vm);
 	while (vm_connect(&s->vm, graph_text(s->m->plan, "qmp"), &error) < 0) {
 		if (error.code == BM_E_NOT_FOUND || error.code == BM_E_UNREACHABLE ||
 		    move_now() > end) {
@@ -410,10 +415,7 @@ void source_abort(struct source *s, const struct bm_error *why)
 	 * the move, and would not answer for that long.
 	 */
 	disks_leave(s);
-	if (s->vm.qmp && bm_qmp_ended(s->vm.qmp))
-		vm_close(&s->vm); /* that one; the VMM may be there all the same */
-	if (!s->vm.qmp)
-		find_vm(s);
+	find_vm(s);
 	if (s->vm.qmp && streamed)
 		(void)vm_call(&s->vm, "migrate_cancel", NULL, &error);
 	if (s->vm.qmp && json_is_true(json_object_get(s->m->plan, "stale"))) {
@@ -470,8 +472,12 @@ static bool runs_there(struct source *s)
 			   "the VMM of machine %s is gone, and it is not known whether it runs on "
 			   "host %s (%.150s)",
 			   s->m->machine, s->m->peer, error.text);
-		if (doubt_peer_is_dead(s->m))
+		/* A person's word alone: whom the hook would end has the machine, if anybody has.
+		 */
+		if (doubt_for_good(s->m) && doubt_peer_is_dead(s->m)) {
+			must_note(s, json_false());
 			break;
+		}
 		move_sleep(STEP);
 	}
 	runs = !strcmp(state_of(result), "started");

@@ -55,7 +55,6 @@ struct source {
 	bool rehearsed; /* all that can be tried was, and is to be taken back */
 	bool changed;   /* something may have been, on one of the hosts */
 	bool told;      /* the target may have heard "commit" */
-	uint64_t said;  /* when what a disk here waits for was told last; 0: never */
 };
 
 /* move_disks.c. 0 or -errno; which disk it is about the error says. */

@@ -292,7 +292,7 @@ struct bm_mirror {
 	struct claims claims;
 
 	struct flusher flusher;
-	bool settles; /* bm_mirror_settle() */
+	uint64_t settles; /* until then; bm_mirror_settle() */
 	enum phase phase;
 	bool both_durable; /* FUA and FLUSH go to both */
 	bool abort_needed; /* in D: the switch cannot succeed any more */

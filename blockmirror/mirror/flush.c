@@ -73,14 +73,14 @@ static void flush_periodic(struct bm_timer *timer)
 /* What the other side has not flushed yet is flushed beside the authority, and not after it. */
 static void settle(struct bm_mirror *m)
 {
-	if (m->settles && m->link == LINK_UP && m->phase == PHASE_IDLE && !m->full &&
-	    !m->flusher.active && m->map.open.count)
+	if (bm_loop_now(m->loop) < m->settles && m->link == LINK_UP && m->phase == PHASE_IDLE &&
+	    !m->full && !m->flusher.active && m->map.open.count)
 		flush_start(m);
 }
 
-void bm_mirror_settle(struct bm_mirror *m, bool on)
+void bm_mirror_settle(struct bm_mirror *m, uint64_t ns)
 {
-	m->settles = on;
+	m->settles = bm_loop_now(m->loop) + ns;
 	settle(m);
 }
 

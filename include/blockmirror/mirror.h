@@ -209,9 +209,10 @@ int bm_mirror_cut(struct bm_mirror *mirror, void (*done)(void *arg, int error), 
 /*
  * The guest is about to write no more, and both sides are to be durable soon after: what the other
  * side was sent and has not flushed is flushed at once, and again with each flush of the guest's,
- * not after it. Until it is off again. A cut then finds that there is nothing left to flush.
+ * not after it: for so many ns, since what it is done for may come to nothing; 0: no more. A cut
+ * then finds that there is nothing left to flush.
  */
-void bm_mirror_settle(struct bm_mirror *mirror, bool on);
+void bm_mirror_settle(struct bm_mirror *mirror, uint64_t ns);
 
 /* Whether the guest's last flush covers all that was written to the authority. */
 bool bm_mirror_authority_flushed(const struct bm_mirror *mirror);

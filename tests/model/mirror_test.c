@@ -171,7 +171,7 @@ static void host_step(void)
 	else if (x == 17 && fate() % 6 == 0)
 		cut_ask();
 	else if (x == 17 && fate() % 3 == 0)
-		bm_mirror_settle(w.m, fate() % 2);
+		bm_mirror_settle(w.m, fate() % 2 ? fate() % 100000000 : 0);
 	else if (x == 18 && w.fault_permille)
 		park();
 }
