@@ -70,11 +70,17 @@ waited() {
 	is_on b wait
 }
 
+# What that host sends.
+link_is() { on "$1" tc qdisc replace dev eth0 root tbf rate "$2" burst 64k latency 50ms; }
+
+# By a narrow way: what is left in the pause does not wait for the cap.
 forced() {
-	check "one begins" begins b a --rate $rate --policy force --timeout 1s --pause-budget 400ms
+	check "force: the way is narrow" link_is b 64mbit
+	check "one begins" begins b a --policy force --timeout 1s --pause-budget 400ms
 	check "force: it moves" ends 0 "runs on host host-a"
 	check "force: it was stopped for longer" [ "$(last b .last.pause_ns)" -gt 400000000 ]
-	check "force: a whole round was sent before" in_round 2
+	check "force: a whole round was sent before" grep "round 1: .* MiB of RAM" "$dir/move"
+	check "force: the way is wide again" on b tc qdisc del dev eth0 root
 	is_on a force
 }
 
@@ -85,8 +91,6 @@ throttled() {
 	is_on b throttle
 }
 
-# What that host sends.
-link_is() { on "$1" tc qdisc replace dev eth0 root tbf rate "$2" burst 64k latency 50ms; }
 # 24 MiB take 6 s, and 7.2 are allowed in the end; then they take 50.
 overrun() {
 	local from=${now:-a} to=b
