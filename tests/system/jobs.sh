@@ -85,6 +85,8 @@ limiting() {
 	check "a move with a limit" "$bm" relocate disk "$dir/c" --rate 4M --guest-latency off --detach
 	sleep 0.5
 	slow=$(rate 2)
+	# No second of a busy machine says that a limit is too low; one says that it is too high.
+	[ "$slow" -gt $((5 * M / 2)) ] || slow=$(rate 1)
 	check "it copies 4 MiB/s: $slow" test "$slow" -gt $((5 * M / 2)) -a "$slow" -lt $((6 * M))
 	check "the limit is raised" "$bm" job set disk --rate 16M
 	sleep 0.3

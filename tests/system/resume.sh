@@ -83,7 +83,7 @@ check "paused by an administrator" dies
 check "it is left alone" left_alone
 is "paused (I/O error)"
 check "but watched: once it is stopped for an error, it is resumed" wait_for 5 has_resumed 1
-check "the log says so" grep "domain guest, stopped by an error of disk web, goes on" "$dir/daemon.log"
+check "the log says so" wait_for 5 grep "domain guest, stopped by an error of disk web, goes on" "$dir/daemon.log"
 
 is "paused (I/O error)"
 errors "vda: unspecified error" "vdc: unspecified error"
