@@ -265,8 +265,15 @@ is_on_other() {
 	[ "$uri" != "$1/large.img" ] && [ "$uri" != "$old/large.img" ] && cmp "$uri" "$old/large.img"
 }
 
+# They are the daemon's, and outlive it.
+end_disks() {
+	local p
+	for p in $(pgrep -f "^blockmirror-disk .*--run-dir $dir/run "); do kill -KILL "$p"; done
+}
+
 trap '' XFSZ # a call that is too far fails, and nobody dies of it
 on_exit stores_down
+on_exit end_disks
 check "a datastore" store "$old" 400M
 check "one for it to go to" store "$one" 160M
 check "another one" store "$two" 240M

@@ -64,3 +64,4 @@ check "once more is the same" hook release "$sockets/two.nbd=two"
 check_fails "what is no XML" 2 "E_USAGE: the XML of domain guest is wanted" no_xml
 check_fails "what is missing" 2 "as libvirt calls it" "$bm" hook libvirt guest
 check "the move is cancelled" "$bm" job cancel one
+check "and the disk stopped" wait_for 10 "$bm" stop one
