@@ -86,15 +86,7 @@ source_dead_early() {
 # It has decided, and could not say so.
 source_dead() {
 	check "it has decided" decides a b source-passed
-	check "a dies, b is in doubt" source_gone
-	check "it runs nowhere" not_begun b
-	fences a
-	check "the hook knows: it runs on b" runs_on b
-	check "its guest goes on" goes_on
-	over
-	alive a
-	check "a is back" host_start a
-	check "it learns of that" wait_for 60 only_on b a
+	goes_on_alone
 	check "it runs on b still" machine_is b running
 	check "nothing is lost" sound_machine b
 }

@@ -58,15 +58,7 @@ cut_off() { goes_on && dies b && wait_for 20 in_doubt a; }
 # S has decided, and dies; T begins alone, as S has not written since.
 source_dead() {
 	check "it has decided" decides a b source-passed "${shares[@]}"
-	check "a dies, b is in doubt" source_gone
-	check "it runs nowhere" not_begun b
-	fences a
-	check "the hook knows: it runs on b" runs_on b
-	check "its guest goes on" goes_on
-	over
-	alive a
-	check "a is back" host_start a
-	check "it learns of that" wait_for 60 only_on b a
+	goes_on_alone
 	check "one has it open" ours b 1
 	check "nothing is lost" sound_both b
 	now=b

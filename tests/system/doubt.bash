@@ -46,3 +46,16 @@ started_again() {
 not_begun() { ! grep -h ": started" "$dir/$1"/run/moves/*.log; }
 # source_gone [HOST OTHER]
 source_gone() { dies "${1:-a}" && wait_for 20 in_doubt "${2:-b}"; }
+
+# goes_on_alone: a, which has decided a move to b, dies; hook fence knows; then it comes back.
+goes_on_alone() {
+	check "a dies, b is in doubt" source_gone
+	check "it runs nowhere" not_begun b
+	fences a
+	check "the hook knows: it runs on b" runs_on b
+	check "its guest goes on" goes_on
+	over
+	alive a
+	check "a is back" host_start a
+	check "it learns of that" wait_for 60 only_on b a
+}
