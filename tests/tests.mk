@@ -49,6 +49,7 @@ $(BUILD)/tests/unit/daemon_test: $(call objects,$(filter-out %/main.c,$(DAEMON_S
 $(BUILD)/tests/unit/drain_plan_test: $(call objects,blockmirror/cli/drain_plan.c)
 $(BUILD)/tests/unit/balance_plan_test: $(call objects,blockmirror/cli/balance_plan.c)
 $(BUILD)/tests/unit/machine_test: $(call objects,$(MACHINE_SRC))
+$(BUILD)/tests/unit/qmp_test: $(call objects,$(MACHINE_SRC))
 $(BUILD)/tests/unit/announce_test: $(call objects,$(filter-out %/move_main.c,$(MOVE_SRC)))
 $(BUILD)/tests/unit/requests_test: $(call objects,blockmirror/cli/claim.c)
 $(BUILD)/tests/unit/gate_test: $(call objects,blockmirror/disk/gate.c)

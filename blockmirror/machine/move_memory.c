@@ -36,7 +36,7 @@
 #define AGAIN     1000000000ull    /* ns that the guest is left alone before the next try */
 #define LEAST     1000000ull       /* ns: less than that QEMU cannot be told */
 #define ANY       2000000000000ull /* ns: more than that it cannot, neither */
-enum { TICK_MS = 20, LINKS = 4, CONNECT_MS = 10000, ROUNDS = 32, HOLD_MS = 1000 };
+enum { TICK_MS = 20, COMPLETES_MS = 1, LINKS = 4, CONNECT_MS = 10000, ROUNDS = 32, HOLD_MS = 1000 };
 
 /* Of a budget, what is kept for all that follows when the memory is there. */
 static uint64_t for_memory(const struct source *s)
@@ -467,6 +467,7 @@ int memory_pass(struct source *s, struct bm_error *error)
 	}
 }
 
+/* That it is "postmigrate", QEMU does not say by an event; it is so soon after "completed". */
 int memory_let_go(struct source *s, struct bm_error *error)
 {
 	uint64_t end = move_now() + GATE;
@@ -483,7 +484,7 @@ int memory_let_go(struct source *s, struct bm_error *error)
 		if (!strcmp(s->vm.migration, "failed") || !strcmp(s->vm.migration, "cancelled"))
 			return bm_fail(error, BM_E_QMP, "the machine runs on: its VMM says \"%s\"",
 				       s->vm.migration);
-		r = bm_qmp_listen(s->vm.qmp, TICK_MS, error);
+		r = bm_qmp_listen(s->vm.qmp, COMPLETES_MS, error);
 	}
 	return r ? r : bm_fail(error, BM_E_QMP, "the machine's VMM does not complete");
 }

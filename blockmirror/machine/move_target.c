@@ -34,7 +34,7 @@
 #define END    5000000000ull
 #define TAKE   30000000000ull  /* ns that a disk gets to become ours */
 #define FORGOT 600000000000ull /* ns without a word, after which what was not voted for goes */
-enum { TICK_MS = 250, SLEEP_MS = 100 };
+enum { TICK_MS = 250, SLEEP_MS = 10 };
 
 /* The VMM */
 

@@ -18,7 +18,7 @@
 enum {
 	LARGEST_LINE = 16 << 20,
 	FIRST_ROOM = 4096,
-	STEP_MS = 100,
+	STEP_MS = 100, /* the longest without a look at the guard */
 	GREETING_MS = 2000,
 	ANSWER_MS = 120000, /* draining may wait for slow storage */
 };
@@ -86,9 +86,11 @@ static int read_line(struct bm_qmp *q, uint64_t until, json_t **line)
 	int r;
 
 	while (!q->used || !(newline = memchr(q->data, '\n', q->used))) {
-		if (now_ms() >= until)
+		uint64_t now = now_ms(), left = now < until ? until - now : 0;
+
+		if (!left)
 			return -ETIMEDOUT;
-		if (!poll(&p, 1, STEP_MS) && q->guard)
+		if (!poll(&p, 1, left < STEP_MS ? (int)left : STEP_MS) && q->guard)
 			q->guard(q->arg);
 		r = read_some(q);
 		if (r < 0 && r != -EAGAIN)
