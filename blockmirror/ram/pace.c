@@ -6,10 +6,11 @@
 
 #define INTERVAL     100000000ull /* ns */
 #define LONGEST      5000000000ull
-#define SAMPLE_EVERY 1000000000ull
+#define SAMPLE_EVERY 200000000ull
 #define WINDOW_NS    20000000ull /* all that is under way adds that to the pause */
 #define WINDOW_LEAST (512ull << 10)
 #define WINDOW_MOST  (8ull << 20)
+#define WINDOW_FIRST (2ull << 20)
 
 enum { STEADY = 20 }; /* intervals */
 
@@ -23,7 +24,7 @@ void bm_pace_init(struct bm_pace *p, enum bm_pace_mode mode, unsigned workers, u
 	p->mode = mode;
 	p->workers = workers;
 	p->begun = p->at = now;
-	p->compress = mode == BM_PACE_ALWAYS;
+	p->compress = mode != BM_PACE_NEVER;
 }
 
 static double smooth(double old, double now)
@@ -118,6 +119,8 @@ uint64_t bm_pace_window(const struct bm_pace *p)
 {
 	double bytes = p->raw_rate * WINDOW_NS / 1e9;
 
+	if (p->raw_rate <= 0 && !p->link_waited && !p->link_busy)
+		return WINDOW_FIRST;
 	if (bytes < WINDOW_LEAST)
 		return WINDOW_LEAST;
 	return bytes > WINDOW_MOST ? WINDOW_MOST : (uint64_t)bytes;

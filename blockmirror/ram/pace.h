@@ -4,9 +4,10 @@
  * compressed, and how much may be under way in here. Time is the caller's (ns); nothing else
  * happens here.
  *
- * Compressing is worth it when the link, and not the codec, is what everything waits for. So both
- * are measured: the link while something waits for it, the codec by batches that are compressed,
- * one a second for a sample when the rest is not.
+ * Compressing is worth it unless the codec is what everything waits for, the source and the link.
+ * It begins with it, since who compresses in vain loses less than who does not. Both are measured:
+ * the link while something waits for it, the codec by batches that are compressed, one now and then
+ * for a sample when the rest is not.
  */
 #ifndef BM_RAM_PACE_H
 #define BM_RAM_PACE_H
@@ -35,7 +36,10 @@ struct bm_pace {
 
 void bm_pace_init(struct bm_pace *p, enum bm_pace_mode mode, unsigned workers, uint64_t now);
 
-/* From now on there is something that waits for the link, or that the link waits for. */
+/*
+ * From now on there is something that waits for the link; or a codec that the link waits for, and
+ * the source, too: what is given to it no faster is not held up by it.
+ */
 void bm_pace_waits(struct bm_pace *p, uint64_t now, bool for_link, bool for_codec);
 
 /* A batch has left, or was compressed (in any case, also when it got no smaller). */
@@ -51,7 +55,10 @@ bool bm_pace_compress(struct bm_pace *p, uint64_t now);
  */
 double bm_pace_steady(const struct bm_pace *p);
 
-/* How many bytes may be under way: what the link takes in 20 ms, within bounds. */
+/*
+ * How many bytes may be under way: what the link takes in 20 ms, within bounds. As long as
+ * nothing has waited for it, what keeps the codec busy.
+ */
 uint64_t bm_pace_window(const struct bm_pace *p);
 
 #endif

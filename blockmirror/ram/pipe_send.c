@@ -208,7 +208,7 @@ void bm_pipe_pump(struct bm_pipe *p)
 {
 	const struct pipe_batch *b;
 	struct bm_link *link;
-	bool waits;
+	bool waits, works;
 
 	if (p->dead || p->greeted < p->count)
 		return;
@@ -221,8 +221,9 @@ void bm_pipe_pump(struct bm_pipe *p)
 		b = batch_of(p, p->next_send);
 	}
 	waits = p->next_send < p->next_fill;
-	bm_pace_waits(&p->pace, bm_loop_now(p->loop), waits && b->state != BATCH_WORKING,
-		      waits && b->state == BATCH_WORKING && idle_link(p));
+	works = waits && b->state == BATCH_WORKING;
+	bm_pace_waits(&p->pace, bm_loop_now(p->loop), waits && !works,
+		      works && p->hungry && idle_link(p));
 	if (p->hungry && p->out.at == p->out.end && have_batch(p))
 		bm_loop_soon(p->loop, &p->later);
 }

@@ -270,13 +270,14 @@ static void seal_early(struct bm_sender *s)
 		seal(s);
 }
 
+/* The codec is waited for when QEMU has to wait, too: from a slow one it takes nothing. */
 static void tell_pace(struct bm_sender *s)
 {
-	bool waits = s->stalled || s->next_send < s->next_fill;
-	bool codec = s->next_send < s->next_fill &&
-		     batch_of(s, s->next_send)->state == BATCH_WORKING && idle_link(s) != NULL;
+	bool sends = s->next_send < s->next_fill;
+	bool works = sends && batch_of(s, s->next_send)->state == BATCH_WORKING && idle_link(s);
 
-	bm_pace_waits(&s->pace, bm_loop_now(s->setup.loop), waits && !codec, waits && codec);
+	bm_pace_waits(&s->pace, bm_loop_now(s->setup.loop), (s->stalled || sends) && !works,
+		      works && s->stalled);
 }
 
 /* What is held will take too long: better now than when the time is over. */

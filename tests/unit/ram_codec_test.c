@@ -459,6 +459,28 @@ static void one_second(struct bm_pace *p, uint64_t *now, uint64_t rate, bool wai
 	}
 }
 
+static void wait_for_codec(struct bm_pace *p, uint64_t *now)
+{
+	for (int i = 0; i < 300; i++)
+		bm_pace_waits(p, *now += MS, false, true);
+}
+
+/* Nobody waits for a codec that is given less than it takes. */
+static void a_source_that_is_slow_is_compressed(void **state)
+{
+	uint64_t now = 1000 * MS;
+	struct bm_pace p;
+
+	(void)state;
+	bm_pace_init(&p, BM_PACE_AUTO, 2, now);
+	for (int i = 0; i < 1000; i++) {
+		bm_pace_waits(&p, now += MS, false, false);
+		assert_true(bm_pace_compress(&p, now));
+		bm_pace_compressed(&p, 50000, 20000, MS / 2);
+		bm_pace_sent(&p, 20000, 50000);
+	}
+}
+
 static void it_compresses_when_the_link_is_slower_than_the_codec(void **state)
 {
 	uint64_t now = 1000 * MS;
@@ -466,19 +488,20 @@ static void it_compresses_when_the_link_is_slower_than_the_codec(void **state)
 
 	(void)state;
 	bm_pace_init(&p, BM_PACE_AUTO, 2, now);
+	assert_true(bm_pace_compress(&p, now));
+	wait_for_codec(&p, &now);
+	assert_false(p.compress);
 	one_second(&p, &now, 1200 * MB, true);
 	assert_false(p.compress);
 	assert_true(p.codec_rate > 0);
-	bm_pace_init(&p, BM_PACE_AUTO, 2, now);
+	one_second(&p, &now, 110 * MB, true);
 	one_second(&p, &now, 110 * MB, true);
 	assert_true(p.compress);
 	assert_in_range((uint64_t)p.link_rate, 105 * MB, 115 * MB);
 	/* Now the codec is what is waited for: somebody else has the processors. */
-	for (int i = 0; i < 300; i++)
-		bm_pace_waits(&p, now += MS, false, true);
+	wait_for_codec(&p, &now);
 	assert_false(p.compress);
 	/* A link that nobody waits for is no reason. */
-	bm_pace_init(&p, BM_PACE_AUTO, 2, now);
 	one_second(&p, &now, 10 * MB, false);
 	assert_false(p.compress || bm_pace_compress(&p, now));
 	bm_pace_init(&p, BM_PACE_NEVER, 2, now);
@@ -512,6 +535,8 @@ static void the_window_is_what_the_link_takes_in_20_ms(void **state)
 
 	(void)state;
 	bm_pace_init(&p, BM_PACE_NEVER, 1, now);
+	assert_int_equal(bm_pace_window(&p), 2 << 20);
+	bm_pace_waits(&p, now, true, false);
 	assert_int_equal(bm_pace_window(&p), 512 << 10);
 	one_second(&p, &now, 50 * MB, true); /* stands for twice as much */
 	assert_in_range(bm_pace_window(&p), 1900000, 2100000);
@@ -575,6 +600,7 @@ int main(void)
 		cmocka_unit_test(damaged_batches_never_come_to_more_than_their_weight),
 		cmocka_unit_test(headers_that_cannot_be_are_refused),
 		cmocka_unit_test(it_compresses_when_the_link_is_slower_than_the_codec),
+		cmocka_unit_test(a_source_that_is_slow_is_compressed),
 		cmocka_unit_test(what_does_not_get_smaller_is_not_compressed),
 		cmocka_unit_test(the_window_is_what_the_link_takes_in_20_ms),
 		cmocka_unit_test(what_can_be_reckoned_with_is_steady),
