@@ -16,7 +16,7 @@
 enum { PINGS = 9, PIECE = 256 << 10 };
 #define PATIENCE    5000000000ull /* ns that a step may take */
 #define MEASURE_FOR 500000000ull  /* ns */
-#define BRIEFLY     40000000ull   /* ns: whoever does not ask for it has better things to send */
+#define BRIEFLY     20000000ull   /* ns: whoever does not ask for it has better things to send */
 #define FIRST_LOAD  (1ull << 20)  /* bytes: tells how many to send for that long */
 #define MOST_LOAD   (1ull << 30)
 

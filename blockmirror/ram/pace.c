@@ -16,7 +16,6 @@ enum { STEADY = 20 }; /* intervals */
 
 /* The codec has to be so much faster, or it will be what is waited for. */
 static const double margin = 1.2;
-static const double worth = 0.95; /* less than a twentieth gained is not */
 
 void bm_pace_init(struct bm_pace *p, enum bm_pace_mode mode, unsigned workers, uint64_t now)
 {
@@ -39,8 +38,7 @@ static double per_second(uint64_t bytes, uint64_t ns)
 
 static bool codec_is_faster(const struct bm_pace *p)
 {
-	return p->codec_rate > 0 && p->ratio < worth &&
-	       p->codec_rate * p->workers > p->link_rate * margin;
+	return p->codec_rate > 0 && p->codec_rate * p->workers > p->link_rate * margin;
 }
 
 static void decide(struct bm_pace *p, uint64_t now)
@@ -57,7 +55,7 @@ static void decide(struct bm_pace *p, uint64_t now)
 		return;
 	if (!p->compress && p->link_busy > length / 2 && now >= p->quiet_until)
 		p->compress = codec_is_faster(p);
-	else if (p->compress && (p->codec_busy > length / 2 || p->ratio >= worth)) {
+	else if (p->compress && p->codec_busy > length * 3 / 4) {
 		p->compress = false;
 		p->quiet_until = now + SAMPLE_EVERY;
 	}
@@ -93,10 +91,9 @@ void bm_pace_sent(struct bm_pace *p, uint64_t wire, uint64_t weight)
 	p->weight += weight;
 }
 
-void bm_pace_compressed(struct bm_pace *p, uint64_t from, uint64_t to, uint64_t ns)
+void bm_pace_compressed(struct bm_pace *p, uint64_t bytes, uint64_t ns)
 {
-	p->codec_rate = smooth(p->codec_rate, per_second(from, ns ? ns : 1));
-	p->ratio = smooth(p->ratio, to < from ? (double)to / (double)from : 1);
+	p->codec_rate = smooth(p->codec_rate, per_second(bytes, ns ? ns : 1));
 }
 
 bool bm_pace_compress(struct bm_pace *p, uint64_t now)

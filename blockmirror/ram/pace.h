@@ -31,7 +31,7 @@ struct bm_pace {
 	double link_rate, raw_rate; /* bytes/s of the wire, and of what they stood for */
 	double steady;              /* the same as raw_rate, of the last two seconds or so */
 	unsigned samples;           /* that are in it */
-	double codec_rate, ratio;   /* bytes/s of one worker; what is left of a byte */
+	double codec_rate;          /* bytes/s of one worker */
 };
 
 void bm_pace_init(struct bm_pace *p, enum bm_pace_mode mode, unsigned workers, uint64_t now);
@@ -44,7 +44,7 @@ void bm_pace_waits(struct bm_pace *p, uint64_t now, bool for_link, bool for_code
 
 /* A batch has left, or was compressed (in any case, also when it got no smaller). */
 void bm_pace_sent(struct bm_pace *p, uint64_t wire, uint64_t weight);
-void bm_pace_compressed(struct bm_pace *p, uint64_t from, uint64_t to, uint64_t ns);
+void bm_pace_compressed(struct bm_pace *p, uint64_t bytes, uint64_t ns);
 
 /* Whether to compress the next batch. */
 bool bm_pace_compress(struct bm_pace *p, uint64_t now);

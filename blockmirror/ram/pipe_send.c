@@ -42,8 +42,7 @@ static void compress_done(struct bm_work *work)
 
 	p->working--;
 	b->state = BATCH_READY;
-	bm_pace_compressed(&p->pace, b->plain.used, b->smaller ? b->packed.used : b->plain.used,
-			   b->ns);
+	bm_pace_compressed(&p->pace, b->plain.used, b->ns);
 	if (p->freed)
 		bm_pipe_free_all(p);
 	else

@@ -50,8 +50,7 @@ static void compress_done(struct bm_work *work)
 	s->working--;
 	b->state = BATCH_READY;
 	s->compressed += b->smaller;
-	bm_pace_compressed(&s->pace, b->plain.used, b->smaller ? b->packed.used : b->plain.used,
-			   b->ns);
+	bm_pace_compressed(&s->pace, b->plain.used, b->ns);
 	if (s->freed)
 		bm_sender_released(s);
 	else
