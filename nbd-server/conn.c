@@ -51,6 +51,7 @@ static void end(struct bm_task *task)
 		bm_buf_unref(conn->piece[i].buf);
 	bm_pool_free(conn->pool);
 	bm_identity_free(conn->identity);
+	nbd_compressed_deselect(conn);
 	nbd_server_left(conn);
 }
 

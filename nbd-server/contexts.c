@@ -10,7 +10,7 @@
 
 #include "nbd-server/internal.h"
 
-static_assert(NBD_MAX_CONTEXTS <= 32, "a bit for each");
+static_assert(NBD_MAX_CONTEXTS + 2 < 32, "a bit for each");
 
 int nbd_contexts_init(struct nbd_offer *offer)
 {
@@ -56,7 +56,7 @@ uint32_t nbd_contexts_named(const struct nbd_offer *offer, const uint8_t *query,
 }
 
 void nbd_contexts_select(struct nbd_conn *conn, const struct nbd_offer *offer, uint32_t chosen,
-			 const struct nbd_session_id *session)
+			 const struct nbd_session_id *session, bool compressed)
 {
 	struct nbd_selection *selected = &conn->selected;
 
@@ -66,6 +66,8 @@ void nbd_contexts_select(struct nbd_conn *conn, const struct nbd_offer *offer, u
 			selected->id[selected->count++] = offer->context[i].id;
 	if (session && nbd_session_join(conn, offer, session))
 		selected->id[selected->count++] = NBD_SESSION_CONTEXT;
+	if (compressed && nbd_compressed_select(conn))
+		selected->id[selected->count++] = NBD_COMPRESSED_CONTEXT;
 	if (selected->count)
 		selected->offer = offer;
 }

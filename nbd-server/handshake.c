@@ -153,8 +153,10 @@ static void enter_transmission(struct nbd_conn *conn, const struct nbd_offer *of
 {
 	conn->offer = offer;
 	conn->read_only = offer->read_only || conn->access != NBD_ACCESS_WRITE;
-	if (conn->selected.offer != offer)
+	if (conn->selected.offer != offer) {
 		conn->selected = (struct nbd_selection){0};
+		nbd_compressed_deselect(conn);
+	}
 	if (conn->session && conn->session->offer != offer)
 		nbd_session_leave(conn);
 	conn->state = NBD_REQUEST;
@@ -269,6 +271,7 @@ static void list(struct answer *a)
 static void deselect(struct nbd_conn *conn)
 {
 	conn->selected = (struct nbd_selection){0};
+	nbd_compressed_deselect(conn);
 	nbd_session_leave(conn);
 }
 
@@ -357,6 +360,8 @@ static void reply_contexts(struct answer *a, const struct nbd_offer *offer, uint
 		nbd_session_text(a->conn, session);
 		reply_context(a, NBD_SESSION_CONTEXT, session);
 	}
+	if (!listing && a->conn->compressed)
+		reply_context(a, NBD_COMPRESSED_CONTEXT, NBD_COMPRESSED_NAME);
 	reply(a, NBD_REP_ACK, 0);
 }
 
@@ -364,7 +369,7 @@ static void reply_contexts(struct answer *a, const struct nbd_offer *offer, uint
 static void meta_context(struct answer *a)
 {
 	struct nbd_conn *conn = a->conn;
-	bool listing = conn->option == NBD_OPT_LIST_META_CONTEXT, joins = false;
+	bool listing = conn->option == NBD_OPT_LIST_META_CONTEXT, joins = false, compressed = false;
 	struct nbd_session_id session = {0};
 	const struct nbd_offer *offer;
 	uint32_t length, queries, chosen = 0;
@@ -382,6 +387,7 @@ static void meta_context(struct answer *a)
 		if (offer && query) {
 			chosen |= nbd_contexts_named(offer, query, length, listing);
 			joins |= nbd_session_query(query, length, &session);
+			compressed |= nbd_compressed_query(query, length);
 		}
 	}
 	if (!nbd_read_whole(&a->data)) {
@@ -399,8 +405,9 @@ static void meta_context(struct answer *a)
 	}
 	/* Who may only read must not end the session of one who writes. */
 	joins &= conn->access == NBD_ACCESS_WRITE;
+	compressed &= conn->access == NBD_ACCESS_WRITE && !offer->read_only && conn->transport.tls;
 	if (!listing)
-		nbd_contexts_select(conn, offer, chosen, joins ? &session : NULL);
+		nbd_contexts_select(conn, offer, chosen, joins ? &session : NULL, compressed);
 	reply_contexts(a, offer, chosen, listing);
 }
 
@@ -503,7 +510,7 @@ static enum nbd_step answer(struct nbd_conn *conn, const uint8_t *data, size_t l
 	a.writer = (struct nbd_writer){.at = piece->buf->data, .room = REPLY_ROOM};
 	conn->state = NBD_OPTION;
 	if (too_long && conn->option == NBD_OPT_SET_META_CONTEXT)
-		conn->selected = (struct nbd_selection){0}; /* as any SET that fails */
+		deselect(conn); /* as any SET that fails */
 	if (needs_tls(conn))
 		refuse_plain(&a);
 	else if (too_long && conn->option != NBD_OPT_ABORT)

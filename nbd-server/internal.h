@@ -35,10 +35,18 @@ enum {
 	NBD_SESSION_TEXT = 104,
 };
 
-/* The id of the context that stands for a session, of which there is nothing to tell. */
-#define NBD_SESSION_CONTEXT UINT32_MAX
+/* The ids of contexts of which there is nothing to tell: for a session, for compressed writes. */
+#define NBD_SESSION_CONTEXT    UINT32_MAX
+#define NBD_COMPRESSED_CONTEXT (UINT32_MAX - 1)
+
+#define NBD_COMPRESSED_NAME "blockmirror:zstd"
+enum {
+	NBD_COMPRESSED_HEAD = 4,          /* the data's length */
+	NBD_COMPRESSED_MOST = BM_BUF_MAX, /* bytes of a payload, and of its data */
+};
 
 struct nbd_conn;
+struct nbd_compressed;
 struct bm_keyring;
 
 /* What was negotiated: which headers requests and replies have. Later ones can do more. */
@@ -87,6 +95,7 @@ enum nbd_state {
 	NBD_TLS_HELLO,    /* the TLS handshake */
 	NBD_REQUEST,      /* transmission: a request's header */
 	NBD_PAYLOAD,      /* of a WRITE */
+	NBD_COMPRESSED,   /* the same, compressed */
 	NBD_PAYLOAD_SKIP, /* of what was refused */
 	NBD_QUERY,        /* the payload of a BLOCK_STATUS */
 	NBD_READING,      /* a READ is cut into pieces */
@@ -120,7 +129,7 @@ struct nbd_offer {
 struct nbd_selection {
 	const struct nbd_offer *offer; /* NULL: nothing */
 	unsigned count;
-	uint32_t id[NBD_MAX_CONTEXTS + 1]; /* with that of the session */
+	uint32_t id[NBD_MAX_CONTEXTS + 2]; /* with those that tell nothing */
 };
 
 /* A writer that connects again and again (session.c). */
@@ -161,9 +170,10 @@ struct nbd_conn {
 	unsigned options;             /* so far */
 	uint32_t option, skip;        /* the one being read; bytes of it, or of payload, to drop */
 	struct nbd_selection selected;
-	const struct nbd_offer *offer; /* the one that was chosen */
-	struct nbd_session *session;   /* NULL: of none */
-	uint64_t epoch;                /* in it */
+	const struct nbd_offer *offer;     /* the one that was chosen */
+	struct nbd_session *session;       /* NULL: of none */
+	uint64_t epoch;                    /* in it */
+	struct nbd_compressed *compressed; /* NULL: its writes are not */
 
 	struct nbd_request *current; /* the parser is at it */
 	struct nbd_piece *filling;   /* its payload goes there */
@@ -242,7 +252,7 @@ void nbd_contexts_fini(struct nbd_offer *offer);
 uint32_t nbd_contexts_named(const struct nbd_offer *offer, const uint8_t *query, size_t length,
 			    bool listing);
 void nbd_contexts_select(struct nbd_conn *conn, const struct nbd_offer *offer, uint32_t chosen,
-			 const struct nbd_session_id *session);
+			 const struct nbd_session_id *session, bool compressed);
 /* The device of one that was selected; NULL: it went away. */
 struct bm_dev *nbd_contexts_dev(const struct nbd_offer *offer, uint32_t id);
 
@@ -260,6 +270,22 @@ void nbd_session_text(const struct nbd_conn *conn, char *text);
 /* Whether older ones have yet to end. conn is resumed when that may have changed. */
 bool nbd_session_waits(const struct nbd_conn *conn);
 bool nbd_session_is_old(const struct nbd_conn *conn);
+
+/* compressed.c */
+
+/* Whether the query of SET_META_CONTEXT asks for compressed writes. */
+bool nbd_compressed_query(const uint8_t *query, size_t length);
+/* False: there is no memory for it. */
+bool nbd_compressed_select(struct nbd_conn *conn);
+void nbd_compressed_deselect(struct nbd_conn *conn); /* twice is once */
+/* Whether the request is a write with a compressed payload that can be taken. */
+bool nbd_compressed_expects(const struct nbd_conn *conn, const struct nbd_request *request);
+/* Takes input, until there are length bytes of payload: true. */
+bool nbd_compressed_take(struct nbd_conn *conn, size_t length);
+/* Of the whole payload: the length of the data that it says it is; false: it is not. */
+uint32_t nbd_compressed_length(const struct nbd_conn *conn);
+bool nbd_compressed_expand(struct nbd_conn *conn, uint8_t *data, size_t length);
+void nbd_compressed_drop(struct nbd_conn *conn); /* the next one begins */
 
 /* listen.c */
 

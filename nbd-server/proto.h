@@ -91,6 +91,7 @@ enum nbd_command {
 #define NBD_CMD_FLAG_REQ_ONE     (1u << 3)
 #define NBD_CMD_FLAG_FAST_ZERO   (1u << 4)
 #define NBD_CMD_FLAG_PAYLOAD_LEN (1u << 5)
+#define NBD_CMD_FLAG_COMPRESSED  (1u << 15) /* not the standard's: docs/nbd.md */
 
 /* "Simple reply message", "Structured reply chunk message", "Extended reply chunk message" */
 #define NBD_SIMPLE_REPLY_MAGIC     0x67446698u

@@ -208,6 +208,8 @@ static void begin(struct nbd_conn *conn, const struct header *h)
 	request->started = false;
 	if (is_query(conn, request))
 		conn->state = NBD_QUERY;
+	else if (nbd_compressed_expects(conn, request))
+		conn->state = NBD_COMPRESSED;
 	else
 		decide(conn);
 }
@@ -291,6 +293,40 @@ static enum nbd_step payload_step(struct nbd_conn *conn)
 	return NBD_GO_ON;
 }
 
+/*
+ * A compressed payload is all there: what it is of is a write like another, of one piece. It may be
+ * looked at twice, when there was no piece.
+ */
+static enum nbd_step compressed_done(struct nbd_conn *conn)
+{
+	struct nbd_request *request = conn->current;
+	struct nbd_piece *piece = NULL;
+
+	request->flags &= (uint16_t)~NBD_CMD_FLAG_COMPRESSED;
+	request->length = nbd_compressed_length(conn);
+	request->error = nbd_check(conn, request);
+	if (!request->error && (!request->length || request->length > NBD_COMPRESSED_MOST))
+		request->error = nbd_refuse(request, -EINVAL, "more compressed data than can be");
+	piece = request->error ? nbd_piece_get(conn, request, 0) : next_piece(conn, request);
+	if (!piece)
+		return NBD_WAIT;
+	if (!request->error && !nbd_compressed_expand(conn, piece->buf->data, request->length))
+		request->error = nbd_refuse(request, -EINVAL, "what is compressed is damaged");
+	nbd_compressed_drop(conn);
+	if (!request->error)
+		submit(piece, conn->offer->dev);
+	leave(conn);
+	if (request->error)
+		nbd_reply(piece);
+	return NBD_GO_ON;
+}
+
+static enum nbd_step compressed_step(struct nbd_conn *conn)
+{
+	return nbd_compressed_take(conn, conn->current->payload) ? compressed_done(conn)
+								 : NBD_MORE_INPUT;
+}
+
 /* What is left of a payload that nobody wants. Pieces that are at the device still answer it. */
 static enum nbd_step skip_step(struct nbd_conn *conn)
 {
@@ -350,7 +386,7 @@ static void ask(struct nbd_piece *piece, uint32_t id)
 	}
 	piece->extents.count = 1;
 	piece->extents.v[0] = (struct bm_extent){.length = request->length};
-	if (id != NBD_SESSION_CONTEXT && !request->error)
+	if (id < NBD_COMPRESSED_CONTEXT && !request->error)
 		request->error = nbd_refuse(request, -EINVAL, "the metadata context is gone");
 	nbd_reply_status(piece);
 }
@@ -403,6 +439,8 @@ enum nbd_step nbd_request_step(struct nbd_conn *conn)
 		return header_step(conn);
 	case NBD_PAYLOAD:
 		return payload_step(conn);
+	case NBD_COMPRESSED:
+		return compressed_step(conn);
 	case NBD_PAYLOAD_SKIP:
 		return skip_step(conn);
 	case NBD_QUERY:

@@ -181,10 +181,27 @@ static struct nbd_conn *choose(struct nbd *n, uint64_t weight)
 
 static uint64_t weigh(const struct nbd_io *io)
 {
+	size_t compressed;
+
 	if (io->flushing || io->rq->op == BM_FLUSH)
 		return 0;
+	/* It is a copy's, however small it has become. */
+	if (bm_nbd_compressed(io, &compressed))
+		return compressed < SMALL ? SMALL : compressed;
 	/* Nobody waits for an extent, and finding it can take the server long. */
 	return io->rq->op == BM_EXTENTS ? SMALL : io->rq->length;
+}
+
+static int64_t send_write(struct nbd_io *io, nbd_completion_callback done, uint32_t flags)
+{
+	const struct bm_request *rq = io->rq;
+	size_t length;
+	const uint8_t *data = bm_nbd_compressed(io, &length);
+
+	if (data)
+		return nbd_aio_pwrite(io->conn->handle, data, length, rq->offset, done,
+				      flags | NBD_FLAG_COMPRESSED);
+	return nbd_aio_pwrite(io->conn->handle, rq->data, rq->length, rq->offset, done, flags);
 }
 
 static int64_t send_command(struct nbd_io *io)
@@ -202,7 +219,7 @@ static int64_t send_command(struct nbd_io *io)
 	case BM_READ:
 		return nbd_aio_pread(h, rq->data, rq->length, rq->offset, done, 0);
 	case BM_WRITE:
-		return nbd_aio_pwrite(h, rq->data, rq->length, rq->offset, done, flags);
+		return send_write(io, done, flags);
 	case BM_ZERO:
 		/* max_zero is then that of a write. */
 		if (!n->can_zero)
@@ -246,7 +263,21 @@ static void begin(struct nbd *n, struct bm_request *rq)
 
 	io->rq = rq;
 	io->flushing = false;
-	issue(io);
+	if (!bm_nbd_compress(io))
+		issue(io);
+}
+
+void bm_nbd_go_on(struct nbd_io *io)
+{
+	struct nbd *n = io->nbd;
+
+	if (!n->dead) {
+		issue(io);
+		return;
+	}
+	io->result = n->dead;
+	bm_list_append(&n->ended, &io->link);
+	bm_loop_soon(n->dev.loop, &n->deliver);
 }
 
 /* Whether rq's answer is known without asking the server. */
@@ -305,6 +336,7 @@ static void finish(struct nbd_io *io)
 		bm_extents_add(rq->extents, rq->length, 0);
 		result = 0;
 	}
+	bm_nbd_compress_end(io);
 	bm_list_push(&n->free, &io->link);
 	node = bm_list_take(&n->waiting);
 	if (node)
@@ -365,6 +397,7 @@ void bm_nbd_free(struct nbd *n)
 			nbd_aio_disconnect(n->conn[i].handle, 0);
 		}
 	close_conns(n);
+	bm_nbd_compressor_free(n->compressor);
 	free(n->name);
 	free(n);
 }

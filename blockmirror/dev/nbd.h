@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-3-Clause */
 /*
  * The inside of an NBD device: nbd_open.c connects it, nbd_tls.c says whom it may believe, nbd.c
- * carries out its requests.
+ * carries out its requests, nbd_compress.c makes some of them smaller.
  */
 #ifndef BM_DEV_NBD_H
 #define BM_DEV_NBD_H
@@ -28,6 +28,7 @@ struct nbd_conn {
 
 struct nbd_io {
 	struct nbd *nbd;
+	struct nbd_squeeze *squeeze; /* NULL: it goes as it is */
 	struct bm_request *rq;
 	struct nbd_conn *conn;
 	uint64_t weight;     /* its share of conn->load */
@@ -44,7 +45,8 @@ struct nbd {
 	struct nbd_conn conn[NBD_MAX_CONNS];
 	unsigned conns;
 	bool can_flush, can_fua, can_zero, can_fast_zero, can_trim, can_extents;
-	int dead; /* 0, or how every request ends from now on */
+	struct nbd_compressor *compressor; /* NULL: the server takes nothing that is compressed */
+	int dead;                          /* 0, or how every request ends from now on */
 	struct bm_later later;
 	struct bm_task deliver;
 	struct bm_list free, flight, ended; /* struct nbd_io */
@@ -67,6 +69,23 @@ int bm_nbd_open_at(const char *name, const char *address, uint64_t limit,
 
 /* Closes what is connected. The device is not started, or has nothing in flight. */
 void bm_nbd_free(struct nbd *n);
+
+/* io is compressed, or was not worth it: it goes to the server, or ends if the device is dead. */
+void bm_nbd_go_on(struct nbd_io *io);
+
+/* nbd_compress.c */
+
+#define NBD_COMPRESSED      "blockmirror:zstd" /* the context that stands for it */
+#define NBD_FLAG_COMPRESSED (1u << 15)         /* of a write */
+
+struct nbd_compressor *bm_nbd_compressor_new(void);             /* NULL: no memory */
+void bm_nbd_compressor_free(struct nbd_compressor *compressor); /* nothing is in it; or NULL */
+/* Whether io is compressed first: then bm_nbd_go_on(io) follows, later. */
+bool bm_nbd_compress(struct nbd_io *io);
+/* What is sent of it, with its length; NULL and 0: its data as it is. */
+const uint8_t *bm_nbd_compressed(const struct nbd_io *io, size_t *length);
+/* The request is done with. Twice is once. */
+void bm_nbd_compress_end(struct nbd_io *io);
 
 /*
  * Whether the server that uri names has to prove itself to somebody whom uri names, if there is

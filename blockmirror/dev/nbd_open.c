@@ -79,6 +79,27 @@ static uint64_t next_epoch(void)
 	return epoch;
 }
 
+/* Servers offer it under TLS alone: between hosts. */
+static bool may_compress(const struct nbd *n)
+{
+	return *n->session && !strncmp(n->address, "nbds", 4);
+}
+
+/* libnbd does not know the flag, and that the length is not that of the data. */
+static int ask_to_compress(struct nbd_handle *h)
+{
+	uint32_t strict = nbd_get_strict_mode(h);
+
+	if (nbd_set_strict_mode(h, strict & ~(LIBNBD_STRICT_FLAGS | LIBNBD_STRICT_ALIGN)) < 0)
+		return -1;
+	return nbd_add_meta_context(h, NBD_COMPRESSED);
+}
+
+static bool compresses(struct nbd_handle *h)
+{
+	return nbd_can_meta_context(h, NBD_COMPRESSED) > 0;
+}
+
 static int begin_connect(struct nbd_conn *c, struct outcome *o)
 {
 	const struct nbd *n = c->nbd;
@@ -88,6 +109,7 @@ static int begin_connect(struct nbd_conn *c, struct outcome *o)
 	    !nbd_set_pread_initialize(c->handle, false) &&
 	    !nbd_add_meta_context(c->handle, LIBNBD_CONTEXT_BASE_ALLOCATION) &&
 	    (!*n->session || !nbd_add_meta_context(c->handle, n->session)) &&
+	    (!may_compress(n) || !ask_to_compress(c->handle)) &&
 	    !nbd_aio_connect_uri(c->handle, n->address))
 		return 0;
 	note_failure(o, false);
@@ -226,6 +248,7 @@ static bool same_export(const struct nbd *n, struct nbd_handle *a, struct nbd_ha
 		if (nbd_get_block_size(a, which) != nbd_get_block_size(b, which))
 			return false;
 	return nbd_get_size(a) == nbd_get_size(b) && knows_session(n, a) == knows_session(n, b) &&
+	       compresses(a) == compresses(b) &&
 	       nbd_can_meta_context(a, LIBNBD_CONTEXT_BASE_ALLOCATION) ==
 		       nbd_can_meta_context(b, LIBNBD_CONTEXT_BASE_ALLOCATION);
 }
@@ -261,6 +284,7 @@ static int set_geometry(struct nbd *n, bool read_only, struct bm_error *error)
 		   (n->can_trim ? BM_DEV_TRIM : 0) | (n->can_extents ? BM_DEV_EXTENTS : 0) |
 		   (nbd_is_rotational(h) > 0 ? BM_DEV_ROTATIONAL : 0) |
 		   (knows_session(n, h) ? BM_DEV_FENCED : 0);
+	n->compressor = compresses(h) ? bm_nbd_compressor_new() : NULL;
 	return 0;
 }
 

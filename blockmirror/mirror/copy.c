@@ -252,7 +252,7 @@ static void send(struct copy *c, int side, enum bm_op op, uint64_t length)
 	uint64_t last = (c->pos + length - 1) >> m->granule_shift;
 
 	c->rq.op = op;
-	c->rq.flags = 0;
+	c->rq.flags = op == BM_WRITE && !c->hold ? BM_BULK : 0;
 	c->rq.offset = c->pos;
 	c->rq.length = length;
 	c->rq.data = c->buf ? c->buf->data + (c->pos - c->offset) : NULL;

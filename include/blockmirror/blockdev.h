@@ -45,6 +45,7 @@ enum bm_op {
 #define BM_FUA     1u /* WRITE ZERO TRIM: durable when done */
 #define BM_NO_HOLE 2u /* ZERO: keep the space allocated */
 #define BM_FAST    4u /* ZERO: fail with -ENOTSUP, nothing changed, unless quicker than writing */
+#define BM_BULK    8u /* WRITE: a copy's, which nobody waits for: it may be compressed on its way */
 
 /* Flags of an extent; the values are those of NBD's base:allocation. Neither: data. */
 #define BM_EXTENT_HOLE 1u /* not allocated: a write to it may run out of space */

@@ -4,10 +4,10 @@
 # migrate), the same Linux guest, the same disks, the same link; the engines take turns, several rounds,
 # medians, and ratios.
 #
-#	machine.sh          DATA=64M ROUNDS=3 LINKS="1gbit unshaped" ENGINES="ours peer" BUDGET=300ms RAM=16:8
+#	machine.sh          DATA=64M OF=files ROUNDS=3 LINKS="1gbit unshaped" ENGINES="ours peer" BUDGET=300ms RAM=16:8
 #
 # The guest has 128 MiB, of which RAM=MIB:MIB/S become noise all the time, two disks that it writes to, and
-# one with DATA random bytes. Ours is under TLS, QEMU's is not. What is measured: the time of all of it
+# one with DATA bytes of this system's files, as most disks have (OF=noise: random ones). Ours is under TLS, QEMU's is not. What is measured: the time of all of it
 # (ours has the start of the target's QEMU in it, QEMU's has not), the pause and its parts, as the engine
 # tells them, the bytes that the host has sent, and the processor's time of all processes of both hosts,
 # the guest's included.
@@ -16,7 +16,7 @@
 
 need_machine
 have tc bc || { skip "bench" "iproute2, bc"; exit; }
-rounds=${ROUNDS:-3} data=$(numfmt --from=iec "${DATA:-64M}") budget=${BUDGET:-300ms}
+rounds=${ROUNDS:-3} data=$(numfmt --from=iec "${DATA:-64M}") budget=${BUDGET:-300ms} of=${OF:-files}
 guest_words=ram=${RAM:-8:4}
 read -ra links <<<"${LINKS:-1gbit unshaped}"
 read -ra engines <<<"${ENGINES:-ours peer}"
@@ -46,14 +46,20 @@ counted() {
 	lib_forget "$counter"
 	spent=$(tail -n 1 "$dir/cpu")
 }
-random_data() { # HOST FILE
-	head -c "$data" /dev/urandom >"$(in_store "$1" "$2")"
+files() { tar -cf - -C / usr/lib/x86_64-linux-gnu usr/share usr/bin 2>/dev/null; }
+fill_data() { # HOST FILE
+	if [ "$of" = noise ]; then
+		head -c "$data" /dev/urandom
+	else
+		{ files || true; } | head -c "$data"
+	fi >"$(in_store "$1" "$2")"
+	truncate -s "$data" "$(in_store "$1" "$2")"
 }
 
 # Each leaves a report in $dir/report.json, and what was counted.
 run_ours() {
 	local disk
-	random_data a data.img || return
+	fill_data a data.img || return
 	rm -f "$dir/a/vm.qmp" "$dir/watch.qmp"
 	: >"$console.0"; : >"$console.1"
 	for disk in "${machine_disks[@]}"; do
@@ -98,7 +104,7 @@ peer_qemu() {
 }
 run_peer() {
 	local host image pids=()
-	random_data a data.img || return
+	fill_data a data.img || return
 	rm -f "$dir"/peer.*
 	for host in a b; do
 		for image in disk0 disk1; do truncate -s 32M "$(in_store $host $image.img)" || return; done
