@@ -49,7 +49,7 @@ struct bm_credentials {
 };
 
 struct bm_keyring {
-	bool verify_peer;
+	bool verify_peer, only_1_3;
 	char *priority;    /* NULL: the default */
 	char *path[FILES]; /* NULL: not used */
 	struct bm_stamp stamp[FILES];
@@ -75,14 +75,16 @@ const char *bm_tls_priority(bool aes)
 }
 
 /* Whatever string is given: no version before 1.2 (proto.md, "TLS versions"). */
-static int set_priority(struct bm_credentials *c, const char *given, struct bm_error *error)
+static int set_priority(struct bm_credentials *c, const struct bm_keyring *k,
+			struct bm_error *error)
 {
 	const char *wrong = "";
 	bm_free char *text = NULL;
 	int r;
 
-	if (asprintf(&text, "%s:-VERS-TLS1.0:-VERS-TLS1.1:-KX-ALL%s%s",
-		     given ? given : bm_tls_priority(processor_has_aes()),
+	if (asprintf(&text, "%s:-VERS-TLS1.0:-VERS-TLS1.1%s:-KX-ALL%s%s",
+		     k->priority ? k->priority : bm_tls_priority(processor_has_aes()),
+		     k->only_1_3 ? ":-VERS-TLS1.2" : "",
 		     c->gnutls_psk ? ":+ECDHE-PSK:+DHE-PSK" : "",
 		     c->x509 ? ":+ECDHE-ECDSA:+ECDHE-RSA:+DHE-RSA" : "") < 0)
 		return bm_fail_errno(error, ENOMEM, "cannot use TLS");
@@ -255,7 +257,7 @@ static int load(const struct bm_keyring *k, struct bm_credentials **out, struct 
 	if (!r && k->path[PSK])
 		r = load_psk(c, k->path[PSK], error);
 	if (!r)
-		r = set_priority(c, k->priority, error);
+		r = set_priority(c, k, error);
 	if (r < 0)
 		bm_credentials_unref(c);
 	else
@@ -279,6 +281,7 @@ void bm_keyring_free(struct bm_keyring *k)
 static bool copy_options(struct bm_keyring *k, const struct bm_tls_options *options)
 {
 	k->verify_peer = options->verify_peer;
+	k->only_1_3 = options->only_1_3;
 	if (options->priority && !(k->priority = strdup(options->priority)))
 		return false;
 	if (options->psk && !(k->path[PSK] = strdup(options->psk)))

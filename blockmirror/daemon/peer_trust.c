@@ -37,8 +37,7 @@ static bool has(const struct peers *p, bool certificates)
  */
 void peer_trust_use(struct peers *p)
 {
-	struct bm_tls_options options = {.psk = has(p, false) ? p->keys : NULL,
-					 .priority = "NORMAL:-VERS-TLS1.2"};
+	struct bm_tls_options options = {.psk = has(p, false) ? p->keys : NULL, .only_1_3 = true};
 	struct bm_error error;
 
 	bm_keyring_free(p->keyring);

@@ -45,10 +45,8 @@ int door_open(struct move *m, struct door **out, struct bm_error *error)
 	const char *keys = json_string_value(json_object_get(m->plan, "keys")),
 		   *links = json_string_value(json_object_get(m->plan, "links")),
 		   *user = json_string_value(json_object_get(m->plan, "user"));
-	const struct bm_tls_options options = {.psk = keys,
-					       .certificates = links,
-					       .verify_peer = links,
-					       .priority = "NORMAL:-VERS-TLS1.2"};
+	const struct bm_tls_options options = {
+		.psk = keys, .certificates = links, .verify_peer = links, .only_1_3 = true};
 	struct door *d;
 	int r;
 

@@ -7,13 +7,14 @@
 
 #include <sys/stat.h>
 
+static bool only_1_3;
 static struct rig rig;
 static char folder[64], keys[96];
 static const struct manner mirror = {.user = "mirror", .key = KEY_1};
 
 static int set_up_mode(void **state, enum nbd_tls_mode mode, const struct nbd_server_options *o)
 {
-	const struct bm_tls_options tls = {.psk = keys};
+	const struct bm_tls_options tls = {.psk = keys, .only_1_3 = only_1_3};
 
 	strcpy(folder, "/tmp/nbd_tls_test.XXXXXX");
 	if (!mkdtemp(folder))
@@ -34,6 +35,16 @@ static int set_up(void **state)
 static int set_up_offered(void **state)
 {
 	return set_up_mode(state, NBD_TLS_ON, NULL);
+}
+
+static int set_up_1_3(void **state)
+{
+	int r;
+
+	only_1_3 = true;
+	r = set_up(state);
+	only_1_3 = false;
+	return r;
 }
 
 static int set_up_hasty(void **state)
@@ -396,6 +407,24 @@ static void a_client_that_has_both_gets_aes(void **state)
 	secure_close(&c, b);
 }
 
+/* As hosts are to each other: no less than 1.3, and the cipher is chosen as without that. */
+static void where_only_1_3_will_do(void **state)
+{
+	struct manner old = mirror;
+	struct client c;
+	struct bridge *b;
+	int r;
+
+	a_client_that_has_both_gets_aes(state);
+	old.priority = NORMAL ":-VERS-ALL:+VERS-TLS1.2";
+	c = client_new(*state);
+	start(&c, 3);
+	b = secure(&c, &old, &r);
+	assert_true(r < 0);
+	bridge_close(b);
+	turns(&rig, 5);
+}
+
 /* Without it, who learns a key can read what was recorded before. */
 static void there_is_forward_secrecy_or_nothing(void **state)
 {
@@ -432,6 +461,7 @@ int main(void)
 		TEST(versions_before_1_2_are_refused),
 		TEST(a_wrong_key_and_an_unknown_user_are_refused_alike),
 		TEST(a_client_that_has_both_gets_aes),
+		cmocka_unit_test_setup_teardown(where_only_1_3_will_do, set_up_1_3, tear_down),
 		TEST(there_is_forward_secrecy_or_nothing),
 	};
 
