@@ -16,16 +16,17 @@
 
 #include "nbd-server/internal.h"
 
+enum { ZSTD_COST = 192 << 10 }; /* of a context for whole frames, with some room */
+
 struct nbd_compressed {
 	ZSTD_DCtx *zstd;
 	size_t filled;
 	uint8_t payload[NBD_COMPRESSED_MOST];
 };
 
-bool nbd_compressed_query(const uint8_t *query, size_t length)
+bool nbd_compressed_query(const uint8_t *query, size_t length, bool listing)
 {
-	return length == sizeof(NBD_COMPRESSED_NAME) - 1 &&
-	       !memcmp(query, NBD_COMPRESSED_NAME, length);
+	return nbd_context_named(NBD_COMPRESSED_NAME, query, length, listing);
 }
 
 bool nbd_compressed_select(struct nbd_conn *conn)
@@ -49,6 +50,11 @@ void nbd_compressed_deselect(struct nbd_conn *conn)
 		ZSTD_freeDCtx(conn->compressed->zstd);
 	free(conn->compressed);
 	conn->compressed = NULL;
+}
+
+uint64_t nbd_compressed_cost(void)
+{
+	return sizeof(struct nbd_compressed) + ZSTD_COST;
 }
 
 bool nbd_compressed_expects(const struct nbd_conn *conn, const struct nbd_request *request)
@@ -80,9 +86,15 @@ uint32_t nbd_compressed_length(const struct nbd_conn *conn)
 bool nbd_compressed_expand(struct nbd_conn *conn, uint8_t *data, size_t length)
 {
 	struct nbd_compressed *c = conn->compressed;
-	size_t n = ZSTD_decompressDCtx(c->zstd, data, length, c->payload + NBD_COMPRESSED_HEAD,
-				       c->filled - NBD_COMPRESSED_HEAD);
+	const uint8_t *frame = c->payload + NBD_COMPRESSED_HEAD;
+	size_t size = c->filled - NBD_COMPRESSED_HEAD, n;
+	uint32_t magic = 0;
 
+	/* One frame of today's format: zstd would take several, and skip some. */
+	memcpy(&magic, frame, size < sizeof(magic) ? size : sizeof(magic));
+	if (le32toh(magic) != ZSTD_MAGICNUMBER || ZSTD_findFrameCompressedSize(frame, size) != size)
+		return false;
+	n = ZSTD_decompressDCtx(c->zstd, data, length, frame, size);
 	return !ZSTD_isError(n) && n == length;
 }
 

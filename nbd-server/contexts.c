@@ -35,7 +35,7 @@ void nbd_contexts_fini(struct nbd_offer *offer)
  * it, but only in LIST_META_CONTEXT: SET selects nothing by it. What nobody here knows names
  * nothing: other namespaces may exist elsewhere.
  */
-static bool names(const char *name, const uint8_t *query, size_t length, bool listing)
+bool nbd_context_named(const char *name, const uint8_t *query, size_t length, bool listing)
 {
 	size_t whole = strlen(name);
 
@@ -50,7 +50,7 @@ uint32_t nbd_contexts_named(const struct nbd_offer *offer, const uint8_t *query,
 	uint32_t named = 0;
 
 	for (unsigned i = 0; i < offer->contexts; i++)
-		if (!query || names(offer->context[i].name, query, length, listing))
+		if (!query || nbd_context_named(offer->context[i].name, query, length, listing))
 			named |= 1u << i;
 	return named;
 }

@@ -346,7 +346,7 @@ static void reply_context(struct answer *a, uint32_t id, const char *name)
 
 /* What was chosen, one reply each. LIST_ has no ids: "SHOULD be set to zero". */
 static void reply_contexts(struct answer *a, const struct nbd_offer *offer, uint32_t chosen,
-			   bool listing)
+			   bool compressed, bool listing)
 {
 	char session[NBD_SESSION_TEXT];
 
@@ -360,8 +360,8 @@ static void reply_contexts(struct answer *a, const struct nbd_offer *offer, uint
 		nbd_session_text(a->conn, session);
 		reply_context(a, NBD_SESSION_CONTEXT, session);
 	}
-	if (!listing && a->conn->compressed)
-		reply_context(a, NBD_COMPRESSED_CONTEXT, NBD_COMPRESSED_NAME);
+	if (compressed)
+		reply_context(a, listing ? 0 : NBD_COMPRESSED_CONTEXT, NBD_COMPRESSED_NAME);
 	reply(a, NBD_REP_ACK, 0);
 }
 
@@ -379,15 +379,17 @@ static void meta_context(struct answer *a)
 		deselect(conn);
 	offer = name ? nbd_conn_find(conn, name, length) : NULL;
 	queries = nbd_read_u32(&a->data);
-	if (offer && listing && !queries)
+	if (offer && listing && !queries) {
 		chosen = nbd_contexts_named(offer, NULL, 0, true);
+		compressed = true;
+	}
 	for (uint32_t i = 0; i < queries && !a->data.failed; i++) {
 		const uint8_t *query = read_string(&a->data, &length);
 
 		if (offer && query) {
 			chosen |= nbd_contexts_named(offer, query, length, listing);
 			joins |= nbd_session_query(query, length, &session);
-			compressed |= nbd_compressed_query(query, length);
+			compressed |= nbd_compressed_query(query, length, listing);
 		}
 	}
 	if (!nbd_read_whole(&a->data)) {
@@ -406,9 +408,11 @@ static void meta_context(struct answer *a)
 	/* Who may only read must not end the session of one who writes. */
 	joins &= conn->access == NBD_ACCESS_WRITE;
 	compressed &= conn->access == NBD_ACCESS_WRITE && !offer->read_only && conn->transport.tls;
-	if (!listing)
+	if (!listing) {
 		nbd_contexts_select(conn, offer, chosen, joins ? &session : NULL, compressed);
-	reply_contexts(a, offer, chosen, listing);
+		compressed = conn->compressed;
+	}
+	reply_contexts(a, offer, chosen, compressed, listing);
 }
 
 static void handle(struct answer *a)

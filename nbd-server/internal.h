@@ -248,6 +248,8 @@ bool nbd_limits_admit(const struct nbd_server *server, const struct nbd_offer *o
 /* base:allocation. Returns 0 or -ENOMEM. */
 int nbd_contexts_init(struct nbd_offer *offer);
 void nbd_contexts_fini(struct nbd_offer *offer);
+/* Whether a query of LIST_ or SET_META_CONTEXT names that context. */
+bool nbd_context_named(const char *name, const uint8_t *query, size_t length, bool listing);
 /* Those that a query of LIST_ or SET_META_CONTEXT names, a bit each; NULL: the query of all. */
 uint32_t nbd_contexts_named(const struct nbd_offer *offer, const uint8_t *query, size_t length,
 			    bool listing);
@@ -273,16 +275,19 @@ bool nbd_session_is_old(const struct nbd_conn *conn);
 
 /* compressed.c */
 
-/* Whether the query of SET_META_CONTEXT asks for compressed writes. */
-bool nbd_compressed_query(const uint8_t *query, size_t length);
+/* Whether the query of SET_META_CONTEXT asks for compressed writes, or that of LIST_ for their
+ * name. */
+bool nbd_compressed_query(const uint8_t *query, size_t length, bool listing);
 /* False: there is no memory for it. */
 bool nbd_compressed_select(struct nbd_conn *conn);
 void nbd_compressed_deselect(struct nbd_conn *conn); /* twice is once */
+uint64_t nbd_compressed_cost(void); /* bytes of a connection that has selected it */
 /* Whether the request is a write with a compressed payload that can be taken. */
 bool nbd_compressed_expects(const struct nbd_conn *conn, const struct nbd_request *request);
 /* Takes input, until there are length bytes of payload: true. */
 bool nbd_compressed_take(struct nbd_conn *conn, size_t length);
-/* Of the whole payload: the length of the data that it says it is; false: it is not. */
+/* Of the whole payload: the length of the data that it says it is; and the data. False: it is not.
+ */
 uint32_t nbd_compressed_length(const struct nbd_conn *conn);
 bool nbd_compressed_expand(struct nbd_conn *conn, uint8_t *data, size_t length);
 void nbd_compressed_drop(struct nbd_conn *conn); /* the next one begins */

@@ -145,7 +145,8 @@ static uint64_t bytes_in_use(const struct nbd_conn *conn)
 void nbd_server_get_usage(const struct nbd_server *server, struct nbd_server_usage *usage)
 {
 	unsigned most = server->options.max_connections;
-	uint64_t one = bound_of_one(&server->options) + (server->tls ? TLS_COST : 0);
+	uint64_t one = bound_of_one(&server->options) +
+		       (server->tls ? TLS_COST + nbd_compressed_cost() : 0);
 
 	/* nbd_server_accept_fd() may have gone beyond the limit. */
 	if (server->connected > most)
@@ -157,7 +158,8 @@ void nbd_server_get_usage(const struct nbd_server *server, struct nbd_server_usa
 	bm_list_each(node, &server->conns) {
 		const struct nbd_conn *conn = bm_container(node, struct nbd_conn, link);
 
-		usage->memory += sizeof(*conn) + bm_pool_bytes(conn->pool);
+		usage->memory += sizeof(*conn) + bm_pool_bytes(conn->pool) +
+				 (conn->compressed ? nbd_compressed_cost() : 0);
 		usage->buffers += bytes_in_use(conn);
 		usage->in_flight += conn->busy;
 	}

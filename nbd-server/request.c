@@ -204,8 +204,9 @@ static void begin(struct nbd_conn *conn, const struct header *h)
 	request->length = h->length;
 	request->payload = payload_of(h, conn->mode == NBD_EXTENDED);
 	request->contexts = (1u << conn->selected.count) - 1;
+	request->error = 0;
 	request->text = NULL;
-	request->started = false;
+	request->streams = request->started = false;
 	if (is_query(conn, request))
 		conn->state = NBD_QUERY;
 	else if (nbd_compressed_expects(conn, request))

@@ -10,7 +10,7 @@ struct bm_tls_options {
 				     if there is one, ca-crl.pem. NULL: none */
 	const char *psk;          /* a file of USER:HEXKEY lines. NULL: none */
 	const char *priority;     /* GnuTLS's priority string. NULL: credentials.c's */
-	bool only_1_3;
+	bool only_1_3;            /* TLS 1.3, and no older version */
 	/* A client without a key shows a certificate of the authority in ca-cert.pem, or goes */
 	bool verify_peer;
 };

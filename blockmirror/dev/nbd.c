@@ -8,7 +8,8 @@
  * A connection that dies takes the device with it. What was in flight on the others may or may
  * not be carried out, and a new connection could not tell: the mirror above starts over, with
  * what was in flight as dirty. nbd_close() calls no completion, so the list of what is in flight
- * is ours, and once all handles are closed nobody touches a buffer any more.
+ * is ours, and once all handles are closed nobody touches a buffer any more, but for a thread that
+ * compresses it, and gives it back soon.
  */
 #include "blockmirror/dev/nbd.h"
 
@@ -61,6 +62,7 @@ static void lose(struct nbd *n, int error)
 		return;
 	n->dead = error;
 	close_conns(n);
+	bm_nbd_compressor_stop(n->compressor);
 	/* What libnbd failed because of this death shall say so, whatever errno it chose. */
 	bm_list_each(at, &n->ended) {
 		struct nbd_io *io = bm_container(at, struct nbd_io, link);
@@ -408,6 +410,7 @@ static void nbd_dev_close(struct bm_dev *dev)
 
 	if (dev->loop) {
 		assert(bm_list_empty(&n->flight) && bm_list_empty(&n->ended));
+		assert(bm_nbd_compressor_is_idle(n->compressor));
 		bm_task_cancel(&n->deliver);
 		bm_later_fini(&n->later);
 	}

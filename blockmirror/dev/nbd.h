@@ -80,6 +80,20 @@ void bm_nbd_go_on(struct nbd_io *io);
 
 struct nbd_compressor *bm_nbd_compressor_new(void);             /* NULL: no memory */
 void bm_nbd_compressor_free(struct nbd_compressor *compressor); /* nothing is in it; or NULL */
+/* What is in it comes back as it is, soon; or NULL. */
+void bm_nbd_compressor_stop(struct nbd_compressor *compressor);
+bool bm_nbd_compressor_is_idle(const struct nbd_compressor *compressor); /* or NULL */
+
+/* What is known of the way: as counted by the kernel, of one connection or of several together. */
+struct nbd_way {
+	uint64_t acked, busy,
+		at;  /* bytes; µs that there was something to send; µs: the last time */
+	double rate; /* bytes/µs; 0: not known yet */
+};
+
+/* What it is at now (µs). */
+void bm_nbd_measure(struct nbd_way *way, uint64_t acked, uint64_t busy, uint64_t now);
+
 /* Whether io is compressed first: then bm_nbd_go_on(io) follows, later. */
 bool bm_nbd_compress(struct nbd_io *io);
 /* What is sent of it, with its length; NULL and 0: its data as it is. */

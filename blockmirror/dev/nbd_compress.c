@@ -5,14 +5,15 @@
  * writes is never compressed: somebody waits for it.
  *
  * How fast the way is, the kernel knows: how many bytes the other end has acknowledged, in the time
- * in which there were any to send. Slow storage at the other end is no slow way, nor is a copy that
- * is held back for the guest's sake. How fast the codec is, each write tells that it was at, on the
- * processors that the guest leaves. It begins with compressing; while it does not, one write in
- * sixteen is, as a sample.
+ * in which there were any to send, and room for them there. Slow storage at the other end is no
+ * slow way, nor is a copy that is held back for the guest's sake. How fast the codec is, each write
+ * tells that it was at, on the processors that the guest leaves. It begins with compressing; while
+ * it does not, one write in sixteen is, as a sample.
  */
 #include <endian.h>
 #include <linux/tcp.h>
 #include <netinet/in.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -27,7 +28,7 @@ enum {
 	HEAD = 4,         /* the data's length */
 	LEAST = 16 << 10, /* bytes that are worth it */
 	LEVEL = 1,
-	SQUEEZES = 32, /* that are compressed or on their way: as many as a mirror copies at once */
+	SQUEEZES = 20, /* that are compressed or on their way: a mirror copies 17 MiB at once */
 	SAMPLE_EVERY = 16,
 	MEASURED_US =
 		20000, /* that the way was busy for, to be measured: the kernel counts in ticks */
@@ -45,9 +46,10 @@ struct nbd_squeeze {
 struct nbd_compressor {
 	struct bm_workers *workers; /* one thread */
 	ZSTD_CCtx *zstd;            /* that thread's */
-	uint64_t acked, busy; /* bytes and µs of all connections, when the way was measured */
-	double way, codec;    /* bytes/µs; 0: not known yet */
-	unsigned plain;       /* writes since the last one that was compressed */
+	atomic_bool stopped;
+	struct nbd_way way;
+	double codec;   /* bytes/µs; 0: not known yet */
+	unsigned plain; /* writes since the last one that was compressed */
 	struct nbd_squeeze squeeze[SQUEEZES];
 };
 
@@ -77,6 +79,20 @@ void bm_nbd_compressor_free(struct nbd_compressor *c)
 	free(c);
 }
 
+void bm_nbd_compressor_stop(struct nbd_compressor *c)
+{
+	if (c)
+		atomic_store(&c->stopped, true);
+}
+
+bool bm_nbd_compressor_is_idle(const struct nbd_compressor *c)
+{
+	for (int i = 0; c && i < SQUEEZES; i++)
+		if (c->squeeze[i].io)
+			return false;
+	return true;
+}
+
 /* In the thread. What saves less than an eighth is not worth being expanded at the other end. */
 static void run(struct bm_work *work)
 {
@@ -86,6 +102,9 @@ static void run(struct bm_work *work)
 	struct timespec begun, ended;
 	size_t n;
 
+	s->length = 0;
+	if (atomic_load(&s->compressor->stopped))
+		return;
 	clock_gettime(CLOCK_MONOTONIC, &begun);
 	n = ZSTD_compressCCtx(s->compressor->zstd, s->payload + HEAD,
 			      rq->length - rq->length / 8 - HEAD, rq->data, rq->length, LEVEL);
@@ -106,30 +125,47 @@ static void done(struct bm_work *work)
 	bm_nbd_go_on(s->io);
 }
 
-static void measure_way(const struct nbd *n, struct nbd_compressor *c)
+/*
+ * Several connections that are busy together share the way: then the time is that of the clock.
+ * What they have counted anew since the last time is theirs alone, when there is less of it than
+ * before.
+ */
+void bm_nbd_measure(struct nbd_way *way, uint64_t acked, uint64_t busy, uint64_t now)
+{
+	uint64_t span = busy - way->busy;
+
+	if (acked >= way->acked && busy >= way->busy && span < MEASURED_US)
+		return;
+	if (span > now - way->at)
+		span = now - way->at;
+	if (acked >= way->acked && busy >= way->busy && span)
+		way->rate = (double)(acked - way->acked) / (double)span;
+	way->acked = acked;
+	way->busy = busy;
+	way->at = now;
+}
+
+/* The first of several connections has what is small, and waits for answers. */
+static void look_at_way(const struct nbd *n, struct nbd_way *way)
 {
 	uint64_t acked = 0, busy = 0;
 
-	for (unsigned i = 0; i < n->conns; i++) {
+	for (unsigned i = n->conns > 1; i < n->conns; i++) {
 		struct tcp_info info = {0};
 		socklen_t length = sizeof(info);
 
 		(void)getsockopt(nbd_aio_get_fd(n->conn[i].handle), IPPROTO_TCP, TCP_INFO, &info,
 				 &length);
 		acked += info.tcpi_bytes_acked;
-		busy += info.tcpi_busy_time;
+		busy += info.tcpi_busy_time - info.tcpi_rwnd_limited;
 	}
-	if (busy < c->busy + MEASURED_US)
-		return;
-	c->way = (double)(acked - c->acked) / (double)(busy - c->busy);
-	c->acked = acked;
-	c->busy = busy;
+	bm_nbd_measure(way, acked, busy, bm_loop_now(n->dev.loop) / 1000);
 }
 
 static bool is_worth_it(const struct nbd *n, struct nbd_compressor *c)
 {
-	measure_way(n, c);
-	if (c->codec >= c->way || ++c->plain == SAMPLE_EVERY)
+	look_at_way(n, &c->way);
+	if (c->codec >= c->way.rate || ++c->plain == SAMPLE_EVERY)
 		c->plain = 0;
 	return !c->plain;
 }
@@ -141,7 +177,7 @@ bool bm_nbd_compress(struct nbd_io *io)
 	struct nbd_squeeze *s = NULL;
 
 	if (!c || rq->op != BM_WRITE || !(rq->flags & BM_BULK) || rq->length < LEAST ||
-	    !is_worth_it(io->nbd, c))
+	    rq->length > sizeof(s->payload) || !is_worth_it(io->nbd, c))
 		return false;
 	for (int i = 0; i < SQUEEZES && !s; i++)
 		if (!c->squeeze[i].io)

@@ -82,22 +82,19 @@ static uint64_t next_epoch(void)
 /* Servers offer it under TLS alone: between hosts. */
 static bool may_compress(const struct nbd *n)
 {
-	return *n->session && !strncmp(n->address, "nbds", 4);
-}
-
-/* libnbd does not know the flag, and that the length is not that of the data. */
-static int ask_to_compress(struct nbd_handle *h)
-{
-	uint32_t strict = nbd_get_strict_mode(h);
-
-	if (nbd_set_strict_mode(h, strict & ~(LIBNBD_STRICT_FLAGS | LIBNBD_STRICT_ALIGN)) < 0)
-		return -1;
-	return nbd_add_meta_context(h, NBD_COMPRESSED);
+	return *n->session && !strncmp(n->address, "nbds:", 5);
 }
 
 static bool compresses(struct nbd_handle *h)
 {
 	return nbd_can_meta_context(h, NBD_COMPRESSED) > 0;
+}
+
+/* libnbd does not know the flag. */
+static bool can_compress(struct nbd_handle *h)
+{
+	return compresses(h) &&
+	       !nbd_set_strict_mode(h, nbd_get_strict_mode(h) & ~(uint32_t)LIBNBD_STRICT_FLAGS);
 }
 
 static int begin_connect(struct nbd_conn *c, struct outcome *o)
@@ -109,7 +106,7 @@ static int begin_connect(struct nbd_conn *c, struct outcome *o)
 	    !nbd_set_pread_initialize(c->handle, false) &&
 	    !nbd_add_meta_context(c->handle, LIBNBD_CONTEXT_BASE_ALLOCATION) &&
 	    (!*n->session || !nbd_add_meta_context(c->handle, n->session)) &&
-	    (!may_compress(n) || !ask_to_compress(c->handle)) &&
+	    (!may_compress(n) || !nbd_add_meta_context(c->handle, NBD_COMPRESSED)) &&
 	    !nbd_aio_connect_uri(c->handle, n->address))
 		return 0;
 	note_failure(o, false);
@@ -284,7 +281,6 @@ static int set_geometry(struct nbd *n, bool read_only, struct bm_error *error)
 		   (n->can_trim ? BM_DEV_TRIM : 0) | (n->can_extents ? BM_DEV_EXTENTS : 0) |
 		   (nbd_is_rotational(h) > 0 ? BM_DEV_ROTATIONAL : 0) |
 		   (knows_session(n, h) ? BM_DEV_FENCED : 0);
-	n->compressor = compresses(h) ? bm_nbd_compressor_new() : NULL;
 	return 0;
 }
 
@@ -388,8 +384,14 @@ int bm_nbd_open_at(const char *name, const char *address, uint64_t limit,
 		goto fail;
 	}
 	n->address = NULL;
-	for (unsigned i = 0; i < n->conns; i++)
+	n->compressor = compresses(n->conn[0].handle) ? bm_nbd_compressor_new() : NULL;
+	for (unsigned i = 0; i < n->conns; i++) {
 		keep_alive(n->conn[i].handle);
+		if (n->compressor && !can_compress(n->conn[i].handle)) {
+			bm_nbd_compressor_free(n->compressor);
+			n->compressor = NULL;
+		}
+	}
 	*dev = &n->dev;
 	return 0;
 fail:

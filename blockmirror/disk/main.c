@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "blockmirror/base/dirs.h"
@@ -63,8 +64,10 @@ struct signals {
 	struct bm_signals signals;
 	struct bm_loop *loop;
 	struct disk *disk;
+	int control; /* of a one-off */
 };
 
+/* A one-off ends as when its caller has gone: after what is in flight. */
 static void on_signal(struct bm_signals *signals, int number)
 {
 	struct signals *s = bm_container(signals, struct signals, signals);
@@ -72,6 +75,8 @@ static void on_signal(struct bm_signals *signals, int number)
 	(void)number;
 	if (s->disk)
 		disk_stop(s->disk);
+	else if (s->control >= 0)
+		shutdown(s->control, SHUT_RDWR);
 	else
 		bm_loop_stop(s->loop);
 }
@@ -278,6 +283,7 @@ int main(int argc, char **argv)
 	daemon_take_sockets(&disk);
 	/* A one-off writes to its caller's terminal. */
 	bm_log_setup("blockmirror-disk", control >= 0 ? BM_LOG_WARN : BM_LOG_NOTICE);
+	signals.control = control;
 	signals.loop = loop = bm_loop_new();
 	if (!loop || bm_signals_watch(&signals.signals, loop, false) < 0) {
 		bm_fail_errno(&error, errno, "cannot start");

@@ -152,6 +152,49 @@ allow_uri() {
 	bm_on b peer allow host-a --receive "$store" --shared "$uri" && bm_on a peer allow host-b --receive "$store" --shared "$uri"
 }
 
+# What a helper of one host opens is no storage of both.
+formats() {
+	check "disk1 is a qcow2 image there" moves_to "qcow2:$pool/disk1.qcow2"
+	check_fails "which is not shared" 3 "E_UNSUPPORTED: disk disk1 is on qcow2:$pool/disk1.qcow2, which a helper of this host opens: only raw storage is shared" \
+		move a b --overwrite --shared=disk1
+	check "it is here" only_on a b
+	check "its guest goes on" goes_on
+}
+
+units() {
+	have tgtd tgtadm || { skip "an iSCSI unit of both hosts" "tgt"; return; }
+	check "an iSCSI target that both reach" start_unit
+	check "disk1 is on a unit of it, by a password" moves_to "$unit"
+	check_fails "which does not go to b by itself" 2 "E_USAGE: .*has a password, which stays on this host: say --shared=disk1=URI" \
+		move a b --overwrite
+	check "it is here" only_on a b
+	check "both let it" allow_unit
+	check "b is told how it reaches it" move a b --overwrite "--shared=disk1=$unit"
+	check "it is there" wait_for 10 only_on b a
+	check "nothing was copied of it" job_none b
+	check "its guest goes on" goes_on
+	check "nothing is lost" sound_shared b "$dir/tgt/$unit_image"
+	check "no password is shown" no_password
+	check "and back" move b a --overwrite "--shared=disk1=$unit"
+	check "it is here" wait_for 10 only_on a b
+	check "its guest goes on" goes_on
+	check "nothing is lost" sound_shared a "$dir/tgt/$unit_image"
+}
+unit_image=lun2.1.img
+start_unit() {
+	portal=$(TGT_ADDRESS=10.77.0.1 on a fixtures/tgt.sh start "$dir/tgt" 32 2>>"$dir/log") || return
+	on_exit "on a fixtures/tgt.sh stop '$dir/tgt' >>'$dir/log' 2>&1"
+	unit=iscsi://mirror%secretsecret12@${portal#iscsi://}:chap/1
+}
+allow_unit() {
+	local server=${portal%%/iqn*}
+	bm_on b peer allow host-a --receive "$store" --shared "$server" && bm_on a peer allow host-b --receive "$store" --shared "$server"
+}
+no_password() {
+	{ bm_on b show disk1 --json; bm_on b list --json; bm_on a list --json; } >"$dir/shown" && grep -q 'mirror%\*\*\*' "$dir/shown" &&
+		! grep -q secretsecret "$dir/shown" "$dir"/*/log
+}
+
 steps_known
 machine_up pool_up
 check "disk1 is on storage of both hosts" moves_to "$pool/disk1.img"
@@ -163,7 +206,9 @@ passes --shared=disk1
 if [ -n "${LONG:-}" ]; then
 	deaths source-joined source-fenced source-passed target-started source-done
 	[ "$now" = a ] || passes --shared=disk1
+	formats
 	servers
+	units
 else
 	deaths
 fi

@@ -159,6 +159,32 @@ static void a_connection_may_die_meanwhile(void **state)
 	wait_for_four(-ENOTCONN);
 }
 
+/* 100 bytes/µs, by one connection, and by three that are busy at the same time. */
+static void what_the_way_takes(void **state)
+{
+	struct nbd_way way = {0};
+	uint64_t us = 1000000;
+
+	(void)state;
+	bm_nbd_measure(&way, 100000, 1000, us);
+	assert_true(way.rate == 0); /* too short to tell */
+	bm_nbd_measure(&way, 3000000, 30000, us += 30000);
+	assert_true(way.rate == 100);
+	/* It was not busy for most of the time. */
+	bm_nbd_measure(&way, 6000000, 60000, us += 900000);
+	assert_true(way.rate == 100);
+	bm_nbd_measure(&way, 9000000, 60000 + 3 * 30000, us += 30000);
+	assert_true(way.rate == 100);
+	/* It has become slower. */
+	bm_nbd_measure(&way, 9300000, 180000, us += 30000);
+	assert_true(way.rate == 10);
+	/* A connection that cannot tell any more: it begins anew. */
+	bm_nbd_measure(&way, 1000, 20, us += 30000);
+	assert_true(way.rate == 10);
+	bm_nbd_measure(&way, 6001000, 30020, us += 30000);
+	assert_true(way.rate == 200);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, begin_compressing, over)
 
 int main(void)
@@ -170,6 +196,7 @@ int main(void)
 		TEST(there_are_more_than_can_be_compressed),
 		TEST(cancelled_while_it_is_compressed),
 		TEST(a_connection_may_die_meanwhile),
+		TEST(what_the_way_takes),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -38,28 +38,35 @@ static int tear_down(void **state)
 	return 0;
 }
 
-/* SET_META_CONTEXT of the context alone. Whether it was selected. */
-static bool ask(struct client *c, const char *export)
+/* SET_ or LIST_META_CONTEXT of one query, or none. Whether the context was in the answer. */
+static bool ask_by(struct client *c, uint32_t number, const char *export, const char *query)
 {
 	uint8_t bytes[8192];
 	uint32_t type, length;
 	bool selected = false;
 
 	put(c, "IHAVEOPT", 8);
-	put32(c, SET_META);
-	put32(c, (uint32_t)(4 + strlen(export) + 4 + 4 + strlen(CONTEXT)));
+	put32(c, number);
+	put32(c, (uint32_t)(4 + strlen(export) + 4 + (query ? 4 + strlen(query) : 0)));
 	put32(c, (uint32_t)strlen(export));
 	put(c, export, strlen(export));
-	put32(c, 1);
-	put32(c, (uint32_t)strlen(CONTEXT));
-	put(c, CONTEXT, strlen(CONTEXT));
-	while ((type = option_reply(c, SET_META, bytes, &length)) == REP_META) {
-		assert_int_equal(length, 4 + strlen(CONTEXT));
-		assert_memory_equal(bytes + 4, CONTEXT, strlen(CONTEXT));
-		selected = true;
+	put32(c, query ? 1 : 0);
+	if (query) {
+		put32(c, (uint32_t)strlen(query));
+		put(c, query, strlen(query));
 	}
+	while ((type = option_reply(c, number, bytes, &length)) == REP_META)
+		if (length == 4 + strlen(CONTEXT) && !memcmp(bytes + 4, CONTEXT, strlen(CONTEXT))) {
+			assert_false(selected);
+			selected = true;
+		}
 	assert_int_equal(type, ACK);
 	return selected;
+}
+
+static bool ask(struct client *c, const char *export)
+{
+	return ask_by(c, SET_META, export, CONTEXT);
 }
 
 static struct client ready(struct bridge **b, enum mode mode)
@@ -164,6 +171,17 @@ static void what_is_damaged_is_refused(void **state)
 	length = squeeze(DATA_SIZE);
 	send_frame(&c, 2, 0, length - 1); /* cut off */
 	expect_error(&c, 2, EINVAL);
+	/* Two frames that are so much together, and one with a frame to be skipped. */
+	length = squeeze(DATA_SIZE / 2);
+	memcpy(frame + length, frame + HEAD, length - HEAD);
+	memcpy(frame, "\0\4\0\0", HEAD);
+	send_frame(&c, 10, 0, 2 * length - HEAD);
+	expect_error(&c, 10, EINVAL);
+	length = squeeze(DATA_SIZE);
+	memcpy(frame + length, "\x50\x2a\x4d\x18\4\0\0\0skip", 12);
+	send_frame(&c, 11, 0, length + 12);
+	expect_error(&c, 11, EINVAL);
+	length = squeeze(DATA_SIZE);
 	memcpy(frame, "\0\4\0\1", HEAD); /* one byte more than there is */
 	send_frame(&c, 3, 0, length);
 	expect_error(&c, 3, EINVAL);
@@ -247,6 +265,47 @@ static void only_who_has_agreed_on_it_may(void **state)
 	secure_close(&c, b);
 }
 
+/* "the server MUST return all the metadata contexts that are available to the client to select" */
+static void it_is_listed_for_who_may_select_it(void **state)
+{
+	struct bridge *b;
+	struct client c = new_secure_client(&rig, &mirror, &b);
+
+	(void)state;
+	choose_mode(&c, STRUCTURED_REPLIES);
+	assert_true(ask_by(&c, LIST_META, "", NULL));
+	assert_true(ask_by(&c, LIST_META, "", CONTEXT));
+	assert_true(ask_by(&c, LIST_META, "", "blockmirror:"));
+	assert_false(ask_by(&c, LIST_META, "", "base:"));
+	assert_false(ask_by(&c, LIST_META, "small", NULL)); /* which is read-only */
+	assert_false(ask_by(&c, SET_META, "", "blockmirror:"));
+	go(&c, "");
+	refused_without(&c);
+	secure_close(&c, b);
+}
+
+/* A hundred such connections are within what the server says that it takes at most. */
+static void its_memory_is_counted(void **state)
+{
+	struct nbd_server_usage before, usage;
+	struct bridge *b;
+	struct client c = new_secure_client(&rig, &mirror, &b);
+	ZSTD_DCtx *zstd = ZSTD_createDCtx();
+
+	(void)state;
+	nbd_server_get_usage(rig.server, &before);
+	choose_mode(&c, STRUCTURED_REPLIES);
+	assert_true(ask(&c, ""));
+	go(&c, "");
+	send_frame(&c, 1, 0, squeeze(LONGEST));
+	expect_simple(&c, 1, 0);
+	nbd_server_get_usage(rig.server, &usage);
+	ZSTD_decompressDCtx(zstd, back, sizeof(back), frame + HEAD, squeeze(LONGEST) - HEAD);
+	assert_true(usage.memory >= before.memory + LONGEST + ZSTD_sizeof_DCtx(zstd));
+	ZSTD_freeDCtx(zstd);
+	secure_close(&c, b);
+}
+
 static void its_flag_is_for_writes(void **state)
 {
 	struct bridge *b;
@@ -283,6 +342,9 @@ int main(void)
 		cmocka_unit_test_setup_teardown(what_is_damaged_is_refused, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(it_ends_where_the_export_ends, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(only_who_has_agreed_on_it_may, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(it_is_listed_for_who_may_select_it, set_up,
+						tear_down),
+		cmocka_unit_test_setup_teardown(its_memory_is_counted, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(its_flag_is_for_writes, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(it_may_be_cut_off, set_up, tear_down),
 	};
