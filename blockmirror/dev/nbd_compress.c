@@ -30,8 +30,9 @@ enum {
 	LEVEL = 1,
 	SQUEEZES = 20, /* that are compressed or on their way: a mirror copies 17 MiB at once */
 	SAMPLE_EVERY = 16,
-	MEASURED_US =
-		20000, /* that the way was busy for, to be measured: the kernel counts in ticks */
+	TICK_US = 4000,      /* the kernel counts in these, or so */
+	MEASURED_US = 20000, /* the way was busy for so long, */
+	MEASURED = 4 << 20,  /* or took so much: that tells its rate */
 };
 
 struct nbd_squeeze {
@@ -132,14 +133,15 @@ static void done(struct bm_work *work)
  */
 void bm_nbd_measure(struct nbd_way *way, uint64_t acked, uint64_t busy, uint64_t now)
 {
-	uint64_t span = busy - way->busy;
+	bool goes_on = acked >= way->acked && busy >= way->busy;
+	uint64_t span = busy - way->busy, bytes = acked - way->acked;
 
-	if (acked >= way->acked && busy >= way->busy && span < MEASURED_US)
+	if (goes_on && span < MEASURED_US && bytes < MEASURED)
 		return;
 	if (span > now - way->at)
 		span = now - way->at;
-	if (acked >= way->acked && busy >= way->busy && span)
-		way->rate = (double)(acked - way->acked) / (double)span;
+	if (goes_on)
+		way->rate = (double)bytes / (double)(span > TICK_US ? span : TICK_US);
 	way->acked = acked;
 	way->busy = busy;
 	way->at = now;

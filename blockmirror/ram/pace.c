@@ -116,7 +116,7 @@ uint64_t bm_pace_window(const struct bm_pace *p)
 {
 	double bytes = p->raw_rate * WINDOW_NS / 1e9;
 
-	if (p->raw_rate <= 0 && !p->link_waited)
+	if (p->raw_rate <= 0 && !p->link_waited && !p->link_busy)
 		return WINDOW_FIRST;
 	if (bytes < WINDOW_LEAST)
 		return WINDOW_LEAST;

@@ -57,7 +57,7 @@ double bm_pace_steady(const struct bm_pace *p);
 
 /*
  * How many bytes may be under way: what the link takes in 20 ms, within bounds. As long as
- * that is not known, and nothing waits for it, what keeps the codec busy.
+ * that is not known, and nothing has waited for it in this interval, what keeps the codec busy.
  */
 uint64_t bm_pace_window(const struct bm_pace *p);
 

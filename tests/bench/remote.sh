@@ -6,7 +6,7 @@
 #
 #	remote.sh           SIZE=1G DATA=384M ROUNDS=3 LINKS="1gbit unshaped" TRANSPORTS="plain tls"
 #	                    LOADS="idle 500" ENGINES="ours peer" RTT_MS=0.5 CONGESTION=
-#	                    MODE=write-blocking PEER_TLS=x509 HEAP=kept LATENCY=off
+#	                    OF=noise (or: files) MODE=write-blocking PEER_TLS=x509 HEAP=kept LATENCY=off
 #
 # Ours is `relocate` to bm:// under TLS, in plain to a blockmirror-nbd. Of the image the first DATA
 # bytes are there, the rest is holes. A load is a guest's rate of 4 KiB random writes, as many a
@@ -222,7 +222,8 @@ begin() {
 		on a sysctl -qw "net.ipv4.tcp_congestion_control=$CONGESTION" &&
 			on b sysctl -qw "net.ipv4.tcp_congestion_control=$CONGESTION" || return
 	fi
-	head -c "$data" /dev/urandom >"$(in_store a ours.img)"
+	if [ "${OF:-noise}" = files ]; then { tar -cf - -C / usr/bin usr/lib usr/share 2>/dev/null || true; } | head -c "$data"
+	else head -c "$data" /dev/urandom; fi >"$(in_store a ours.img)"
 	truncate -s "$size" "$(in_store a ours.img)"
 	cp --sparse=always "$(in_store a ours.img)" "$(in_store a peer.img)"
 	# A direct write that has to throw a page out of the cache may block: where ours asks not to,
