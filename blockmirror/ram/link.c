@@ -272,6 +272,7 @@ void bm_links_beat(struct bm_link *links, unsigned count, uint64_t silence, uint
 	static const struct bm_ram_header beat = {.type = BM_RAM_FRAME_BEAT};
 	uint64_t heard = 0, now;
 
+	/* Of one that is not listened to nothing is known: it may have spoken just now. */
 	for (unsigned i = 0; i < count; i++) {
 		struct bm_link *link = &links[i];
 
@@ -279,8 +280,9 @@ void bm_links_beat(struct bm_link *links, unsigned count, uint64_t silence, uint
 		   stands then. */
 		if (!link->heard)
 			link->heard = bm_loop_now(link->loop);
-		if (link->open && !link->dead && link->heard > heard)
-			heard = link->heard;
+		now = link->held ? bm_loop_now(link->loop) : link->heard;
+		if (link->open && !link->dead && now > heard)
+			heard = now;
 	}
 	for (unsigned i = 0; i < count; i++) {
 		struct bm_link *link = &links[i];

@@ -90,8 +90,9 @@ void bm_link_resume(struct bm_link *link);
  * The other host's silence, and ours, on all connections to it: to be called every BM_LINK_TICK.
  * Says something where nothing was said for BM_LINK_BEAT. It fails them when nothing was heard by
  * any of them for silence: on a way that has become slow TCP lets one of several wait for seconds,
- * and the others show that the host lives. One alone gets BM_LINK_ALONE times as much. One that is
- * not greeted yet is failed after hello. All ns.
+ * and the others show that the host lives. One alone gets BM_LINK_ALONE times as much, and so do
+ * all as long as some are held, which would not be heard. One that is not greeted yet is failed
+ * after hello. All ns.
  */
 void bm_links_beat(struct bm_link *links, unsigned count, uint64_t silence, uint64_t hello);
 

@@ -214,6 +214,32 @@ static void one_silent_connection_beside_others_is_no_death_yet(void **state)
 	receiver_fails(&b, BM_E_UNREACHABLE, "connection 1: the other host has said nothing for");
 }
 
+/*
+ * Its batch waits for the one that is to come by the other: nobody listens to it meanwhile. On a
+ * way that has become slow all but one are so, and TCP may take seconds over that one.
+ */
+static void nor_is_one_beside_others_that_are_not_listened_to(void **state)
+{
+	struct bm_ram_hello second = good;
+	uint64_t begun = now_ns();
+	struct both b;
+
+	(void)state;
+	both_begin(&b, 2, 65536);
+	b.setup.silence = 300 * MS;
+	b.from.failed = 1;
+	open_receiver(&b);
+	second.link = 1;
+	say_hello(b.near[0].in, &good);
+	say_hello(b.near[1].in, &second);
+	turns(&b, NULL, 20);
+	say_batch(b.near[0].in, 1, "what comes later", 0);
+	while (!b.to.failed)
+		turns(&b, NULL, 50);
+	assert_in_range(now_ns() - begun, 1200 * MS, 5000 * MS);
+	receiver_fails(&b, BM_E_UNREACHABLE, "connection 1: the other host has said nothing for");
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -222,6 +248,7 @@ int main(void)
 		cmocka_unit_test(a_sender_that_does_not_keep_to_the_rules_is_refused),
 		cmocka_unit_test(silence_is_death),
 		cmocka_unit_test(one_silent_connection_beside_others_is_no_death_yet),
+		cmocka_unit_test(nor_is_one_beside_others_that_are_not_listened_to),
 	};
 
 	return cmocka_run_group_tests(tests, load, unload);
