@@ -136,6 +136,13 @@ static void gone(void *arg)
 	bm_loop_soon(p->loop, &p->dropped);
 }
 
+/* The holder before may have ended just now: that is no end of this order. */
+static void hold(struct bm_precopy *p, struct bm_rpc_call *call)
+{
+	bm_task_cancel(&p->dropped);
+	bm_rpc_hold(call, gone);
+}
+
 static int set_up(struct bm_precopy *p, json_t *params, const char **path, int *connections,
 		  struct bm_error *error)
 {
@@ -181,7 +188,7 @@ static void start(void *arg, struct bm_rpc_call *call, json_t *params)
 		bm_rpc_fail(call, &error);
 		return;
 	}
-	bm_rpc_hold(call, gone);
+	hold(p, call);
 	bm_rpc_subscribe(call);
 	reply(p, call);
 }
@@ -206,7 +213,7 @@ static void incoming(void *arg, struct bm_rpc_call *call, json_t *params)
 		bm_rpc_fail(call, &error);
 		return;
 	}
-	bm_rpc_hold(call, gone);
+	hold(p, call);
 	bm_rpc_subscribe(call);
 	reply(p, call);
 }

@@ -44,12 +44,18 @@ class Machine:
         return json.loads(text)
 
     def call(self, method, **params):
+        self.send(method, **params)
+        return self.answer(method)
+
+    def send(self, method, **params):
         self.next += 1
         try:
             self.socket.sendall(json.dumps({'jsonrpc': '2.0', 'id': self.next, 'method': method,
                                             'params': params}).encode() + b'\n')
         except OSError as e:
             raise Gone(str(e))
+
+    def answer(self, method='order'):
         end = time.monotonic() + 20
         while True:
             answer = self.line(end)

@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: BSD-3-Clause
 """Orders to native machines, one case at a time: native_orders.py DIR DISK-URI TINYVM CASE"""
-import os, signal, subprocess, sys, time, types
+import os, signal, socket, subprocess, sys, time, types
 from native_move import Gone, Machine, Refused, Relay
 from native_vm import Bad, Vm
 
@@ -27,8 +27,10 @@ def refused(code, machine, order, **params):
 
 class Pair:
     """Two machines and a move that has begun."""
-    def __init__(self, source=(), target=(), records=16, move='m', **start):
+    def __init__(self, source=(), target=(), records=16, move='m', works=0, **start):
+        """works: seconds that the guest has before, to write to its RAM."""
         self.a = vm(1, False, '--records', str(records), *source)
+        time.sleep(works)
         self.b = vm(2, True, '--records', str(records), *target)
         self.source, self.target, self.move = self.a.connect(), self.b.connect(), move
         self.begin(**start)
@@ -254,6 +256,29 @@ def words_that_make_no_sense():
     p.load()
 
 
+def an_order_outlives_the_connection_of_the_one_before():
+    """That one ends in the same moment in which the next order comes by another."""
+    a, door = vm(1, False, '--records', '16'), socket.socket(socket.AF_UNIX)
+    door.bind(setup.dir + '/door')
+    door.listen(200)
+    other = a.connect()
+    for i in range(60):
+        first = a.connect()
+        first.call('start', move=f'm{i}', connect=setup.dir + '/door')
+        other.call('abort', move=f'm{i}')
+        end = time.monotonic() + 5
+        while other.call('status')['state'] != 'running' and time.monotonic() < end:
+            time.sleep(0.001)
+        a.process.send_signal(signal.SIGSTOP) # so that it finds both at once
+        first.socket.close()
+        other.send('start', move=f'n{i}', connect=setup.dir + '/door')
+        a.process.send_signal(signal.SIGCONT)
+        other.answer()
+        time.sleep(0.005)
+        status = other.call('status')
+        must(status['state'] != 'running', f'{status["move"]} has ended: {status}')
+        other.call('abort', move=f'n{i}')
+
 def the_cap_is_kept():
     """The host may send 48 KiB/s, of what is compressed: the first round takes as long as that."""
     rate = 48 << 10
@@ -262,7 +287,7 @@ def the_cap_is_kept():
     subprocess.run([blockmirror, 'rate', str(rate)], check=True, stdout=subprocess.DEVNULL)
     try:
         ram = ('--ram', str(32 << 20))
-        p = Pair(records=4096, source=ram, target=ram, run=run)
+        p = Pair(records=4096, source=ram, target=ram, works=2, run=run)
         p.until(lambda s: s['rounds'])
     finally:
         subprocess.run([blockmirror, 'rate', 'off'], check=True, stdout=subprocess.DEVNULL)
