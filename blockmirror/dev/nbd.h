@@ -86,9 +86,9 @@ bool bm_nbd_compressor_is_idle(const struct nbd_compressor *compressor); /* or N
 
 /* What is known of the way: as counted by the kernel, of one connection or of several together. */
 struct nbd_way {
-	uint64_t acked, busy,
-		at;  /* bytes; µs that there was something to send; µs: the last time */
-	double rate; /* bytes/µs; 0: not known yet */
+	uint64_t acked, busy; /* bytes; µs that there was something to send */
+	uint64_t at;          /* µs: when that was looked at last */
+	double rate;          /* bytes/µs; 0: not known yet */
 };
 
 /* What it is at now (µs). */

@@ -128,8 +128,7 @@ static void done(struct bm_work *work)
 
 /*
  * Several connections that are busy together share the way: then the time is that of the clock.
- * What they have counted anew since the last time is theirs alone, when there is less of it than
- * before.
+ * Counters that have gone back are those of a connection that cannot tell: it begins anew.
  */
 void bm_nbd_measure(struct nbd_way *way, uint64_t acked, uint64_t busy, uint64_t now)
 {

@@ -270,7 +270,7 @@ static void judge(struct bm_link *link, uint64_t quiet, uint64_t silence, uint64
 void bm_links_beat(struct bm_link *links, unsigned count, uint64_t silence, uint64_t hello)
 {
 	static const struct bm_ram_header beat = {.type = BM_RAM_FRAME_BEAT};
-	uint64_t heard = 0, now;
+	uint64_t heard = 0, last, now;
 
 	/* Of one that is not listened to nothing is known: it may have spoken just now. */
 	for (unsigned i = 0; i < count; i++) {
@@ -280,9 +280,9 @@ void bm_links_beat(struct bm_link *links, unsigned count, uint64_t silence, uint
 		   stands then. */
 		if (!link->heard)
 			link->heard = bm_loop_now(link->loop);
-		now = link->held ? bm_loop_now(link->loop) : link->heard;
-		if (link->open && !link->dead && now > heard)
-			heard = now;
+		last = link->held ? bm_loop_now(link->loop) : link->heard;
+		if (link->open && !link->dead && last > heard)
+			heard = last;
 	}
 	for (unsigned i = 0; i < count; i++) {
 		struct bm_link *link = &links[i];

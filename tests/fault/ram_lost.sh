@@ -16,7 +16,7 @@ check "a path" path b c
 check "it migrates" migrate b 16000000
 check "RAM is under way" wait_for 60 under_way b
 kill -STOP "${forwarders[2]}"
-fails "a connection is silent" b c 'E_UNREACHABLE: .*connection [0-9]: the other host has said nothing' # whoever notices first
+fails "a connection is silent" b c 'E_UNREACHABLE: \(the other host has given up: \)\?connection [0-9]: the other host has said nothing' # whoever notices first
 silence=30000
 
 check "a path" path b d

@@ -284,7 +284,7 @@ static void it_is_listed_for_who_may_select_it(void **state)
 	secure_close(&c, b);
 }
 
-/* A hundred such connections are within what the server says that it takes at most. */
+/* Before anything is written, and has memory of the connection's pool. */
 static void its_memory_is_counted(void **state)
 {
 	struct nbd_server_usage before, usage;
@@ -297,8 +297,6 @@ static void its_memory_is_counted(void **state)
 	choose_mode(&c, STRUCTURED_REPLIES);
 	assert_true(ask(&c, ""));
 	go(&c, "");
-	send_frame(&c, 1, 0, squeeze(LONGEST));
-	expect_simple(&c, 1, 0);
 	nbd_server_get_usage(rig.server, &usage);
 	ZSTD_decompressDCtx(zstd, back, sizeof(back), frame + HEAD, squeeze(LONGEST) - HEAD);
 	assert_true(usage.memory >= before.memory + LONGEST + ZSTD_sizeof_DCtx(zstd));
