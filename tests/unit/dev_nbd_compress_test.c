@@ -3,15 +3,31 @@
 #include "tests/unit/dev_nbd_rig.h"
 
 #include <endian.h>
+#include <linux/tcp.h>
+#include <netinet/in.h>
 #include <stdlib.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <zstd.h>
 
 static uint8_t noise[MIB], back[MIB];
+static uint64_t acked, busy; /* what the kernel says of each connection */
+
+int getsockopt(int fd, int level, int name, void *value, socklen_t *length)
+{
+	struct tcp_info *info = value;
+
+	(void)fd;
+	assert_true(level == IPPROTO_TCP && name == TCP_INFO && *length == sizeof(*info));
+	info->tcpi_bytes_acked = acked;
+	info->tcpi_busy_time = busy;
+	return 0;
+}
 
 static int begin_compressing(void **state)
 {
 	begin(state);
+	acked = busy = 0;
 	n->compressor = bm_nbd_compressor_new();
 	assert_non_null(n->compressor);
 	for (size_t i = 0; i < sizeof(memory); i++)
@@ -188,6 +204,29 @@ static void what_the_way_takes(void **state)
 	assert_true(way.rate == 200);
 }
 
+static unsigned compressed_of(unsigned writes)
+{
+	unsigned first = count, compressed = 0;
+
+	for (unsigned i = 0; i < writes; i++) {
+		submit(BM_WRITE, (uint64_t)i * MIB, MIB, BM_BULK);
+		wait_for_sent(first + i + 1);
+		compressed += sent[first + i].flags >> 15 & 1;
+		answer(first + i, 0);
+	}
+	return compressed;
+}
+
+static void a_fast_way_gets_it_as_it_is(void **state)
+{
+	(void)state;
+	assert_int_equal(compressed_of(10), 10); /* nothing is known yet */
+	acked = 1ull << 40, busy = 100000;
+	assert_int_equal(compressed_of(32), 2); /* samples */
+	acked += 100000, busy += 1000000;
+	assert_int_equal(compressed_of(10), 10);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, begin_compressing, over)
 
 int main(void)
@@ -200,6 +239,7 @@ int main(void)
 		TEST(cancelled_while_it_is_compressed),
 		TEST(a_connection_may_die_meanwhile),
 		TEST(what_the_way_takes),
+		TEST(a_fast_way_gets_it_as_it_is),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
